@@ -41,12 +41,14 @@ _COLDNHOT = [
     (1.0, "#ffffff"),
 ]
 
-__all__ = ["BAD", "curves", "heatmap", "overlay", "save", "sheet", "tokens"]
+__all__ = ["BAD", "check_path", "curves", "heatmap", "overlay", "save", "sheet", "tokens"]
 
 
 def _matplotlib():
     try:
         import matplotlib
+        import matplotlib.backend_bases
+        import matplotlib.cm
         import matplotlib.colors
         import matplotlib.figure
     except ImportError as error:
@@ -465,8 +467,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         path: where to; an existing file is replaced. Its folder must exist.
 
     Raises:
-        ValueError: an ending that matplotlib does not know.
-        OSError: the folder does not exist or cannot be written; what the path held before is untouched.
+        ValueError, OSError: as `check_path`; what the path held before is untouched.
 
     Example:
         >>> import tempfile
@@ -477,13 +478,44 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         ...     print([file.name for file in Path(folder).iterdir()])
         ['curve.png']
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    path = check_path(path)
     # In a temporary folder beside the target, for os.replace is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         written = Path(folder, path.name)
         figure.savefig(written, bbox_inches="tight", pad_inches=0.1)
         os.replace(written, path)
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Finds out whether `save` could write there, before a long computation whose result would be lost.
+
+    Args:
+        path: where a figure shall go.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: matplotlib writes no format of that ending.
+        FileNotFoundError: there is no such folder.
+        IsADirectoryError: the path is a folder.
+        PermissionError: the folder cannot be written to.
+
+    Example:
+        >>> from lrpjax import viz
+        >>> viz.check_path("relevance.txt")
+        Traceback (most recent call last):
+            ...
+        ValueError: cannot write relevance.txt: its ending must be a picture's, such as .png, .pdf or .svg
+    """
+    formats = _matplotlib().backend_bases.FigureCanvasBase.get_supported_filetypes()
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"cannot write {path}: its ending must be a picture's, such as .png, .pdf or .svg")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: no permission to write to the folder {path.parent}")
+    return path
