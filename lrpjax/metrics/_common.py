@@ -1,0 +1,81 @@
+"""What the metrics share: compiled calls of the user's functions, class scores, fill-ins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+Target = str | int | ArrayLike | None
+
+
+def as_callable(f: Callable) -> Any:
+    """`f` as a pytree: itself if it is one (its arrays are then traced), else wrapped as static."""
+    return Partial(f) if jax.tree_util.all_leaves([f]) else f
+
+
+@jax.jit
+def apply(f, *args):
+    """f(*args), compiled; used everywhere so that each function is traced once per shape."""
+    return f(*args)
+
+
+def target_index(f: Callable, x: jax.Array, target: Target) -> jax.Array | None:
+    """Class of every sample, int [B], or None where f returns the scores [B] themselves."""
+    shape = apply.eval_shape(f, x).shape
+    if target is None:
+        if shape != x.shape[:1]:
+            raise ValueError(f"with target=None f must return scores [B] = {x.shape[:1]}, not {shape}")
+        return None
+    if len(shape) != 2 or shape[0] != x.shape[0]:
+        raise ValueError(f"f must return scores [B, classes] with B = {x.shape[0]}, not {shape}")
+    if isinstance(target, str):
+        if target != "max":
+            raise ValueError(f"target must be 'max', an integer, integers [B] or None, not {target!r}")
+        return jnp.argmax(apply(f, x), -1)
+    index = jnp.asarray(target)
+    if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), x.shape[:1]):
+        kind = f"{index.dtype} of shape {index.shape}"
+        raise ValueError(f"target must be an integer or integers [B] = {x.shape[:1]}, not {kind}")
+    check_range("target", index, shape[1])
+    return jnp.broadcast_to(index, x.shape[:1])
+
+
+def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:
+    """The score [B] of every sample's class."""
+    return scores if index is None else jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
+
+
+def fill_like(fill: ArrayLike, x: jax.Array, name: str = "fill") -> jax.Array:
+    """`fill` in the dtype of x, checked to broadcast to it."""
+    fill = jnp.asarray(fill, x.dtype)
+    check_broadcast(name, fill.shape, x.shape)
+    return fill
+
+
+def check_broadcast(name: str, shape: tuple[int, ...], onto: tuple[int, ...]) -> None:
+    """Raises ValueError unless `shape` broadcasts to exactly `onto`."""
+    try:
+        fits = jnp.broadcast_shapes(shape, onto) == onto
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {shape}, which does not broadcast to {onto}")
+
+
+def check_range(name: str, values: ArrayLike, size: int) -> None:
+    """Raises ValueError if concrete `values` leave 0 … size − 1 (indexing would clamp them silently)."""
+    if isinstance(values, Tracer):
+        return
+    values = jnp.asarray(values)
+    if values.size and (values.min() < 0 or values.max() >= size):
+        raise ValueError(f"{name} must lie in 0 … {size - 1}, not {values.min()} … {values.max()}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ValueError unless `value` is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
