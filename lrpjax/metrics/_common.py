@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -47,6 +48,21 @@ def target_index(f: Callable, x: jax.Array, target: Target) -> jax.Array | None:
 def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:
     """The score [B] of every sample's class."""
     return scores if index is None else jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
+
+
+def map_batched(f: Callable, seeds: jax.Array, batch: int) -> Any:
+    """[f(seed) for seed in seeds], stacked, at most `batch` of them at a time.
+
+    In chunks of one size, the last seed being repeated if need be: `jax.lax.map(batch_size=...)` would
+    compile f a second time for the remainder, which costs more than a few superfluous evaluations.
+    """
+    check_positive("batch", batch)
+    count = len(seeds)
+    chunks = -(-count // batch)
+    size = -(-count // chunks)
+    padded = seeds[np.minimum(np.arange(chunks * size), count - 1)]
+    out = jax.lax.map(jax.vmap(f), padded.reshape(chunks, size, *seeds.shape[1:]))
+    return jax.tree.map(lambda v: v.reshape(chunks * size, *v.shape[2:])[:count], out)
 
 
 def fill_like(fill: ArrayLike, x: jax.Array, name: str = "fill") -> jax.Array:

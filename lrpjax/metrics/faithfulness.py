@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from lrpjax.metrics._common import (
@@ -18,6 +17,7 @@ from lrpjax.metrics._common import (
     check_positive,
     check_range,
     fill_like,
+    map_batched,
     read,
     target_index,
 )
@@ -105,10 +105,11 @@ def _flipping(f, x, relevance, index, labels, fill, counts, key, order, regions_
     sums = _region_sums(relevance, labels, regions_n)
     value = {"morf": -sums, "lerf": sums, "random": jnp.zeros_like(sums)}[order]
     tie = jnp.zeros_like(sums) if key is None else jax.random.uniform(key, sums.shape, sums.dtype)
-    rank = jnp.argsort(jnp.lexsort((tie, value)))
+    rows, positions = jnp.arange(len(x))[:, None], jnp.arange(regions_n, dtype=counts.dtype)
+    rank = jnp.zeros(sums.shape, counts.dtype).at[rows, jnp.lexsort((tie, value))].set(positions)
     rank = jnp.take_along_axis(rank, labels, axis=1).reshape(x.shape)
     score = lambda count: read(f(jnp.where(rank < count, fill, x)), index)
-    return jax.lax.map(score, counts, batch_size=min(batch, len(counts))).T
+    return map_batched(score, counts, batch).T
 
 
 def aopc(scores: ArrayLike) -> jax.Array:
@@ -217,14 +218,9 @@ def sensitivity_n(
         raise ValueError(f"n must lie between 1 and {regions_n - 1} (one less than the regions), not {n}")
     if subsets < 2:
         raise ValueError(f"a correlation needs at least 2 subsets, not {subsets}")
-    draw = Partial(_random_subset, jnp.zeros((x.shape[0], regions_n)), n)
-    keys = jax.random.split(key, subsets)
     index, fill = target_index(f, x, target), fill_like(fill, x)
-    return _correlation(f, x, relevance, index, labels, fill, draw, keys, batch)
-
-
-def _random_subset(like, n, key):
-    return jnp.argsort(jnp.argsort(jax.random.uniform(key, like.shape))) < n
+    keys = jax.random.split(key, subsets)
+    return _correlation(f, x, relevance, index, labels, fill, keys, regions_n, n, batch)
 
 
 def faithfulness_correlation(
@@ -269,26 +265,25 @@ def faithfulness_correlation(
         raise ValueError(f"subsets must be [M ≥ 2, {x.shape[0]} or 1, n], not {subsets.shape}")
     check_range("region numbers in subsets", subsets, regions_n)
     subsets = jnp.broadcast_to(subsets, (subsets.shape[0], x.shape[0], subsets.shape[2]))
-    draw = Partial(_given_subset, jnp.zeros((x.shape[0], regions_n), bool))
     index, fill = target_index(f, x, target), fill_like(fill, x)
-    return _correlation(f, x, relevance, index, labels, fill, draw, subsets, batch)
+    return _correlation(f, x, relevance, index, labels, fill, subsets, regions_n, None, batch)
 
 
-def _given_subset(empty, subset):
-    return jax.vmap(lambda e, s: e.at[s].set(True))(empty, subset)
-
-
-@functools.partial(jax.jit, static_argnames="batch")
-def _correlation(f, x, relevance, index, labels, fill, draw, seeds, batch):
-    flat = relevance.reshape(len(x), -1)
+@functools.partial(jax.jit, static_argnames=("regions_n", "n", "batch"))
+def _correlation(f, x, relevance, index, labels, fill, seeds, regions_n, n, batch):
+    """`seeds` are the subsets [M, B, n], or, with n, keys to draw them."""
+    sums = _region_sums(relevance, labels, regions_n)
+    rows = jnp.arange(len(x))[:, None]
 
     def one(seed):
-        removed = jnp.take_along_axis(draw(seed), labels, axis=1)
-        score = read(f(jnp.where(removed.reshape(x.shape), fill, x)), index)
-        return jnp.sum(jnp.where(removed, flat, jnp.zeros_like(flat)), 1), score
+        subset = seed if n is None else jnp.argsort(jax.random.uniform(seed, sums.shape))[:, :n]
+        removed = jnp.zeros(sums.shape, bool).at[rows, subset].set(True)
+        inside = jnp.take_along_axis(removed, labels, axis=1).reshape(x.shape)
+        score = read(f(jnp.where(inside, fill, x)), index)
+        return jnp.sum(jnp.where(removed, sums, jnp.zeros_like(sums)), 1), score
 
-    sums, scores = jax.lax.map(one, seeds, batch_size=min(batch, len(seeds)))
-    return -pearson(sums.T, scores.T)  # f(x) − score: the constant does not change a correlation
+    removed, scores = map_batched(one, seeds, batch)
+    return -pearson(removed.T, scores.T)  # of f(x) − score: the constant does not change a correlation
 
 
 def completeness_gap(

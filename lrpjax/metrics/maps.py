@@ -6,6 +6,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 
+@jax.jit
 def mass_accuracy(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Share of the relevance that lies inside a mask, Σ_{i∈mask} R_i / Σ_i R_i.
 
@@ -37,6 +38,7 @@ def mass_accuracy(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     return jnp.where(mask.any(1), inside / relevance.sum(1), jnp.nan)
 
 
+@jax.jit
 def rank_accuracy(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Share of the K most relevant elements that lie inside a mask of K elements.
 
@@ -68,6 +70,7 @@ def rank_accuracy(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     return hits.astype(relevance.dtype) / size.astype(relevance.dtype)
 
 
+@jax.jit
 def pointing_game(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Whether the most relevant element lies inside a mask: 1 for a hit, 0 for a miss.
 
@@ -98,6 +101,7 @@ def pointing_game(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     return jnp.where(mask.any(1), hit.astype(relevance.dtype), jnp.nan)
 
 
+@jax.jit
 def sparseness(relevance: ArrayLike) -> jax.Array:
     """Gini index of |R|: 0 if all elements are equally relevant, (N − 1)/N if a single one is.
 
@@ -126,6 +130,7 @@ def sparseness(relevance: ArrayLike) -> jax.Array:
     return (a @ weights) / (n * a.sum(1))
 
 
+@jax.jit
 def complexity(relevance: ArrayLike) -> jax.Array:
     """Entropy of the shares of relevance, −Σ_i p_i log p_i with p_i = |R_i| / Σ_j |R_j|, in nats.
 
@@ -161,4 +166,4 @@ def _masked(relevance, mask):
         raise ValueError(
             f"relevance {relevance.shape} and mask {mask.shape} differ in shape; pool the channels first"
         )
-    return _flat(relevance), _flat(mask != 0)
+    return _flat(relevance), _flat(mask.astype(bool))

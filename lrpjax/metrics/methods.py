@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lrpjax.metrics._common import apply, as_callable, check_positive
+from lrpjax.metrics._common import apply, as_callable, check_positive, map_batched
 from lrpjax.metrics.similarity import spearman
 
 
@@ -189,4 +189,4 @@ def _distances(explain, x, seeds, radius, batch):
         delta = seed if radius is None else jax.random.uniform(seed, x.shape, x.dtype, -radius, radius)
         return norm(apply(explain, x + delta) - relevance)
 
-    return jax.lax.map(one, seeds, batch_size=min(batch, len(seeds))) / norm(relevance)
+    return map_batched(one, seeds, batch) / norm(relevance)

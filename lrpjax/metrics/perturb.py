@@ -38,7 +38,9 @@ def patches(
         raise ValueError("channel_axis counts from the batch axis, which is 0, and cannot be 0 itself")
     sides = [n for axis, n in enumerate(shape) if axis not in (0, channel)]
     size = (size,) * len(sides) if isinstance(size, int) else tuple(size)
-    if not sides or len(size) != len(sides):
+    if not sides:
+        raise ValueError(f"the input {shape} has no spatial axes besides batch and channels")
+    if len(size) != len(sides):
         raise ValueError(f"{len(size)} patch sides {size} for {len(sides)} spatial axes of the input {shape}")
     if any(not 1 <= s <= n for s, n in zip(size, sides, strict=True)):
         raise ValueError(f"patch {size} must be at least 1 and not larger than the image {tuple(sides)}")

@@ -1,11 +1,14 @@
 """How alike two maps are, sample by sample."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import rankdata
 from jax.typing import ArrayLike
 
 
+@jax.jit
 def pearson(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """Pearson correlation over all elements of a sample.
 
@@ -33,6 +36,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return jnp.sum(a * b, 1) / jnp.sqrt(jnp.sum(a * a, 1) * jnp.sum(b * b, 1))
 
 
+@jax.jit
 def spearman(a: ArrayLike, b: ArrayLike) -> jax.Array:
     """Spearman correlation: `pearson` of the ranks, equal values sharing their mean rank.
 
@@ -60,6 +64,7 @@ def spearman(a: ArrayLike, b: ArrayLike) -> jax.Array:
     return pearson(rankdata(a, axis=1).astype(a.dtype), rankdata(b, axis=1).astype(b.dtype))
 
 
+@functools.partial(jax.jit, static_argnames="window")
 def ssim(a: ArrayLike, b: ArrayLike, *, window: int = 7) -> jax.Array:
     """Structural similarity, the mean over all windows that lie inside the map.
 
