@@ -10,6 +10,8 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from lrpjax.errors import TargetError
+
 Target = str | int | ArrayLike | None
 
 
@@ -29,19 +31,19 @@ def target_index(f: Callable, x: jax.Array, target: Target) -> jax.Array | None:
     shape = apply.eval_shape(f, x).shape
     if target is None:
         if shape != x.shape[:1]:
-            raise ValueError(f"with target=None f must return scores [B] = {x.shape[:1]}, not {shape}")
+            raise TargetError(f"with target=None f must return scores [B] = {x.shape[:1]}, not {shape}")
         return None
     if len(shape) != 2 or shape[0] != x.shape[0]:
-        raise ValueError(f"f must return scores [B, classes] with B = {x.shape[0]}, not {shape}")
+        raise TargetError(f"f must return scores [B, classes] with B = {x.shape[0]}, not {shape}")
     if isinstance(target, str):
         if target != "max":
-            raise ValueError(f"target must be 'max', an integer, integers [B] or None, not {target!r}")
+            raise TargetError(f"target must be 'max', an integer, integers [B] or None, not {target!r}")
         return jnp.argmax(apply(f, x), -1)
     index = jnp.asarray(target)
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), x.shape[:1]):
         kind = f"{index.dtype} of shape {index.shape}"
-        raise ValueError(f"target must be an integer or integers [B] = {x.shape[:1]}, not {kind}")
-    check_range("target", index, shape[1])
+        raise TargetError(f"target must be an integer or integers [B] = {x.shape[:1]}, not {kind}")
+    check_range("target", index, shape[1], TargetError)
     return jnp.broadcast_to(index, x.shape[:1])
 
 
@@ -82,13 +84,13 @@ def check_broadcast(name: str, shape: tuple[int, ...], onto: tuple[int, ...]) ->
         raise ValueError(f"{name} has shape {shape}, which does not broadcast to {onto}")
 
 
-def check_range(name: str, values: ArrayLike, size: int) -> None:
-    """Raises ValueError if concrete `values` leave 0 … size − 1 (indexing would clamp them silently)."""
+def check_range(name: str, values: ArrayLike, size: int, error: type[ValueError] = ValueError) -> None:
+    """Raises `error` if concrete `values` leave 0 … size − 1 (indexing would clamp them silently)."""
     if isinstance(values, Tracer):
         return
     values = jnp.asarray(values)
     if values.size and (values.min() < 0 or values.max() >= size):
-        raise ValueError(f"{name} must lie in 0 … {size - 1}, not {values.min()} … {values.max()}")
+        raise error(f"{name} must lie in 0 … {size - 1}, not {values.min()} … {values.max()}")
 
 
 def check_positive(name: str, value: int) -> None:

@@ -78,7 +78,8 @@ def flipping(
 
     Raises:
         ValueError: on shapes that do not fit, an unknown order, `order="random"` without key, steps out of
-            range, a target that is no class.
+            range.
+        TargetError: if the target is no class.
 
     Example:
         >>> import jax.numpy as jnp
@@ -203,7 +204,8 @@ def sensitivity_n(
         Pearson correlation per sample, [B], in [−1, 1]; NaN if the score or the relevance never varies.
 
     Raises:
-        ValueError: on shapes that do not fit, n or subsets out of range, a target that is no class.
+        ValueError: on shapes that do not fit, n or subsets out of range.
+        TargetError: if the target is no class.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -311,7 +313,8 @@ def completeness_gap(
         [B], in the unit of f; positive if there is more relevance than there is score to explain.
 
     Raises:
-        ValueError: if the batch sizes differ or the target is no class.
+        ValueError: if the batch sizes differ.
+        TargetError: if the target is no class.
 
     Example:
         >>> import jax.numpy as jnp
