@@ -350,6 +350,20 @@ def test_a_callable_is_traced_once_per_shape_and_new_parameters_do_not_retrace(d
     assert len(traces) == first
 
 
+def test_memory_grows_with_batch_and_not_with_steps():
+    x = jnp.ones((4, 16, 16, 3))
+    f = lambda x: jnp.tanh(x).sum((1, 2))
+
+    def bytes_needed(steps, batch):
+        run = jax.jit(
+            lambda x, r: metrics.flipping(f, x, r, regions=1, steps=steps, batch=batch, target=0).scores
+        )
+        return run.lower(x, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_needed(128, 4) < 1.1 * bytes_needed(16, 4)
+    assert bytes_needed(128, 64) > 3 * bytes_needed(128, 4)
+
+
 X, R = np.ones((2, 4, 4, 3)), np.ones((2, 4, 4, 3))
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.ones(3), "b": jnp.ones(3)}

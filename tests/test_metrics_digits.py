@@ -1,10 +1,10 @@
-"""Flipping on a trained CNN: LRP before deconvnet before sensitivity before a random order, as Samek et al.
-report.
+"""Flipping on a trained CNN: LRP, deconvnet, sensitivity, random, in the order that Samek et al. report.
 
 The paper (IEEE TNNLS 28(11), 2017) finds AOPC(LRP) > AOPC(deconvolution) > AOPC(sensitivity) > AOPC(random)
 on SUN397, ILSVRC2012 and MIT Places. On digits the order holds where flipping erases ink. It is a statement
-about the fill-in too: replacing pixels by uniform noise adds ink to a background of zeros, to which most
-LRP rules give no relevance, and sensitivity then beats all of them but z^B."""
+about the fill-in too: uniform noise adds ink to a background of zeros, to which most LRP rules give no
+relevance, and there sensitivity beats all of them but z^B.
+"""
 
 import jax
 import jax.numpy as jnp
