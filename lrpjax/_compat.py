@@ -9,7 +9,10 @@ import sysconfig
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend import core, source_info_util
+from jax.interpreters import ad, batching, mlir
 
 Literal = core.Literal
 _LIBRARIES = tuple(
@@ -64,4 +67,40 @@ def source_of(eqn: Any) -> str:
 
 def is_float(aval: Any) -> bool:
     """Whether values of this type can carry relevance: real or complex floating-point numbers."""
-    return jax.dtypes.issubdtype(aval.dtype, jax.numpy.inexact)
+    return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- late values
+# What is computed from constants alone is computed by XLA when compiling (slow for kernels), and on the CPU at the very start of a run, all of
+# it at once (memory). `late` ties an array to another that comes later: it is that array, but XLA cannot know.
+
+_late = core.Primitive("lrpjax_late")
+
+
+def late(array: jax.Array, after: jax.Array) -> jax.Array:
+    """`array`, available to the compiler only once `after` is. Batching `after` does not batch the result."""
+    probe = lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ()) if after.size else jnp.zeros((), after.dtype)
+    return _late.bind(array, lax.real(probe) if jnp.iscomplexobj(probe) else probe)
+
+
+def _late_lowered(array: jax.Array, probe: jax.Array) -> jax.Array:
+    impossible = (probe != probe) & (probe > 0)
+    return lax.select(jnp.broadcast_to(impossible, array.shape), jnp.zeros_like(array), array)
+
+
+def _late_jvp(primals: Any, tangents: Any) -> Any:
+    return _late.bind(*primals), tangents[0]
+
+
+def _late_batch(args: Any, dims: Any) -> Any:
+    array, probe = args
+    if dims[1] is not batching.not_mapped:
+        probe = lax.index_in_dim(probe, 0, dims[1], keepdims=False)
+    return _late.bind(array, probe), dims[0]
+
+
+_late.def_impl(lambda array, probe: array)
+_late.def_abstract_eval(lambda array, probe: array)
+mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
+ad.primitive_jvps[_late] = _late_jvp
+batching.primitive_batchers[_late] = _late_batch

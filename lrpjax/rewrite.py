@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from lrpjax import _compat
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, carry_of, is_native, passing
-from lrpjax.rules import PLAIN, RATIO, Epsilon, Gradient, Layer, Norm, Pass, Product, Rule, Sum, divide, stabilize
+from lrpjax.rules import PLAIN, RATIO, Epsilon, Gradient, Layer, Norm, Pass, Product, Rule, Sum, divide, positive, stabilize
 from lrpjax.units import Level, Unit
 
 DEFAULT = Epsilon(1e-6)
@@ -49,16 +49,21 @@ def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
 scale.defvjp(lambda x, w: (x, w), lambda w, c: (c * w.astype(c.dtype), None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convert(x: jax.Array, epsilon: jax.Array | None, have: str, want: str) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convert(x: jax.Array, epsilon: jax.Array | None, have: str, want: str, rectified: bool = False) -> jax.Array:
     """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
 
     With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever linear map made x.
+    `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU keeps anyway, can be kept in place of x.
     """
     return x
 
 
-def _convert_bwd(have, want, residuals, c):
+def _convert_fwd(x, epsilon, have, want, rectified):
+    return x, (positive(x) if rectified else x, epsilon)
+
+
+def _convert_bwd(have, want, rectified, residuals, c):
     x, epsilon = residuals
     dtype = c.dtype
     x, c = wide(x), wide(c)
@@ -70,7 +75,7 @@ def _convert_bwd(have, want, residuals, c):
     return c.astype(dtype), None
 
 
-convert.defvjp(lambda x, epsilon, have, want: (x, (x, epsilon)), _convert_bwd)
+convert.defvjp(_convert_fwd, _convert_bwd)
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -78,8 +83,11 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
 
 
-def with_backward(forward: Callable, backward: Callable, x: jax.Array, *rest: Any) -> jax.Array:
-    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only."""
+def with_backward(forward: Callable, backward: Callable, x: jax.Array, *rest: Any, rectified: bool = False) -> jax.Array:
+    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
+
+    `rectified` as in `convert`: the backward function is given y⁺ for y.
+    """
 
     @jax.custom_vjp
     def call(x, *rest):
@@ -87,7 +95,7 @@ def with_backward(forward: Callable, backward: Callable, x: jax.Array, *rest: An
 
     def fwd(x, *rest):
         y = forward(x, *rest)
-        return y, (x, rest, y)
+        return y, (x, rest, positive(y) if rectified else y)
 
     def bwd(residuals, c):
         x, rest, y = residuals
@@ -117,6 +125,7 @@ class Rewritten:
         self.rules = rules
         self.found = found
         self.tapped = {v: i for i, v in enumerate(tapped)}
+        self.owner = {node: unit for unit in found.given for node in unit.nodes}
 
     def run(self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]) -> tuple[list, dict[int, Any]]:
         """(outputs, {index of a tapped value: its value}) of a level."""
@@ -126,6 +135,22 @@ class Rewritten:
         for step in level.order:
             frame.execute(step)
         return [frame.read(v) for v in level.graph.outputs], frame.seen
+
+    def rectified(self, value: Value) -> bool:
+        """Whether every way of relevance to a value leads through a ReLU of it, or of a selection of its elements."""
+        if value.returned or value in self.tapped:
+            return False
+        for user in value.users:
+            unit = self.owner.get(user)
+            if unit is None:
+                continue
+            if unit.kind == "activation" and unit.name in ("relu", "relu6") and isinstance(self.rules[unit], (Pass, type(None))):
+                continue
+            if not (unit.kind == "structural" or unit.name == "max_pool") or not all(
+                self.rectified(v) for v in unit.outputs if v in self.found.live
+            ):
+                return False
+        return True
 
     def taps_in(self, level: Level) -> list[int]:
         """The tapped values that stand in a level or in its sub-programs."""
@@ -188,12 +213,16 @@ class _Frame:
         array = self.env[value]
         return convert(array, None, emits, self.found.form[value]) if emits != self.found.form[value] else array
 
+    def rectified(self, unit: Unit) -> bool:
+        """Whether relevance reaches a unit only where its output is positive: all of it comes through ReLUs, in ratio form."""
+        return self.found.form[unit.out] == RATIO and self.program.rectified(unit.out)
+
     def explain(self, unit: Unit, rule: Rule | None) -> None:
         given, form = self.found.given[unit], self.found.form
         if isinstance(rule, Gradient):
             self.native(unit)
         elif unit.kind in ("dense", "conv") and not is_native(unit, rule):
-            self.custom(unit, *_layer(unit, rule, form[unit.out], _rectified(unit, self.found, self.program.rules)), rule)
+            self.custom(unit, *_layer(unit, rule, form[unit.out], self.rectified(unit)), rule, self.rectified(unit))
         elif unit.kind == "activation":
             self.custom(unit, *_activation(unit, rule, form[unit.out]), rule)
         elif given == PLAIN and unit.kind in ("affine", "norm", "quotient"):
@@ -225,15 +254,17 @@ class _Frame:
         last = unit.nodes[-1]
         for value, array in zip(last.outputs, _bind(last, [read(v) for v in last.inputs]), strict=True):
             if value in self.found.live and (self.found.form[value] != given or epsilon is not None):
-                array = convert(array, epsilon, self.found.form[value], given)
+                array = convert(array, epsilon, self.found.form[value], given, epsilon is not None and self.rectified(unit))
             self.define(value, array)
 
-    def custom(self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None) -> None:
+    def custom(
+        self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None, rectified: bool = False
+    ) -> None:
         """Evaluates a unit of one relevant operand and one output with a backward function of its own."""
         leaves = [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
         (x,) = self.found.emits[unit] or unit.passing[:1]
         rest = [self.fixed(v) for v in externals]
-        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, leaves))
+        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, leaves, rectified=rectified))
 
     def product(self, unit: Unit, rule: Rule | None) -> None:
         """y = a·b·…: the native derivative, which gives each factor all of the relevance, times each factor's share."""
@@ -469,7 +500,7 @@ def _layer(unit: Unit, rule: Rule | None, have: str, rectified: bool) -> tuple[C
 
     def backward(x, rest, z, c):
         rest, leaves = rest
-        env = dict(zip(externals, rest, strict=True))
+        env = dict(zip(externals, (_compat.late(a, c) for a in rest), strict=True))
         layer = _merged(unit, x_value, env, x, rectified)
         return rebuild(leaves).back(layer, wide(x), wide(z), _relevance(z, c, have))
 
@@ -545,27 +576,3 @@ def _batch_dims(core: Node, at: int) -> list[int]:
         return [p["dimension_numbers"].lhs_spec[0]] if at == 0 and p["batch_group_count"] == 1 else []
     contract, batch = p["dimension_numbers"][0][at], p["dimension_numbers"][1][at]
     return [d for d in range(len(core.inputs[at].shape)) if d not in contract and d not in batch]
-
-
-def _rectified(unit: Unit, found: Orientation, rules: Mapping[Unit, Rule | None]) -> bool:
-    """Whether relevance reaches a layer only where its output is positive: all of it comes through ReLUs, in ratio form."""
-    if found.form[unit.out] != RATIO or unit.out.returned:
-        return False
-    owner = {n: u for u in found.given for n in u.nodes}
-    waiting = [unit.out]
-    while waiting:
-        for user in waiting.pop().users:
-            after = owner.get(user)
-            if after is None:
-                continue
-            if after.kind == "activation" and after.name in ("relu", "relu6") and isinstance(rules[after], (Pass, type(None))):
-                continue
-            if after.kind == "structural" or after.name == "max_pool":
-                waiting += [v for v in after.outputs if v in found.live]
-                if any(v.returned for v in after.outputs):
-                    return False
-                continue
-            return False
-    return True
-
-
