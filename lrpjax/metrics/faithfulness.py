@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lrpjax.metrics._common import (
+from lrpjax._evaluate import (
     Target,
     apply,
     as_callable,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lrpjax.metrics._common import apply, as_callable, check_positive, map_batched
+from lrpjax._evaluate import apply, as_callable, check_positive, map_batched
 from lrpjax.metrics.similarity import spearman
 
 

@@ -1,4 +1,4 @@
-"""What the metrics share: compiled calls of the user's functions, class scores, fill-ins."""
+"""Calling the user's functions many times: compiled, a batch at a time, on checked arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,18 +53,36 @@ def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:
 
 
 def map_batched(f: Callable, seeds: jax.Array, batch: int) -> Any:
-    """[f(seed) for seed in seeds], stacked, at most `batch` of them at a time.
+    """[f(seed) for seed in seeds], stacked, at most `batch` of them at a time."""
+    chunks, valid = _chunks(seeds, batch)
+    out = jax.lax.map(jax.vmap(f), chunks)
+    return jax.tree.map(lambda v: v.reshape(valid.size, *v.shape[2:])[: len(seeds)], out)
 
-    In chunks of one size, the last seed being repeated if need be: `jax.lax.map(batch_size=...)` would
-    compile f a second time for the remainder, which costs more than a few superfluous evaluations.
-    """
+
+def sum_batched(f: Callable, seeds: jax.Array, batch: int) -> Any:
+    """Σ f(seed) over seeds, at most `batch` of them at a time; holds one sum and no stack of results."""
+    chunks, valid = _chunks(seeds, batch)
+
+    def add(total, chunk):
+        seeds, valid = chunk
+        masked = lambda v: jnp.where(valid.reshape(-1, *(1,) * (v.ndim - 1)), v, jnp.zeros_like(v))
+        return jax.tree.map(lambda t, v: t + masked(v).sum(0), total, jax.vmap(f)(seeds)), None
+
+    zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f, seeds[0]))
+    return jax.lax.scan(add, zero, (chunks, jnp.asarray(valid)))[0]
+
+
+def _chunks(seeds: jax.Array, batch: int) -> tuple[jax.Array, np.ndarray]:
+    """`seeds` as [chunks, size, ...], and which of them are meant.
+
+    Chunks have one size, the last seed being repeated if need be: `jax.lax.map(batch_size=...)` would
+    compile f a second time for the remainder, which costs more than a few superfluous evaluations."""
     check_positive("batch", batch)
     count = len(seeds)
     chunks = -(-count // batch)
     size = -(-count // chunks)
-    padded = seeds[np.minimum(np.arange(chunks * size), count - 1)]
-    out = jax.lax.map(jax.vmap(f), padded.reshape(chunks, size, *seeds.shape[1:]))
-    return jax.tree.map(lambda v: v.reshape(chunks * size, *v.shape[2:])[:count], out)
+    index = np.arange(chunks * size).reshape(chunks, size)
+    return seeds[np.minimum(index, count - 1)], index < count
 
 
 def fill_like(fill: ArrayLike, x: jax.Array, name: str = "fill") -> jax.Array:
