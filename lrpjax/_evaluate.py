@@ -66,7 +66,7 @@ def sum_batched(f: Callable, seeds: jax.Array, batch: int) -> Any:
     def add(total, chunk):
         seeds, valid = chunk
         masked = lambda v: jnp.where(valid.reshape(-1, *(1,) * (v.ndim - 1)), v, jnp.zeros_like(v))
-        return jax.tree.map(lambda t, v: t + masked(v).sum(0), total, jax.vmap(f)(seeds)), None
+        return jax.tree.map(lambda t, v: t + masked(v).sum(0, dtype=v.dtype), total, jax.vmap(f)(seeds)), None
 
     zero = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f, seeds[0]))
     return jax.lax.scan(add, zero, (chunks, jnp.asarray(valid)))[0]
