@@ -26,25 +26,25 @@ def apply(f, *args):
     return f(*args)
 
 
-def target_index(f: Callable, x: jax.Array, target: Target) -> jax.Array | None:
-    """Class of every sample, int [B], or None where f returns the scores [B] themselves."""
-    shape = apply.eval_shape(f, x).shape
+def target_index(scores: jax.Array, target: Target) -> jax.Array | None:
+    """Class of every sample, int [B], or None where the scores [B] are of one class already."""
     if target is None:
-        if shape != x.shape[:1]:
-            raise TargetError(f"with target=None f must return scores [B] = {x.shape[:1]}, not {shape}")
+        if scores.ndim != 1:
+            raise TargetError(f"with target=None f must return scores [B], not {scores.shape}")
         return None
-    if len(shape) != 2 or shape[0] != x.shape[0]:
-        raise TargetError(f"f must return scores [B, classes] with B = {x.shape[0]}, not {shape}")
+    if scores.ndim != 2:
+        raise TargetError(f"f must return scores [B, classes], not {scores.shape}")
+    count, classes = scores.shape
     if isinstance(target, str):
         if target != "max":
             raise TargetError(f"target must be 'max', an integer, integers [B] or None, not {target!r}")
-        return jnp.argmax(apply(f, x), -1)
+        return jnp.argmax(scores, -1)
     index = jnp.asarray(target)
-    if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), x.shape[:1]):
+    if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), (count,)):
         kind = f"{index.dtype} of shape {index.shape}"
-        raise TargetError(f"target must be an integer or integers [B] = {x.shape[:1]}, not {kind}")
-    check_range("target", index, shape[1], TargetError)
-    return jnp.broadcast_to(index, x.shape[:1])
+        raise TargetError(f"target must be an integer or {count} integers, one for each sample, not {kind}")
+    check_range("target", index, classes, TargetError)
+    return jnp.broadcast_to(index, (count,))
 
 
 def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:

@@ -22,7 +22,6 @@ from jax.typing import ArrayLike
 from lrpjax import composites
 from lrpjax._evaluate import (
     Target,
-    as_callable,
     check_positive,
     fill_like,
     read,
@@ -360,11 +359,11 @@ def occlusion(
         moves = _per_axis("stride", window if stride is None else stride, sides)
         if any(w > side for w, side in zip(window, sides, strict=True)):
             raise ValueError(f"the patch {window} is larger than the image {tuple(sides)}")
-        call = as_callable(lambda x: f(x, *args, **kwargs))
-        index, filling = target_index(call, x, target), fill_like(fill, x)
+        filling = fill_like(fill, x)
+        y = f(x, *args, **kwargs)
+        index = target_index(y, target)
 
-        def score(x):
-            y = call(x)
+        def score(y):
             if measure == "logit":
                 return read(y, index)
             if measure == "probability":
@@ -372,17 +371,18 @@ def occlusion(
             predicted = jax.lax.argmax(y, 1, jnp.int32)
             return (predicted == jnp.asarray(index, jnp.int32)).astype(y.dtype)
 
+        whole = score(y)
+
         def value(start):
             inside = jnp.ones((1,) * x.ndim, bool)
             for axis, first, width in zip(axes, start, window, strict=True):
                 place = jnp.arange(x.shape[axis], dtype=start.dtype)
                 along = (place >= first) & (place < first + width)
                 inside &= along.reshape(-1, *(1,) * (x.ndim - axis - 1))
-            hidden = score(jnp.where(inside ^ keep, filling, x))
+            hidden = score(f(jnp.where(inside ^ keep, filling, x), *args, **kwargs))
             change = (hidden if keep else whole - hidden).reshape(-1, *(1,) * (x.ndim - 1))
             return jnp.where(inside, change, jnp.zeros_like(change)), inside.astype(jnp.int32)
 
-        whole = score(x)
         starts = itertools.product(*(range(0, s, m) for s, m in zip(sides, moves, strict=True)))
         total, covered = sum_batched(value, jnp.asarray(list(starts), jnp.int32), batch)
         return total / jnp.maximum(covered, 1).astype(total.dtype) if overlap == "mean" else total

@@ -380,7 +380,7 @@ TWICE = lambda p, x: x * p["a"]
         (lambda: metrics.flipping(net, X[0, 0, 0], R[0, 0, 0]), "need a batch axis"),
         (lambda: metrics.flipping(net, X, R, target=4), r"target must lie in 0 … 3, not 4"),
         (lambda: metrics.flipping(net, X, R, target=[0, -1]), r"target must lie in 0 … 3, not -1"),
-        (lambda: metrics.flipping(net, X, R, target=[0, 1, 2]), "integers .B. = .2,., not int"),
+        (lambda: metrics.flipping(net, X, R, target=[0, 1, 2]), "2 integers, one for each sample, not int"),
         (lambda: metrics.flipping(net, X, R, target=1.0), "not float"),
         (lambda: metrics.flipping(net, X, R, target="min"), "not 'min'"),
         (lambda: metrics.flipping(net, X, R, target=None), "with target=None f must return"),

@@ -11,10 +11,10 @@ element is a region of its own, and an integer p stands for `patches(x.shape, p)
 `channel_mean`, `uniform_noise` and `blur`, or whatever is thought neutral.
 
 **Compilation.** All functions are compiled by `jax.jit`, once for each callable and shape, and can be
-called under an outer `jax.jit`. A callable must therefore be pure: do not change what it closes over.
-Parameters that change belong into a pytree: `jax.tree_util.Partial(apply, params)`, or any callable that is
-a pytree, is not compiled again for new parameters. Perturbed copies of `x` are evaluated `batch` at a time,
-so memory does not grow with their number.
+called under an outer `jax.jit`. So define a callable once, not anew for every batch, and keep it pure: do
+not change what it closes over. Parameters that change belong into a pytree: `jax.tree_util.Partial(apply,
+params)`, or any callable that is a pytree, is not compiled again for new parameters. Perturbed copies of
+`x` are evaluated `batch` at a time, so memory does not grow with their number.
 
 None of these numbers shows that an explanation is *right*: there is no ground truth of relevance outside of
 constructed data. Each docstring says what its number does not show.

@@ -95,7 +95,7 @@ def flipping(
         raise ValueError(f"order must be 'morf', 'lerf' or 'random', not {order!r}")
     if order == "random" and key is None:
         raise ValueError("order='random' needs a key")
-    index, fill = target_index(f, x, target), fill_like(fill, x)
+    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
     counts = _counts(steps, regions_n)
     scores = _flipping(f, x, relevance, index, labels, fill, counts, key, order, regions_n, batch)
     return Curve(counts, scores)
@@ -220,7 +220,7 @@ def sensitivity_n(
         raise ValueError(f"n must lie between 1 and {regions_n - 1} (one less than the regions), not {n}")
     if subsets < 2:
         raise ValueError(f"a correlation needs at least 2 subsets, not {subsets}")
-    index, fill = target_index(f, x, target), fill_like(fill, x)
+    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
     keys = jax.random.split(key, subsets)
     return _correlation(f, x, relevance, index, labels, fill, keys, regions_n, n, batch)
 
@@ -267,7 +267,7 @@ def faithfulness_correlation(
         raise ValueError(f"subsets must be [M ≥ 2, {x.shape[0]} or 1, n], not {subsets.shape}")
     check_range("region numbers in subsets", subsets, regions_n)
     subsets = jnp.broadcast_to(subsets, (subsets.shape[0], x.shape[0], subsets.shape[2]))
-    index, fill = target_index(f, x, target), fill_like(fill, x)
+    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
     return _correlation(f, x, relevance, index, labels, fill, subsets, regions_n, None, batch)
 
 
@@ -327,8 +327,9 @@ def completeness_gap(
     f, x, relevance = as_callable(f), jnp.asarray(x), jnp.asarray(relevance)
     if relevance.shape[:1] != x.shape[:1]:
         raise ValueError(f"x has batch size {x.shape[:1]}, relevance {relevance.shape[:1]}")
-    index = target_index(f, x, target)
-    explained = read(apply(f, x), index)
+    scores = apply(f, x)
+    index = target_index(scores, target)
+    explained = read(scores, index)
     if baseline is not None:
         reference = jnp.broadcast_to(fill_like(baseline, x, "baseline"), x.shape)
         explained = explained - read(apply(f, reference), index)
