@@ -39,12 +39,12 @@ def target_index(scores: jax.Array, target: Target) -> jax.Array | None:
         if target != "max":
             raise TargetError(f"target must be 'max', an integer, integers [B] or None, not {target!r}")
         return jnp.argmax(scores, -1)
-    index = jnp.asarray(target)
+    index = target if isinstance(target, Tracer) else np.asarray(target)
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), (count,)):
         kind = f"{index.dtype} of shape {index.shape}"
         raise TargetError(f"target must be an integer or {count} integers, one for each sample, not {kind}")
     check_range("target", index, classes, TargetError)
-    return jnp.broadcast_to(index, (count,))
+    return jnp.broadcast_to(jnp.asarray(index), (count,))
 
 
 def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:
@@ -106,7 +106,7 @@ def check_range(name: str, values: ArrayLike, size: int, error: type[ValueError]
     """Raises `error` if concrete `values` leave 0 … size − 1 (indexing would clamp them silently)."""
     if isinstance(values, Tracer):
         return
-    values = jnp.asarray(values)
+    values = np.asarray(values)  # jax.numpy would stage the comparison under jit
     if values.size and (values.min() < 0 or values.max() >= size):
         raise error(f"{name} must lie in 0 … {size - 1}, not {values.min()} … {values.max()}")
 

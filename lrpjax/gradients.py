@@ -28,6 +28,7 @@ from lrpjax._evaluate import (
     sum_batched,
     target_index,
 )
+from lrpjax.errors import PathError
 from lrpjax.transform import Program, output_relevance
 
 
@@ -151,7 +152,7 @@ def smooth(
         if samples is None or key is None:
             raise ValueError("noise given as a fraction needs samples and key")
         check_positive("samples", samples)
-        if not isinstance(noise, Tracer) and jnp.asarray(noise) < 0:
+        if not isinstance(noise, Tracer) and np.asarray(noise) < 0:
             raise ValueError(f"noise must not be negative, and is {noise}")
         keys = jax.random.split(key, samples)
     else:
@@ -417,7 +418,7 @@ def grad_cam(f: Callable, *, at: str, target: Any = "max", channel_axis: int = -
             input.
 
     Raises:
-        PathError: when called, if no value leaves such a scope. ValueError: if A has no spatial axes.
+        PathError: when called, if no value leaves such a scope, or `at` is a glob. ValueError: if A has no spatial axes.
         TargetError: if the target does not fit.
 
     Example:
@@ -433,6 +434,8 @@ def grad_cam(f: Callable, *, at: str, target: Any = "max", channel_axis: int = -
 
     def explain(x: ArrayLike, *args: Any, **kwargs: Any) -> jax.Array:
         program = _Tapped(f, composites.gradient(), (x, *args), kwargs, 0, at, False)
+        if not program.single:
+            raise PathError(f"Grad-CAM is taken at one path, not at {at!r}")
         y, _, pull = program.linearise()
         activation, cotangent = pull(output_relevance(y, target, "gradient"))
         channel = channel_axis % activation.ndim

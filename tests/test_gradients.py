@@ -1,10 +1,10 @@
 """lrpjax.gradients against the golden files, zennit's occlusion, slow loops and hand-computed numbers."""
 
-import importlib.util
 import itertools
 import pathlib
 
 import flax.linen as nn
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,20 +17,13 @@ HERE = pathlib.Path(__file__).parent
 RNG = np.random.default_rng(0)
 
 
-def load_golden(name):
-    spec = importlib.util.spec_from_file_location("golden", HERE / "golden" / "golden.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load(name)
-
-
 FILES = ("mlp", "cnn", "cnn_bn", "activations", "transformer", "innvestigate_cnn")
 METHODS = ("gradient", "input_x_gradient", "input_t_gradient", "integrated_gradients", "smooth_grad")
 
 
 def golden_cases():
     for name in FILES:
-        case = load_golden(f"{name}.npz")
+        case = golden.load(f"{name}.npz")
         for analysis in case.analyses:
             if analysis["method"] in METHODS:
                 yield pytest.param(case, analysis, id=f"{name}-{analysis['id']}")
@@ -341,7 +334,7 @@ def test_dtypes_follow_the_input_and_everything_jits(x, dtype):
         gradients.input_x_gradient(mlp, target="max"),
         gradients.smoothgrad(mlp, target=0, samples=3, key=key),
         gradients.integrated_gradients(mlp, target=0, steps=3),
-        gradients.smooth(lrpjax.relevance(mlp, target=0), samples=3, key=key),
+        gradients.smooth(lrpjax.relevance(mlp, target=0), noise=np.zeros((3, *x.shape))),
         *(gradients.occlusion(mlp, patch=2, channel_axis=None, measure=m) for m in gradients.MEASURES),
     ]
     for got in jax.jit(lambda x: [explain(x) for explain in explanations])(x):
@@ -437,6 +430,7 @@ EXPLAIN = lambda x: x
             lambda: gradients.grad_cam(mlp, at="layer4")(X),
             "no value leaves the scope 'layer4'",
         ),
+        (lrpjax.PathError, lambda: gradients.grad_cam(mlp, at="*")(X), "at one path, not at '.'"),
         (ValueError, lambda: gradients.grad_cam(mlp, at="hidden")(X), "no axes besides batch and channels"),
     ],
 )

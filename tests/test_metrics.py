@@ -11,6 +11,7 @@ import scipy.ndimage
 import scipy.stats
 from jax.tree_util import Partial
 
+import lrpjax
 from lrpjax import metrics
 
 CLASSES = 4
@@ -164,7 +165,7 @@ def test_linear_model_is_explained_perfectly_by_its_terms():
     other = jnp.asarray(RNG.normal(size=x.shape))
     curves = [metrics.flipping(f, x, other, target=1, order=o).scores for o in ("morf", "lerf")]
     assert (best > metrics.abpc(*curves)).all()
-    for n in (1, 4, 8):
+    for n in (1, 8):
         corr = metrics.sensitivity_n(f, x, 3 * terms, n=n, key=jax.random.key(n), target=1)
         np.testing.assert_allclose(corr, 1.0, rtol=1e-10)
     np.testing.assert_allclose(metrics.completeness_gap(f, x, terms, target=1), 0.0, atol=1e-13)
@@ -308,29 +309,37 @@ def test_robustness_draws_within_the_radius():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtypes_follow_the_input(data, dtype):
-    x, r = (jnp.asarray(v, dtype) for v in data)
-    mask = r > 0
-    outputs = [
-        metrics.flipping(net, x, r, fill=metrics.blur(x, 1.0), key=jax.random.key(0)).scores,
-        metrics.sensitivity_n(net, x, r, n=5, key=jax.random.key(0), subsets=4),
-        metrics.completeness_gap(net, x, r, baseline=0.0),
-        *(m(r, mask) for m in (metrics.mass_accuracy, metrics.rank_accuracy, metrics.pointing_game)),
-        *(m(r) for m in (metrics.sparseness, metrics.complexity, metrics.channel_mean)),
-        *(m(x, r) for m in (metrics.pearson, metrics.spearman)),
-        metrics.ssim(x[..., 0], r[..., 0], window=3),
-        metrics.robustness(lambda x: x * x, x, noise=0.1, samples=3, key=jax.random.key(0)).maximum,
-        metrics.uniform_noise(jax.random.key(0), x),
-    ]
+def test_dtypes_follow_the_input_and_everything_jits(data, dtype):
+    key = jax.random.key(0)
+
+    @jax.jit
+    def everything(x, r):
+        mask = r > 0
+        return [
+            metrics.flipping(net, x, r, fill=metrics.blur(x, 1.0), key=key, steps=3).scores,
+            metrics.sensitivity_n(net, x, r, n=5, key=key, subsets=4, target=1),
+            metrics.faithfulness_correlation(net, x, r, np.arange(10).reshape(5, 1, 2)),
+            metrics.completeness_gap(net, x, r, baseline=0.0, target=[0, 1, 2, 3, 0]),
+            *(m(r, mask) for m in (metrics.mass_accuracy, metrics.rank_accuracy, metrics.pointing_game)),
+            *(m(r) for m in (metrics.sparseness, metrics.complexity, metrics.channel_mean)),
+            *(m(x, r) for m in (metrics.pearson, metrics.spearman)),
+            metrics.ssim(x[..., 0], r[..., 0], window=3),
+            metrics.robustness(lambda x: x * x, x, noise=0.1, samples=3, key=key).maximum,
+            metrics.uniform_noise(key, x),
+        ]
+
+    outputs = everything(*(jnp.asarray(v, dtype) for v in data))
     assert {v.dtype for v in outputs} == {jnp.dtype(dtype)}
     chex.assert_tree_all_finite(outputs)
 
 
-def test_usable_under_an_outer_jit(data):
+def test_under_an_outer_jit_targets_may_be_traced_and_fixed_ones_are_still_checked(data):
     x, relevance = data
     plain = metrics.flipping(net, x, relevance, regions=2, target=1).scores
     jitted = jax.jit(lambda x, r, t: metrics.flipping(net, x, r, regions=2, target=t).scores)
     np.testing.assert_allclose(jitted(x, relevance, 1), plain, rtol=1e-12)
+    with pytest.raises(lrpjax.TargetError, match="0 … 3, not 9"):
+        jax.jit(lambda x, r: metrics.flipping(net, x, r, target=9).scores)(x, relevance)
 
 
 def test_a_callable_is_traced_once_per_shape_and_new_parameters_do_not_retrace(data):

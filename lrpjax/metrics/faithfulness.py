@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lrpjax._evaluate import (
@@ -262,7 +263,7 @@ def faithfulness_correlation(
         [1.]
     """
     f, x, relevance, labels, regions_n = _prepare(f, x, relevance, regions)
-    subsets = jnp.asarray(subsets)
+    subsets = subsets if isinstance(subsets, Tracer) else np.asarray(subsets)
     if subsets.ndim != 3 or subsets.shape[0] < 2 or subsets.shape[1] not in (1, x.shape[0]):
         raise ValueError(f"subsets must be [M ≥ 2, {x.shape[0]} or 1, n], not {subsets.shape}")
     check_range("region numbers in subsets", subsets, regions_n)

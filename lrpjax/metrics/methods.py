@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lrpjax._evaluate import apply, as_callable, check_positive, map_batched
@@ -168,9 +169,9 @@ def robustness(
         if samples is None or key is None:
             raise ValueError("a noise radius needs samples and key")
         check_positive("samples", samples)
-        radius = jnp.asarray(noise, x.dtype)
-        if not radius > 0:
+        if not isinstance(noise, Tracer) and not np.asarray(noise) > 0:
             raise ValueError(f"the noise radius must be positive, not {noise}")
+        radius = jnp.asarray(noise, x.dtype)
         seeds = jax.random.split(key, samples)
     else:
         seeds, radius = jnp.asarray(noise, x.dtype), None
