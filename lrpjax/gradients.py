@@ -409,7 +409,8 @@ def grad_cam(f: Callable, *, at: str, target: Any = "max", channel_axis: int = -
     Args:
         f: x -> scores; further arguments are passed on.
         at: path of the layer as in `lrpjax.relevance`; A is the value that leaves that scope last. The
-            paper takes the last convolution after its ReLU.
+            paper takes the last convolution after its ReLU. A layer and the BatchNorm right after it count as
+            one: A is then the output of the BatchNorm.
         target: class whose score is differentiated, as in `gradient`.
         channel_axis: axis of the channels in A.
 
@@ -418,8 +419,9 @@ def grad_cam(f: Callable, *, at: str, target: Any = "max", channel_axis: int = -
             input.
 
     Raises:
-        PathError: when called, if no value leaves such a scope, or `at` is a glob. ValueError: if A has no spatial axes.
-        TargetError: if the target does not fit.
+        PathError: when called, if no value leaves such a scope, or `at` is a glob.
+        ValueError: when called, if A has no spatial axes.
+        TargetError: when called, if the target does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
