@@ -355,6 +355,15 @@ class _Frame:
         for value, array in zip(node.outputs, run(unit, node, arrays), strict=True):
             self.define(value, array)
 
+    def enter(self, unit: Unit, body: Level, operands: Sequence[Value], arrays: Sequence[Any]) -> list:
+        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit emits for the operand."""
+        emits, form, entered = self.found.emits[unit], self.found.form, []
+        for operand, inner, array in zip(operands, body.graph.inputs, arrays, strict=True):
+            if operand in emits and inner in self.found.live and form[inner] != emits[operand]:
+                array = convert(array, None, form[inner], emits[operand])
+            entered.append(array)
+        return entered
+
     def leave(self, unit: Unit, body: Level, outputs: list) -> list:
         """A body's outputs, with cotangents converted from the form of the value outside to that of the value inside."""
         converted = []
@@ -369,7 +378,7 @@ class _Frame:
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
 
         def run(arrays, taps):
-            outputs, seen = self.program.run(body, arrays, taps)
+            outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs, arrays), taps)
             return self.leave(unit, body, outputs), seen
 
         outputs, seen = jax.checkpoint(run, prevent_cse=node.params["prevent_cse"], policy=node.params["policy"])(arrays, taps)
@@ -382,7 +391,7 @@ class _Frame:
 
         def branch(body: Level) -> Callable:
             def run(arrays, taps):
-                outputs, seen = self.program.run(body, arrays, taps)
+                outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
                 return self.leave(unit, body, outputs), {i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()}
 
             return run
@@ -394,6 +403,7 @@ class _Frame:
     def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
         body = unit.bodies[0]
         first, count = carry_of(unit)
+        arrays = self.enter(unit, body, node.inputs, arrays)
         consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
         forms = [self.found.form.get(v, RATIO) for v in body.graph.inputs[first : first + count]]

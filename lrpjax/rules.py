@@ -104,7 +104,7 @@ class Rule:
         shown = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if not dataclasses.MISSING == field.default and _same(value, field.default) and field.name in ("bias", "epsilon", "share"):
+            if field.name == "bias" and value is True:
                 continue
             text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else _brief(value)
             shown.append(f"{field.name}={text}")
@@ -113,10 +113,6 @@ class Rule:
 
 def _brief(value: Any) -> str:
     return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, (bool, int, float, str)) and isinstance(b, (bool, int, float, str)) and a == b
 
 
 def rule(*static: str) -> Callable[[type], type]:
