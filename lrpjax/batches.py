@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -154,21 +155,31 @@ class _Placement:
         unknown = [name for name in axes if name not in mesh.axis_names]
         if unknown or not axes:
             raise ValueError(f"the mesh has the axes {mesh.axis_names}, not {axis!r}")
-        there = {device.process_index for device in mesh.devices.flat}
+        self.mesh = _automatic(mesh)
+        there = {device.process_index for device in self.mesh.devices.flat}
         if there != {jax.process_index()} and there != set(range(jax.process_count())):
             raise ValueError(
                 f"the mesh spans the processes {sorted(there)}; it must have devices of this process "
                 f"({jax.process_index()}) only, or of all {jax.process_count()}"
             )
-        self.mesh = _automatic(mesh)
         self.rows = NamedSharding(self.mesh, PartitionSpec(axes))
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self.axes = axes
         self.size = math.prod(mesh.shape[name] for name in axes)
-        self.shards = len(
-            {index[0].start for index in self.rows.addressable_devices_indices_map((self.size,)).values()}
-        )
+        # Which part of the rows each device has, and which process each part belongs to.
+        self.parts = {d: i[0].start or 0 for d, i in self.rows.devices_indices_map((self.size,)).items()}
+        owners = {(part, device.process_index) for device, part in self.parts.items()}
+        self.shards = len([process for _, process in owners if process == jax.process_index()])
+        if len(owners) > self.size:
+            raise ValueError(
+                f"several processes would have the same rows: {', '.join(axes)} of the mesh joins them. "
+                "Order the mesh's devices so that each process has rows of its own"
+            )
         self.together = len(there) > 1
+
+    def context(self) -> contextlib.AbstractContextManager:
+        """Keeps another mesh that the caller may have set from deciding about the shardings in `explain`."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def batch(self, array: np.ndarray) -> jax.Array:
         if self.mesh is None:
@@ -215,12 +226,11 @@ class _Placement:
 
     def failed_processes(self, states: np.ndarray) -> list[int]:
         """The processes that say `_FAILED`, from the states that the mesh's devices hold."""
-        where = self.rows.devices_indices_map((self.size,))
-        return [device.process_index for device, index in where.items() if (states[index] == _FAILED).any()]
+        return [device.process_index for device, part in self.parts.items() if states[part] == _FAILED]
 
 
 def _automatic(mesh: Any) -> Mesh:
-    """The mesh with axes left to GSPMD; with explicit ones the user's function would have to name shardings."""
+    """The mesh with its axes left to GSPMD; with explicit ones the function would have to name shardings."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
@@ -239,7 +249,8 @@ class _Program:
             return states, (explain(batch) if params is None else explain(params, batch))
 
         whole = [jax.ShapeDtypeStruct(placement.shape(leaf), leaf.dtype) for leaf in self.empty]
-        out = jax.eval_shape(step, self.params, None, *whole)[1]
+        with placement.context():
+            out = jax.eval_shape(step, self.params, None, *whole)[1]
         for path, leaf in jax.tree_util.tree_leaves_with_path(out):
             if leaf.shape[:1] != whole[0].shape[:1]:
                 raise BatchError(
@@ -262,7 +273,8 @@ class _Program:
 
     def fingerprint(self) -> str:
         """Of what `explain` computes, on whatever devices: its jaxpr and the arrays that it closes over."""
-        closed = self._step.trace(self.params, None, *self._whole).jaxpr
+        with self.placement.context():
+            closed = self._step.trace(self.params, None, *self._whole).jaxpr
         text = re.sub(r"\bat 0x[0-9a-f]+", "", str(closed))
         arrays = stores.fingerprint(list(_constants(closed)))
         return hashlib.blake2b(text.encode() + arrays.encode(), digest_size=16).hexdigest()
@@ -273,7 +285,9 @@ class _Program:
         states = None
         if self.placement.together:
             states = self.placement.batch(np.full(self.placement.shards, state, np.int32))
-        states, results = self._step(self.params, states, *map(self.placement.batch, leaves))
+        leaves = list(map(self.placement.batch, leaves))
+        with self.placement.context():
+            states, results = self._step(self.params, states, *leaves)
         for leaf in jax.tree.leaves(results):
             for shard in leaf.addressable_shards:
                 shard.data.copy_to_host_async()
@@ -362,8 +376,8 @@ def _first(batches: Iterator[Any], batch_size: int | None, placement: _Placement
     size = batch_size or int(said[:, 0].max())
     if size % placement.shards:
         raise BatchError(
-            f"batches of {size} rows cannot be divided over {placement.shards} devices, which this process has along "
-            f"the mesh axis {', '.join(placement.axes)}; take a multiple of {placement.shards} as batch size"
+            f"batches of {size} rows cannot be divided over the {placement.shards} devices of this process "
+            f"along {', '.join(placement.axes)} of the mesh; take a multiple of {placement.shards}"
         )
     return first, size
 

@@ -2,13 +2,12 @@
 
 Layout, readable by any Zarr 3 reader::
 
-    DIR/zarr.json           group; its attribute "lrpjax" holds settings, versions and whether the run is
-    complete DIR/<name>/             one array for each leaf of the results, rows first, one chunk for each
-    batch DIR/batches/            one record for each batch; written last, so that a batch is stored if its
-    record is DIR/process-00000/ ...  the same once for each process, where several processes explain together
+    DIR/zarr.json           group; its attribute "lrpjax" holds settings, versions and state
+    DIR/<name>/             one array for each leaf of the results, rows first, one chunk for each batch
+    DIR/batches/            one record for each batch, written last: a batch is stored if its record is
+    DIR/process-00000/...   the same once for each process, where several processes explain together
 
-tensorstore writes each file under another name, synchronises it and renames it, so no file is ever seen
-half-written.
+tensorstore writes each file under another name, synchronises and renames it: none is ever half-written.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class StoreWriter:
             _write_metadata(root, {"format": _FORMAT, "processes": count})
         there = _metadata(self.path)
         if there is None:
-            _write_metadata(self.path, {**self._about, "complete": False})
+            _write_metadata(self.path, {**self._about, "batches": None})
             there = {}
         for key, what in (("settings", "settings"), ("versions", "versions")):
             old, new = there.get(key, self._about[key]), self._about[key]
@@ -200,7 +199,7 @@ class StoreWriter:
                     f"the store {self.path} has another {key.replace('_', ' ')} "
                     f"({there.get(key)!r} there, {self._about[key]!r} now)"
                 )
-        self.complete = bool(there.get("complete", False))
+        self._complete = there.get("batches")
 
     @property
     def stored(self) -> int:
@@ -250,6 +249,11 @@ class StoreWriter:
         Raises:
           StoreError: it could not be written; the batch and the reason are named.
         """
+        if self._complete is not None and index >= self._complete:
+            raise StoreError(
+                f"the store {self.path} is of another input: it is complete with {self._complete} batches, "
+                "but this one goes on"
+            )
         leaves = jax.tree.leaves(results)
         rows, start = leaves[0].shape[0], index * self.batch_size
         record = np.array([rows, nonfinite, *_words(inputs), *_words(fingerprint(results))], np.uint64)
@@ -279,12 +283,11 @@ class StoreWriter:
         """
         if batches != self.stored:
             raise StoreError(
-                f"the store {self.path} is of another input: it has {self.stored} batches, the input {batches}"
+                f"the store {self.path} is of another input: it has {self.stored} batches, this one {batches}"
             )
         of_all = fingerprint(np.array([record[2:4] for record in self._stored], np.uint64))
         with _reported(f"{self.path} could not be marked as complete"):
-            _write_metadata(self.path, {**self._about, "complete": True, "input_fingerprint": of_all})
-        self.complete = True
+            _write_metadata(self.path, {**self._about, "batches": batches, "input_fingerprint": of_all})
 
 
 class Store(Mapping[str, Any]):
@@ -317,7 +320,7 @@ class Store(Mapping[str, Any]):
                 raise StoreError(f"{share}, the share of one of the {len(shares)} processes, is missing")
         self.settings: dict[str, Any] = abouts[0]["settings"]
         self.versions: dict[str, str] = abouts[0]["versions"]
-        self.complete: bool = all(found["complete"] for found in abouts)
+        self.complete: bool = all(found["batches"] is not None for found in abouts)
         with _reported(f"{self.path} cannot be read"):
             records = [_leading(_open_array(share / _RECORDS)[...].read().result()) for share in shares]
             rows = [int(sum(record[0] for record in share)) for share in records]
@@ -404,7 +407,8 @@ def _write_metadata(path: Path, about: Mapping[str, Any]) -> None:
 
 def _open_array(path: Path, chunk: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
     """The array in a directory; where there is none and a chunk's shape is given, a new one without rows."""
-    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+    files = {"driver": "file", "path": f"{path}/"}
+    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": files, "recheck_cached_metadata": True}
     create = not (path / "zarr.json").exists()
     if create and chunk is not None:
         spec["metadata"] = {
@@ -436,13 +440,14 @@ def _fill_value(dtype: np.dtype) -> Any:
 
 def _grown(arrays: list[Any], rows: int) -> list[Any]:
     """The arrays with at least so many rows; never with fewer, which would delete what another run stores."""
-    grown = [
+    arrays = [array.result() for array in [array.resolve(fix_resizable_bounds=False) for array in arrays]]
+    resized = [
         array.resize(exclusive_max=[rows, *array.shape[1:]], expand_only=True, resize_metadata_only=True)
-        if array.shape[0] < rows
-        else None
         for array in arrays
+        if array.shape[0] < rows
     ]
-    return [array if new is None else new.result() for array, new in zip(arrays, grown, strict=True)]
+    done = iter([array.result() for array in resized])
+    return [next(done) if array.shape[0] < rows else array for array in arrays]
 
 
 def _leading(records: np.ndarray) -> list[np.ndarray]:
