@@ -21,6 +21,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrpjax import store as stores
+from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.
 _AHEAD = 1
@@ -28,8 +29,12 @@ _AHEAD = 1
 _OVER, _FAILED = 0, -1
 
 
-class BatchError(ValueError):
+class BatchError(LrpjaxError, ValueError):
     """A batch that does not fit: of another structure, dtype or size, or not made of arrays."""
+
+
+class PeerError(LrpjaxError, RuntimeError):
+    """Another of the processes that compute together has failed."""
 
 
 class NonFiniteWarning(UserWarning):
@@ -110,6 +115,7 @@ def explain_batches(
     Raises:
       BatchError: a batch that does not fit, named by its number. As after every error, including those of
         `batches` itself, all batches before it have been yielded and stored.
+      PeerError: another process, of those that compute together, has failed.
       lrpjax.store.StoreError: the store is another run's, damaged, or cannot be written.
       ValueError: arguments that do not fit each other.
 
@@ -219,7 +225,7 @@ class _Placement:
     def stop_if_failed(self, processes: Iterable[int], where: str) -> None:
         failed = sorted({int(process) for process in processes})
         if failed:
-            raise RuntimeError(
+            raise PeerError(
                 f"process {', '.join(map(str, failed))} failed {where}; its own error says why. "
                 "What this process has yielded and stored is complete"
             )

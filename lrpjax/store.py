@@ -28,6 +28,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import lrpjax
+from lrpjax.errors import LrpjaxError
 
 _FORMAT = 1
 _RECORDS = "batches"
@@ -35,7 +36,7 @@ _RECORDS = "batches"
 _COLUMNS = ["rows", "nonfinite", "input_0", "input_1", "result_0", "result_1"]
 
 
-class StoreError(OSError):
+class StoreError(LrpjaxError, OSError):
     """Results cannot be stored or read: another run's store, a full disk, damaged data."""
 
 

@@ -3,6 +3,7 @@
 `python explain_in_process.py JOB ARGUMENTS...`; the tests start it and read what it prints.
 """
 
+import argparse
 import os
 import random
 import resource
@@ -15,26 +16,45 @@ import warnings
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import lrpjax
+from lrpjax import commands
 from lrpjax.batches import explain_batches
 from lrpjax.store import open_store
 
 
 def in_process(*arguments):
     """Runs a job of this file in a fresh process; gives what it printed."""
+    (shown,) = in_processes(arguments)
+    return shown
+
+
+def in_processes(*jobs):
+    """Runs jobs of this file at the same time, each in a fresh process; gives what each printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, __file__, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen([sys.executable, __file__, *map(str, job)], **pipes) for job in jobs]
+    shown = [process.communicate(timeout=300) for process in processes]
+    assert not any(process.returncode for process in processes), shown
+    return [out for out, _ in shown]
+
+
+def free_address():
+    """An address on the loopback interface at which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def explain(params, x):
-    """Gradient of a two-layer network's output."""
-    return jax.grad(lambda x: (jnp.tanh(x @ params["in"]) @ params["out"]).sum())(x)
+    """Relevance for the largest output of a two-layer network."""
+
+    def network(x):
+        return jax.nn.relu(x @ params["in"]) @ params["out"]
+
+    return lrpjax.relevance(network, lrpjax.composites.epsilon_plus(epsilon=0.1), target="max")(x)
 
 
 def network():
@@ -46,7 +66,7 @@ def network():
 
 
 def memory():
-    """Prints by how much 300 batches raise the host's peak of memory, the device's peak, and a batch's size."""
+    """Prints what 300 batches add to the peak of host memory, the device's peak, a batch's size."""
     batch = np.ones((1024, 1024), np.float32)
     unit = 1 if sys.platform == "darwin" else 1024
     device, host = [], []
@@ -127,11 +147,11 @@ def share(case, index):
         yield rng.normal(size=(8 if number < 3 or case == "uneven" else 5, columns)).astype("float32")
 
 
-def member(directory, port, index):
+def together(directory, address, index):
     """One of two processes: in each case explains its share, writes down what it expects or how it failed."""
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(index))
+    jax.distributed.initialize(address, num_processes=2, process_id=int(index))
     index = jax.process_index()
     for case in ("even", "uneven", "apart", "fails", "again", "empty", "structure", "refused"):
         folder = Path(directory) / case.replace("again", "fails")
@@ -152,16 +172,6 @@ def member(directory, port, index):
         expected = np.concatenate([np.asarray(explain(network(), batch)) for batch in share(case, index)])
         np.testing.assert_allclose(np.concatenate(results), expected, rtol=1e-5, atol=1e-5)
         np.save(folder / f"expected-{index}.npy", expected)
-
-
-def together(directory):
-    """Two real processes, joined over the loopback interface."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, __file__, "member", directory, str(port)]
-    members = [subprocess.Popen([*command, str(index)]) for index in range(2)]
-    assert [process.wait(timeout=200) for process in members] == [0, 0]
 
 
 class Logged:
@@ -231,7 +241,17 @@ def undisturbed(store, count):
         pass
 
 
-JOBS = {job.__name__: job for job in (memory, devices, member, together, killed, undisturbed)}
+def command(*arguments):
+    """The part of the command line that lrpjax.commands provides; gives the exit code."""
+    parser = argparse.ArgumentParser("lrpjax")
+    subparsers = parser.add_subparsers(required=True)
+    for add in (commands.add_explain_parser, commands.add_plan_parser, commands.add_show_parser):
+        add(subparsers)
+    args = parser.parse_args(list(map(str, arguments)))
+    return args.run(args)
+
+
+JOBS = {job.__name__: job for job in (memory, devices, together, killed, undisturbed, command)}
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

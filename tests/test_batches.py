@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 sys.path.append(str(Path(__file__).parent))
-from explain_in_process import in_process
+from explain_in_process import free_address, in_process, in_processes
 
 from lrpjax import batches as module
 from lrpjax.batches import BatchError, NonFiniteWarning, explain_batches
@@ -343,7 +343,8 @@ def test_eight_devices_give_the_results_of_one(tmp_path):
 def together(tmp_path_factory):
     """What two real processes wrote, case by case."""
     directory = tmp_path_factory.mktemp("together")
-    in_process("together", directory)
+    address = free_address()
+    in_processes(*[("together", directory, address, index) for index in range(2)])
     return directory
 
 
@@ -359,7 +360,7 @@ def test_two_processes_explain_their_own_shares(case, together):
 def test_two_processes_end_together_when_one_fails_and_resume(together):
     errors = [(together / "fails" / f"error-{index}").read_text() for index in range(2)]
     assert errors[0].startswith(
-        "RuntimeError: process 1 failed while the others went on; its own error says why"
+        "PeerError: process 1 failed while the others went on; its own error says why"
     )
     assert errors[1] == "OSError: the cable is out"
     for index in range(2):
@@ -375,7 +376,7 @@ def test_two_processes_end_together_when_one_fails_and_resume(together):
     [
         (
             "empty",
-            "RuntimeError: process 1 failed before the first batch",
+            "PeerError: process 1 failed before the first batch",
             "BatchError: there are no batches",
         ),
         (
@@ -385,7 +386,7 @@ def test_two_processes_end_together_when_one_fails_and_resume(together):
         ),
         (
             "refused",
-            "RuntimeError: process 1 failed before the first batch",
+            "PeerError: process 1 failed before the first batch",
             "StoreError: .* lrpjax did not make",
         ),
     ],
