@@ -272,15 +272,14 @@ class _Program:
                 donated.append(2 + position)
         shardings = None if placement.mesh is None else (placement.replicated, placement.rows)
         self._step = jax.jit(step, donate_argnums=donated, out_shardings=shardings)
-        self._whole = whole
+        self._function, self._whole = step, whole
         self.results = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), out
         )
 
     def fingerprint(self) -> str:
         """Of what `explain` computes, on whatever devices: its jaxpr and the arrays that it closes over."""
-        with self.placement.context():
-            closed = self._step.trace(self.params, None, *self._whole).jaxpr
+        closed = jax.make_jaxpr(self._function)(self.params, None, *self._whole)
         text = re.sub(r"\bat 0x[0-9a-f]+", "", str(closed))
         arrays = stores.fingerprint(list(_constants(closed)))
         return hashlib.blake2b(text.encode() + arrays.encode(), digest_size=16).hexdigest()

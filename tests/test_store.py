@@ -42,7 +42,7 @@ def files(directory):
 
 
 def test_a_run_killed_many_times_ends_with_the_same_bytes(tmp_path):
-    batches, kills = 100, 24
+    batches, kills = 100, 20
     lives = in_process("killed", tmp_path, kills, batches).strip().splitlines()
     assert len(lives) == kills + 1
     stored = [int(life.split(" ", 1)[0]) for life in lives] + [batches]
