@@ -17,7 +17,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
+from jax.export import Exported
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrpjax import store as stores
@@ -491,16 +492,20 @@ def _ended(states: np.ndarray, failure: Exception | None, placement: _Placement)
     return bool(failed) or not states.any()
 
 
-def _constants(closed: ClosedJaxpr) -> Iterator[Any]:
-    """The arrays that a jaxpr, and those inside it, close over."""
-    yield from closed.consts
-    for equation in closed.jaxpr.eqns:
-        inner = jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda value: isinstance(value, ClosedJaxpr)
-        )
-        for value in inner:
-            if isinstance(value, ClosedJaxpr):
+def _constants(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[Any]:
+    """The arrays, and the exported programs, that a jaxpr and those inside it close over."""
+    yield from getattr(program, "consts", ())
+    for equation in getattr(program, "jaxpr", program).eqns:
+        yield from (atom.val for atom in equation.invars if isinstance(atom, core.Literal))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(value):
                 yield from _constants(value)
+            elif isinstance(value, Exported):
+                yield np.frombuffer(value.mlir_module_serialized, np.uint8)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
 
 
 def _named(path: Any) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 sys.path.append(str(Path(__file__).parent))
 from explain_in_process import Logged, in_process, numbered
@@ -176,17 +177,26 @@ def test_more_input_than_a_complete_store_has_is_refused(tmp_path):
     assert open_store(tmp_path).rows == 8
 
 
-@pytest.mark.parametrize(
-    "closed", [2.0, np.float32(2), np.array([2.0, 3.0], np.float32), jnp.float32([2, 3])]
-)
-def test_what_a_function_closes_over_is_part_of_the_settings(closed, tmp_path):
-    def scaled(by):
-        return jax.jit(lambda x: jax.jit(lambda x: x * by)(x))
+def exported(f):
+    shape = jax.ShapeDtypeStruct((4, 2), jnp.float32)
+    return export.deserialize(export.export(jax.jit(f))(shape).serialize()).call
 
-    run(scaled(closed), rows(4), store=tmp_path)
-    run(scaled(closed), rows(4), store=tmp_path)
+
+def in_a_loop(f):
+    return lambda x: jax.lax.scan(lambda x, _: (f(x), None), x, length=2)[0]
+
+
+@pytest.mark.parametrize("closed", [float, np.float32, np.array, jnp.array], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("wrapped", [lambda f: f, jax.jit, jax.checkpoint, in_a_loop, exported])
+def test_what_a_function_closes_over_is_part_of_the_settings(wrapped, closed, tmp_path):
+    def explain(number):
+        scale = closed(number) if closed in (float, np.float32) else closed([1, number], np.float32)
+        return wrapped(lambda x: x * scale)
+
+    for _ in range(2):
+        run(explain(2), rows(4), store=tmp_path)
     with pytest.raises(StoreError, match=r"other settings \(program: "):
-        run(scaled(closed + 1), rows(4), store=tmp_path)
+        run(explain(3), rows(4), store=tmp_path)
 
 
 def test_a_store_of_other_versions_is_refused(tmp_path, monkeypatch):
