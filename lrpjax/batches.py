@@ -322,18 +322,18 @@ def _run(
     waiting: deque[tuple[_Batch | None, str, tuple[Any, Any]]] = deque()
     done, over = 0, False
     while waiting or not over:
-        batch, inputs = None, ""
+        batch, inputs, stored = None, "", None
         try:
             batch = next(reader, None) if failure is None else None
             if batch is not None and writer is not None:
                 inputs = stores.fingerprint(batch.tree())
-                if batch.index < start:
-                    results = writer.read(batch.index, inputs)
-                    done += 1
-                    yield batch.rows, results
-                    continue
+                stored = writer.read(batch.index, inputs) if batch.index < start else None
         except Exception as error:
             batch, failure = None, error
+        if batch is not None and stored is not None:
+            done += 1
+            yield batch.rows, stored
+            continue
         # A process that has no more batches, or has failed, still has to take part in what all compute.
         over = batch is None and not placement.together
         if not over:
