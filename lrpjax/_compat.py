@@ -46,23 +46,38 @@ def scan_layout(params: dict) -> tuple[int, int]:
 
 
 def scope_of(eqn: Any) -> str:
-    """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without `jit(...)`-like wrappers."""
-    return "/".join(s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope")
+    """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without `jit(...)`-like wrappers and without the
+    formulas that `jnp.einsum` opens scopes for."""
+    return "/".join(s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope" and "->" not in s.name)
 
 
-def source_of(eqn: Any) -> str:
-    """`file:line (function)` of the innermost frame of the user's own code that made an equation.
+def source_of(*eqns: Any) -> str:
+    """`file:line (function)` of the innermost frame of the user's own code that made an equation; failing that, one of those that hold it.
 
     Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no frame outside them.
     """
-    traceback = eqn.source_info.traceback
-    frames = [] if traceback is None else list(traceback.frames)
-    frames = [f for f in frames if os.path.isabs(f.file_name) and not f.file_name.startswith(_HERE)]
-    own = [f for f in frames if not os.path.normpath(f.file_name).startswith(_LIBRARIES)]
-    others = [f for f in frames if not any(f"{os.sep}{name}{os.sep}" in f.file_name for name in ("jax", "jaxlib", "flax"))]
-    for f in own or others:
-        return f"{f.file_name}:{f.line_num} ({f.function_name})"
-    return source_info_util.summarize(eqn.source_info)
+    others = None
+    for eqn in eqns:
+        traceback = eqn.source_info.traceback
+        for f in [] if traceback is None else traceback.frames:
+            name = os.path.normpath(f.file_name)
+            if not os.path.isabs(name) or name.startswith(_HERE):
+                continue
+            place = f"{f.file_name}:{f.line_num} ({f.function_name})"
+            if not name.startswith(_LIBRARIES):
+                return place
+            if others is None and not any(f"{os.sep}{library}{os.sep}" in name for library in ("jax", "jaxlib", "flax")):
+                others = place
+    return others or source_info_util.summarize(eqns[0].source_info)
+
+
+def is_library_call(eqn: Any) -> bool:
+    """Whether an equation calls a function of JAX or flax. JAX traces those once: their equations name the line of their first use."""
+    for body in eqn.params.values():
+        info = str(getattr(getattr(open_jaxpr(body)[0], "debug_info", None), "func_src_info", None) or "")
+        if info:
+            return any(f"{name}/" in info.rpartition(" at ")[2] for name in ("jax", "flax"))
+    return False
 
 
 def is_float(aval: Any) -> bool:
@@ -94,7 +109,7 @@ def _late_jvp(primals: Any, tangents: Any) -> Any:
 
 def _late_batch(args: Any, dims: Any) -> Any:
     array, probe = args
-    if dims[1] is not batching.not_mapped:
+    if dims[1] is not None:
         probe = lax.index_in_dim(probe, 0, dims[1], keepdims=False)
     return _late.bind(array, probe), dims[0]
 

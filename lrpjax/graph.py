@@ -37,10 +37,11 @@ class Value:
 class Node:
     """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its sub-programs (scan, cond, …)."""
 
-    __slots__ = ("bodies", "eqn", "index", "inputs", "name", "outputs", "params", "path", "primitive", "within")
+    __slots__ = ("bodies", "eqn", "index", "inputs", "name", "outputs", "params", "path", "primitive", "sites", "within")
 
-    def __init__(self, eqn: Any, inputs: list[Value], path: str, within: tuple[str, ...]):
+    def __init__(self, eqn: Any, inputs: list[Value], path: str, within: tuple[str, ...], sites: tuple):
         self.eqn = eqn
+        self.sites = sites
         self.primitive = eqn.primitive
         self.name: str = eqn.primitive.name
         self.params: dict = eqn.params
@@ -57,7 +58,7 @@ class Node:
 
     @property
     def source(self) -> str:
-        return _compat.source_of(self.eqn)
+        return _compat.source_of(*self.sites)
 
     def carriers(self) -> list[Value]:
         return [v for v in self.inputs if v.carries]
@@ -90,8 +91,11 @@ def trace(f: Callable, *args: Any) -> tuple[Graph, list, Any]:
     return build(jaxpr), _compat.open_jaxpr(jaxpr)[1], shapes
 
 
-def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), outermost: bool = True) -> Graph:
-    """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program keeps its own in `constants`."""
+def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: tuple = ()) -> Graph:
+    """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program keeps its own in `constants`.
+
+    `holders` are the equations that hold a sub-program, innermost first.
+    """
     holder, consts = _compat.open_jaxpr(jaxpr)
     nodes: list[Node] = []
     constants: dict[Value, Any] = {}
@@ -104,7 +108,7 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), outermost:
             return value
         return env[atom]
 
-    def inline(holder: Any, env: dict, prefix: str, within: tuple[str, ...]) -> list[Value]:
+    def inline(holder: Any, env: dict, prefix: str, within: tuple[str, ...], site: Any) -> list[Value]:
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
             path = _join(prefix, _compat.scope_of(eqn))
@@ -115,10 +119,12 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), outermost:
                 for var, const in zip(inner.constvars, inner_consts, strict=True):
                     inner_env[var] = constant = Value(var.aval)
                     constants[constant] = const
-                outputs = inline(inner, inner_env, path, (*within, _call_name(eqn)))
+                outputs = inline(
+                    inner, inner_env, path, (*within, _call_name(eqn)), site or (eqn if _compat.is_library_call(eqn) else None)
+                )
             else:
-                node = Node(eqn, inputs, path, within)
-                node.bodies = [build(body, path, within, outermost=False) for body in _bodies(eqn)]
+                node = Node(eqn, inputs, path, within, (site or eqn, *holders))
+                node.bodies = [build(body, path, within, node.sites) for body in _bodies(eqn)]
                 nodes.append(node)
                 outputs = node.outputs
             env.update(zip(eqn.outvars, outputs, strict=True))
@@ -128,10 +134,10 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), outermost:
     invars = [Value(v.aval) for v in holder.invars]
     env.update(zip(holder.constvars, constvars, strict=True))
     env.update(zip(holder.invars, invars, strict=True))
-    if not outermost:  # they are no operands of the equation that holds the sub-program
+    if holders:  # they are no operands of the equation that holds the sub-program
         constants.update(zip(constvars, consts, strict=True))
         constvars = []
-    outputs = inline(holder, env, prefix, within)
+    outputs = inline(holder, env, prefix, within, None)
     return _prune(Graph([*constvars, *invars], constants, nodes, outputs))
 
 

@@ -265,6 +265,22 @@ def is_native(unit: Unit, rule: Rule | None) -> bool:
     return rule is None or (isinstance(rule, (Epsilon, Norm)) and rule.bias)
 
 
+def is_probability(level: Level, value: Value) -> bool:
+    """Whether a value is a softmax or log-softmax, but for moving its elements about."""
+    owner = {node: unit for unit in level.units for node in unit.nodes}
+    while value.node in owner:
+        unit = owner[value.node]
+        if unit.kind == "softmax":
+            return True
+        if unit.kind == "affine" and value.node.name == "sub" or unit.kind == "sum" and value.node.name == "sub":  # u − log Σ exp(u)
+            value = value.node.inputs[1]
+        elif unit.kind == "structural" and len(value.node.carriers()) == 1:
+            value = value.node.carriers()[0]
+        else:
+            return False
+    return False
+
+
 def describe(level: Level, assignment: Assignment, found: Orientation, explained: Callable[[Unit], bool] = lambda u: True) -> Plan:
     """The table of a plan: all units that relevance reaches."""
     planned = []

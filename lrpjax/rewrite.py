@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -20,6 +21,8 @@ from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, carry_of, is_native, passing
 from lrpjax.rules import PLAIN, RATIO, Epsilon, Gradient, Layer, Norm, Pass, Product, Rule, Sum, divide, positive, stabilize
 from lrpjax.units import Level, Unit
+
+AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
 
 DEFAULT = Epsilon(1e-6)
 """The rule of weighted layers that no composite names."""
@@ -188,6 +191,21 @@ class _Frame:
             self.detached[value] = detach(self.env[value])
         return self.detached[value]
 
+    def known(self, value: Value) -> Any:
+        """A constant as a concrete array, where all that it is computed from is concrete; else None."""
+        if value.constant is not None:
+            return value.constant
+        if value in self.env and not isinstance(self.env[value], jax.core.Tracer):
+            return self.env[value]
+        if value.node is None or value.carries or value.node.bodies:
+            return None
+        inputs = [self.known(v) for v in value.node.inputs]
+        if any(i is None for i in inputs):
+            return None
+        with jax.ensure_compile_time_eval():
+            outputs = value.node.bind(*inputs)
+        return outputs[value.node.outputs.index(value)]
+
     def execute(self, step: Unit | Node) -> None:
         if isinstance(step, Node):
             self.bind(step, self.fixed)
@@ -222,7 +240,7 @@ class _Frame:
         if isinstance(rule, Gradient):
             self.native(unit)
         elif unit.kind in ("dense", "conv") and not is_native(unit, rule):
-            self.custom(unit, *_layer(unit, rule, form[unit.out], self.rectified(unit)), rule, self.rectified(unit))
+            self.layer(unit, rule)
         elif unit.kind == "activation":
             self.custom(unit, *_activation(unit, rule, form[unit.out]), rule)
         elif given == PLAIN and unit.kind in ("affine", "norm", "quotient"):
@@ -257,14 +275,21 @@ class _Frame:
                 array = convert(array, epsilon, self.found.form[value], given, epsilon is not None and self.rectified(unit))
             self.define(value, array)
 
-    def custom(
-        self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None, rectified: bool = False
-    ) -> None:
+    def custom(self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None) -> None:
         """Evaluates a unit of one relevant operand and one output with a backward function of its own."""
-        leaves = [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
         (x,) = self.found.emits[unit] or unit.passing[:1]
         rest = [self.fixed(v) for v in externals]
-        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, leaves, rectified=rectified))
+        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, _arrays(rule)))
+
+    def layer(self, unit: Unit, rule: Rule | None) -> None:
+        """A weighted layer whose rule is more than the native transpose."""
+        (x,) = self.found.emits[unit]
+        rectified = self.rectified(unit)
+        weighted = _Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified)
+        externals, leaves = [self.fixed(v) for v in weighted.externals], _arrays(rule)
+        rest = externals, weighted.prepare([self.known(v) for v in weighted.externals], leaves), leaves
+        y = with_backward(weighted.forward, weighted.backward, self.operand(unit, x), *rest, rectified=rectified)
+        self.define(unit.out, y)
 
     def product(self, unit: Unit, rule: Rule | None) -> None:
         """y = a·b·…: the native derivative, which gives each factor all of the relevance, times each factor's share."""
@@ -330,6 +355,15 @@ class _Frame:
         for value, array in zip(node.outputs, run(unit, node, arrays), strict=True):
             self.define(value, array)
 
+    def enter(self, unit: Unit, body: Level, operands: Sequence[Value], arrays: Sequence[Any]) -> list:
+        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit emits for the operand."""
+        emits, form, entered = self.found.emits[unit], self.found.form, []
+        for operand, inner, array in zip(operands, body.graph.inputs, arrays, strict=True):
+            if operand in emits and inner in self.found.live and form[inner] != emits[operand]:
+                array = convert(array, None, form[inner], emits[operand])
+            entered.append(array)
+        return entered
+
     def leave(self, unit: Unit, body: Level, outputs: list) -> list:
         """A body's outputs, with cotangents converted from the form of the value outside to that of the value inside."""
         converted = []
@@ -344,7 +378,7 @@ class _Frame:
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
 
         def run(arrays, taps):
-            outputs, seen = self.program.run(body, arrays, taps)
+            outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs, arrays), taps)
             return self.leave(unit, body, outputs), seen
 
         outputs, seen = jax.checkpoint(run, prevent_cse=node.params["prevent_cse"], policy=node.params["policy"])(arrays, taps)
@@ -357,7 +391,7 @@ class _Frame:
 
         def branch(body: Level) -> Callable:
             def run(arrays, taps):
-                outputs, seen = self.program.run(body, arrays, taps)
+                outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
                 return self.leave(unit, body, outputs), {i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()}
 
             return run
@@ -369,6 +403,7 @@ class _Frame:
     def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
         body = unit.bodies[0]
         first, count = carry_of(unit)
+        arrays = self.enter(unit, body, node.inputs, arrays)
         consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
         forms = [self.found.form.get(v, RATIO) for v in body.graph.inputs[first : first + count]]
@@ -480,6 +515,10 @@ def _passing(unit: Unit, have: str) -> tuple[Callable, Callable, list[Value]]:
     return forward, lambda x, rest, y, c: unbroadcast(_relevance(y, c, have), x.shape), externals
 
 
+def _arrays(rule: Rule | None) -> list:
+    return [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
+
+
 def _static(rule: Rule | None) -> Callable[[list], Any]:
     """A function from a rule's array leaves to the rule; numbers are static."""
     leaves, treedef = jax.tree.flatten(rule)
@@ -492,71 +531,85 @@ def _static(rule: Rule | None) -> Callable[[list], Any]:
     return rebuild
 
 
-def _layer(unit: Unit, rule: Rule | None, have: str, rectified: bool) -> tuple[Callable, Callable, list[Value]]:
-    x_value = unit.passing[0]
-    externals = _externals(unit, x_value)
-    forward = lambda x, rest, leaves: _evaluate(unit, x_value, externals, x, rest)
-    rebuild = _static(rule)
+class _Weighted:
+    """A weighted layer with a rule of its own: the static part, from which forward and backward functions are made."""
 
-    def backward(x, rest, z, c):
-        rest, leaves = rest
-        env = dict(zip(externals, (_compat.late(a, c) for a in rest), strict=True))
-        layer = _merged(unit, x_value, env, x, rectified)
-        return rebuild(leaves).back(layer, wide(x), wide(z), _relevance(z, c, have))
+    def __init__(self, unit: Unit, x_value: Value, rule: Rule, have: str, rectified: bool):
+        assert unit.core is not None
+        self.unit, self.core, self.x_value, self.have, self.rectified = unit, unit.core, x_value, have, rectified
+        self.externals = _externals(unit, x_value)
+        self.rebuild = _static(rule)
+        self.at = self.core.inputs.index(x_value)
+        self.moves = [n for n in unit.nodes[1:] if n.name not in AFFINE]
 
-    return forward, backward, externals
+    def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
+        return _evaluate(self.unit, self.x_value, self.externals, x, externals)
 
+    def backward(self, x: Any, rest: Any, z: Any, c: Any) -> Any:
+        externals, prepared, leaves = rest
+        rule = self.rebuild(leaves)
+        if prepared is None:
+            w, b = self.merge([_compat.late(a, c) for a in externals])
+            prepared = rule.kernels(w), b
+        x = _compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
+        return rule.back(self.layer(x, *prepared), wide(x), wide(z), _relevance(z, c, self.have))
 
-def _merged(unit: Unit, x_value: Value, env: Mapping[Value, Any], x: Any, rectified: bool) -> Layer:
-    """The layer with the affine constants behind it folded into its kernel and bias."""
-    core = unit.core
-    assert core is not None
-    at = core.inputs.index(x_value)
-    read = lambda v: v.constant if v.constant is not None else env[v]
-    w, b = read(core.inputs[1 - at]), 0.0
-    moves: list[Node] = []
-    value = core.out
-    for node in unit.nodes[1:]:
-        if node.name in ("add", "sub", "mul", "div", "neg", "add_any"):
-            t = None if len(node.inputs) == 1 else wide(jnp.asarray(read(next(v for v in node.inputs if v is not value))))
+    def prepare(self, externals: list, leaves: list) -> Any:
+        """The merged kernels and bias, computed now, if all they depend on is known now; else None."""
+        if any(a is None or isinstance(a, jax.core.Tracer) for a in [*externals, *leaves]):
+            return None
+        with jax.ensure_compile_time_eval():
+            w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
+            return self.rebuild([np.asarray(a) for a in leaves]).kernels(w), b
+
+    def merge(self, externals: list) -> tuple[Any, Any]:
+        """Kernel and bias, with the affine constants behind the layer folded in."""
+        env = dict(zip(self.externals, externals, strict=True))
+        read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
+        w, b = read(self.core.inputs[1 - self.at]), 0.0
+        value = self.core.out
+        for node in self.unit.nodes[1:]:
+            t = None if len(node.inputs) == 1 else wide(read(next(v for v in node.inputs if v is not value)))
             if node.name in ("add", "add_any"):
                 b = b + t
             elif node.name == "sub":
                 w, b = (w, b - t) if node.inputs[0] is value else (-w, t - b)
-            else:
-                factor = jnp.asarray(-1.0, wide(x).dtype) if t is None else t if node.name == "mul" else 1 / t
-                w, b = w * _along(factor, unit.scales[node], w.ndim).astype(w.dtype), b * factor
-        else:
-            moves.append(node)
-            if not isinstance(b, float):
+            elif node.name in AFFINE:
+                factor = np.asarray(-1.0, wide(w).dtype) if t is None else t if node.name == "mul" else 1 / t
+                w, b = w * _along(factor, self.unit.scales[node], w.ndim).astype(w.dtype), b * factor
+            elif not isinstance(b, float):
                 b = node.bind(jnp.broadcast_to(b, value.shape))[0]
-        value = node.out
+            value = node.out
+        return w, b
 
-    def apply(x, w):
-        z = core.bind(*((x, w) if at == 0 else (w, x)))[0]
-        for node in moves:
-            z = node.bind(z)[0]
-        return z
+    def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
+        def apply(x, w):
+            z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
+            for node in self.moves:
+                z = node.bind(z)[0]
+            return z
 
-    dtype, wide_dtype = x.dtype, wide(x).dtype
-    out = jax.eval_shape(apply, x, w).dtype
-    batch_dims = [] if moves else _batch_dims(core, at)
+        dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
+        out = jax.eval_shape(apply, x, kernels[0]).dtype
 
-    def ones():
-        shape = [1 if d in batch_dims else n for d, n in enumerate(x.shape)]
-        return lax.optimization_barrier(jnp.ones(shape, wide_dtype))  # or XLA folds the convolution of constants, slowly
+        def transpose(s, w):
+            s = jnp.broadcast_to(s, shape).astype(out)
+            return jax.linear_transpose(lambda x: apply(x, w), x)(s)[0].astype(wide_dtype)
 
-    return Layer(
-        apply=lambda x, w: apply(x.astype(dtype), w).astype(wide_dtype),
-        transpose=lambda s, w: jax.linear_transpose(lambda x: apply(x, w), x)(jnp.broadcast_to(s, unit.out.shape).astype(out))[0].astype(
-            wide_dtype
-        ),
-        w=w,
-        b=b,
-        nonnegative=x_value.nonnegative,
-        rectified=rectified,
-        ones=ones,
-    )
+        def ones():
+            alike = [] if self.moves else _batch_dims(self.core, self.at)
+            shape = [1 if d in alike else n for d, n in enumerate(x.shape)]
+            return lax.optimization_barrier(jnp.ones(shape, wide_dtype))  # or XLA convolves constants when compiling, slowly
+
+        return Layer(
+            lambda x, w: apply(x.astype(dtype), w).astype(wide_dtype),
+            transpose,
+            kernels,
+            b,
+            self.x_value.nonnegative,
+            self.rectified,
+            ones,
+        )
 
 
 def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:

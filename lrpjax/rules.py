@@ -43,38 +43,39 @@ class Layer:
 
     Both take and return arrays of the precision that rules compute in, whatever the model's own.
 
-    nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
+    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
     ones: an array of ones for x, of batch size one where possible.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
     transpose: Callable[[jax.Array, jax.Array], jax.Array]
-    w: jax.Array
+    kernels: tuple[jax.Array, ...]
     b: jax.Array | float
     nonnegative: bool
     rectified: bool
     ones: Callable[[], jax.Array]
 
-    def positive(self, x: jax.Array) -> jax.Array:
-        """Σ_i (x_i w_ij)⁺, without the bias."""
+    def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
+        """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
         if self.nonnegative:
-            return self.apply(x, positive(self.w))
-        return self.apply(positive(x), positive(self.w)) + self.apply(negative(x), negative(self.w))
+            return self.apply(x, above)
+        return self.apply(positive(x), above) + self.apply(negative(x), below)
 
-    def pull(self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    def pull(self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array) -> jax.Array:
         """s(w⁺, w⁻) where x_i > 0 and s(w⁻, w⁺) where x_i < 0: the two halves of a sum over x⁺ and x⁻ in ratio form."""
-        above = s(positive(self.w), negative(self.w))
         if self.nonnegative:
-            return above
-        return jnp.where(x > 0, above, s(negative(self.w), positive(self.w)))
+            return s(above, below)
+        return jnp.where(x > 0, s(above, below), s(below, above))
 
 
-def positive(x: jax.Array) -> jax.Array:
-    return jnp.maximum(x, jnp.zeros((), x.dtype))
+def positive(x: Any) -> Any:
+    """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`."""
+    return np.maximum(x, np.zeros((), x.dtype)) if isinstance(x, np.ndarray) else jnp.maximum(x, jnp.zeros((), x.dtype))
 
 
-def negative(x: jax.Array) -> jax.Array:
-    return jnp.minimum(x, jnp.zeros((), x.dtype))
+def negative(x: Any) -> Any:
+    """x⁻ = min(x, 0)."""
+    return np.minimum(x, np.zeros((), x.dtype)) if isinstance(x, np.ndarray) else jnp.minimum(x, jnp.zeros((), x.dtype))
 
 
 def is_zero(value: Any) -> bool:
@@ -86,20 +87,24 @@ class Rule:
     """Base class of rules. `kinds` are the kinds of unit that a rule can explain; a composite passes it over for others.
 
     A rule for weighted layers defines `back(layer, x, z, R)`, which returns what `emits` says: the relevance of x (PLAIN) or that divided
-    by x (RATIO, which neither divides by x nor loses anything).
+    by x (RATIO, which neither divides by x nor loses anything); and `kernels(w)`, all that it computes from the kernel alone, which is
+    done once and for all where the kernel is known when tracing.
     """
 
     kinds: ClassVar[tuple[str, ...]] = LAYERS
     emits: ClassVar[str] = RATIO
 
+    def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
+        return positive(w), negative(w)
+
     def back(self, layer: Layer, x: jax.Array, z: jax.Array, R: jax.Array) -> jax.Array:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is no rule for weighted layers")
 
     def __str__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if not dataclasses.MISSING == field.default and _same(value, field.default) and field.name in ("bias", "epsilon", "share"):
+            if field.name == "bias" and value is True:
                 continue
             text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else _brief(value)
             shown.append(f"{field.name}={text}")
@@ -108,10 +113,6 @@ class Rule:
 
 def _brief(value: Any) -> str:
     return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-
-
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, (bool, int, float, str)) and isinstance(b, (bool, int, float, str)) and a == b
 
 
 def rule(*static: str) -> Callable[[type], type]:
@@ -154,10 +155,14 @@ class Epsilon(Rule):
     def __post_init__(self):
         _check(lambda e: e >= 0, self.epsilon, message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}")
 
+    def kernels(self, w):
+        return (w,)
+
     def back(self, layer, x, z, R):
+        (w,) = layer.kernels
         if not self.bias:
             z = z - layer.b
-        return layer.transpose(divide(R, stabilize(z, self.epsilon)), layer.w)
+        return layer.transpose(divide(R, stabilize(z, self.epsilon)), w)
 
 
 @rule()
@@ -167,7 +172,6 @@ class Norm(Rule):
     epsilon: Any = 1e-6
     kinds: ClassVar = LINEAR
     bias: ClassVar[bool] = True
-    back = Epsilon.back
 
 
 @rule("bias")
@@ -185,22 +189,26 @@ class Gamma(Rule):
     def __post_init__(self):
         _check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
 
+    def kernels(self, w):
+        g = (np if isinstance(w, np.ndarray) else jnp).asarray(self.gamma, w.dtype)
+        return positive(w), negative(w), w + g * positive(w), w + g * negative(w)
+
     def back(self, layer, x, z, R):
+        above, below, w_above, w_below = layer.kernels
         g = jnp.asarray(self.gamma, z.dtype)
         linear, b = z - layer.b, jnp.asarray(layer.b if self.bias else 0.0, z.dtype)
-        above = layer.positive(x)
-        denominator = linear + b + g * (above + positive(b))
+        z_above = layer.positive(x, above, below)
+        denominator = linear + b + g * (z_above + positive(b))
         if not layer.rectified:
-            denominator = jnp.where(z > 0, denominator, linear + b + g * (negative(linear - above) + negative(b)))
+            denominator = jnp.where(z > 0, denominator, linear + b + g * (negative(linear - z_above) + negative(b)))
         s = divide(R, stabilize(denominator, self.epsilon))
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
-        gw = jnp.asarray(self.gamma, layer.w.dtype)
 
-        def pull(w_above, w_below):  # w_above holds the kernel entries that make positive contributions for this sign of x
-            c = layer.transpose(s_above, layer.w + gw * w_above)
-            return c if layer.rectified else c + layer.transpose(s_below, layer.w + gw * w_below)
+        def pull(w_above, w_below):  # the kernels that favour positive and negative contributions for this sign of x
+            c = layer.transpose(s_above, w_above)
+            return c if layer.rectified else c + layer.transpose(s_below, w_below)
 
-        return layer.pull(x, pull)
+        return layer.pull(x, pull, w_above, w_below)
 
 
 @rule("bias")
@@ -230,16 +238,18 @@ class AlphaBeta(Rule):
         )
 
     def back(self, layer, x, z, R):
-        above = layer.positive(x)
+        w_above, w_below = layer.kernels
+        above = layer.positive(x, w_above, w_below)
         b = jnp.asarray(layer.b, z.dtype)
         z_above = above + positive(b) if self.bias else above
         s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
         if is_zero(self.beta):
-            return layer.pull(x, lambda w_above, w_below: layer.transpose(s_above, w_above))
+            return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
         below = negative(z - b - above)  # Σ_i (x_i w_ij)⁻, without a second forward pass
         z_below = below + negative(b) if self.bias else below
         s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
-        return layer.pull(x, lambda w_above, w_below: layer.transpose(s_above, w_above) - layer.transpose(s_below, w_below))
+        pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
+        return layer.pull(x, pull, w_above, w_below)
 
 
 @rule("bias")
@@ -272,12 +282,15 @@ class ZBox(Rule):
     def __post_init__(self):
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
+    def kernels(self, w):
+        return w, positive(w), negative(w)
+
     def back(self, layer, x, z, R):
+        w, above, below = layer.kernels
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
-        above, below = positive(layer.w), negative(layer.w)
         s = divide(R, stabilize(z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon))
-        return x * layer.transpose(s, layer.w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
+        return x * layer.transpose(s, w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
 
 
 @rule("bias")
@@ -291,12 +304,15 @@ class WSquare(Rule):
     bias: bool = True
     emits: ClassVar = PLAIN
 
+    def kernels(self, w):
+        return (w * w,)
+
     def back(self, layer, x, z, R):
-        w = layer.w * layer.w
-        total = layer.apply(layer.ones(), w)
+        (squared,) = layer.kernels
+        total = layer.apply(layer.ones(), squared)
         if self.bias:
             total = total + layer.b * layer.b
-        return layer.transpose(divide(R, stabilize(total, self.epsilon)), w)
+        return layer.transpose(divide(R, stabilize(total, self.epsilon)), squared)
 
 
 @rule()
@@ -306,9 +322,12 @@ class Flat(Rule):
     epsilon: Any = 1e-6
     emits: ClassVar = PLAIN
 
+    def kernels(self, w):
+        return ((np if isinstance(w, np.ndarray) else jnp).ones_like(w),)
+
     def back(self, layer, x, z, R):
-        w = jnp.ones_like(layer.w)
-        return layer.transpose(divide(R, stabilize(layer.apply(layer.ones(), w), self.epsilon)), w)
+        (ones,) = layer.kernels
+        return layer.transpose(divide(R, stabilize(layer.apply(layer.ones(), ones), self.epsilon)), ones)
 
 
 @rule()

@@ -1,6 +1,7 @@
 """The public transforms: trace, plan, rewrite, seed the output, run backward, read the relevance off the input."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from lrpjax import _compat, graph, naming, plan as planning, units
 from lrpjax.composites import Composite
-from lrpjax.errors import InputError, PathError, TargetError
+from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
 from lrpjax.graph import Graph, Value
 from lrpjax.plan import Plan
 from lrpjax.rewrite import Rewritten
@@ -178,11 +179,17 @@ class Program:
         self.found = planning.Orientation()
         rules = self.assignment.rules
         planning.flow(self.level, [v.carries for v in g.inputs], rules, frozenset(tapped), self.found.flowing)
-        outs = [v for v in g.outputs]
-        count = len(outs) - (self.aux_count())
+        outs = list(g.outputs)
+        count = len(outs) - self.aux_count()
         live = [i < count for i in range(len(outs))]
         planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
         planning.refuse(self.found)
+        if self.composite.method == "relevance" and any(planning.is_probability(self.level, v) for v in outs[:count]):
+            warnings.warn(
+                "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
+                ProbabilityWarning,
+                stacklevel=4,
+            )
         self.tapped = tapped
         self.rewritten = Rewritten(rules, self.found, tapped)
 

@@ -517,13 +517,13 @@ def _activation_name(nodes: Sequence[Node]) -> str:
     names = [n.name for n in nodes if n.name not in ("convert_element_type", "copy")]
     if names == ["max"] and any(v.constant is not None and _is_scalar(v) and v.constant == 0 for v in _literals(nodes[-1])):
         return "relu"
-    if names == ["logistic"] or _handwritten_sigmoid(names):
+    if names == ["logistic"] or (names in (["neg", "exp", "add", "div"], ["exp", "add", "div"]) and not nodes[-1].inputs[0].carries):
         return "sigmoid"
     if "hard_sigmoid" in common and "hard_silu" not in common[common.index("hard_sigmoid") :]:
         return "hard_sigmoid"
     for name in reversed(common):
         if name in _NAMED:
-            return name
+            return {"logaddexp": "softplus", "swish": "silu"}.get(name, name)
     return {"logistic": "sigmoid"}.get(names[0], names[0]) if len(names) == 1 else _shape_name(names)
 
 
@@ -532,10 +532,6 @@ def _shape_name(names: list[str]) -> str:
         if inner in names:
             return "gelu" if inner == "tanh" and "mul" in names and len(names) > 4 else name
     return "+".join(dict.fromkeys(names))[:24]
-
-
-def _handwritten_sigmoid(names: list[str]) -> bool:
-    return names in (["neg", "exp", "add", "div"], ["exp", "add", "div"])
 
 
 def _literals(node: Node) -> list[Value]:
