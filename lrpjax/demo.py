@@ -293,7 +293,8 @@ def _picture(
         ["image", *relevances],
         group=2,
         title="What speaks for a class, and what against it",
-        footer="Each heatmap has its own symmetric range; white is zero. Sensitivity is |gradient|: no sign.",
+        footer="Of each pair, the second row explains the rival's logit: blue is why it is not that digit.\n"
+        "Each heatmap has its own symmetric range. Deep Taylor has the logit's sign, sensitivity none.",
         colorbar="seismic",
         path=out,
     )

@@ -7,8 +7,8 @@ matplotlib's, by name, plus zennit's ``"coldnhot"``. matplotlib is optional: ``p
 Three conventions hold throughout. *Symmetric* ranges [−limit, limit] are for signed relevance: zero has the
 colour at the middle of the map (exactly white in the default map, with red for and blue against).
 *One-sided* ranges [0, limit] are for quantities without a sign, such as sensitivity. And a value that is NaN
-or infinite is painted in `BAD`, a green that no common map contains, so that it is seen where it is and never
-taken for a small relevance.
+or infinite is painted in `BAD`, a green that no diverging map contains, so that it is seen where it is and
+never taken for a small relevance.
 """
 
 from __future__ import annotations
