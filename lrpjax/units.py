@@ -168,10 +168,13 @@ class _Finder:
             family = "affine" if node.inputs[0].carries else family
         return family in families and len(node.carriers()) == 1
 
+    def activated(self, node: Node) -> bool:
+        return node in self.unit_of and self.unit_of[node].kind == "activation"
+
     def origin(self, value: Value, families: tuple[str, ...]) -> Node | None:
-        """The node that made `value`, behind nodes of these families."""
+        """The node that made `value`, behind nodes of these families; an activation is not looked into."""
         node = value.node
-        while node is not None and self.light(node, families):
+        while node is not None and self.light(node, families) and not self.activated(node):
             node = node.carriers()[0].node
         return node
 
