@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from lrpjax.bow import _check
 from lrpjax.bow.features import (
@@ -207,7 +208,11 @@ def score(model: BowModel, images, *, support_chunk: int = 256) -> Array:
         >>> score(model, jnp.array([[[0.0, 1.0], [0.9, 0.8]]])).tolist()
         [[0.5]]
     """
-    sources = _sources(model.bags, images)
+    return _score(model, _sources(model.bags, images), support_chunk)
+
+
+@partial(jax.jit, static_argnums=2)
+def _score(model, sources, support_chunk):
     return outputs(model.svm, _histogram(model.bags, sources, _length(sources)), support_chunk)
 
 
@@ -373,10 +378,10 @@ def _pixels(features: Array, supports, shape: tuple[int, int]) -> Array:
 def decompose(
     model: BowModel,
     images,
-    target="max",
+    target: ArrayLike | str = "max",
     *,
-    root: Array | None = None,
-    candidates: Array | None = None,
+    root: ArrayLike | None = None,
+    candidates: ArrayLike | None = None,
     chunk: int = 64,
     support_chunk: int = 256,
 ) -> Decomposition:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -212,13 +213,18 @@ def local_features(extractors: Patches | Sequence[Patches], images: Array) -> Lo
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floating, got {images.dtype}")
     _check.finite("images", images)
-    described = [extractor.describe(images) for extractor in extractors]
+    described = [_describe(extractor, images) for extractor in extractors]
     lengths = {descriptors.shape[2] for descriptors in described}
     if len(lengths) > 1:
         raise ValueError(f"descriptors of one vocabulary must be equally long, got lengths {sorted(lengths)}")
     shape = (int(images.shape[1]), int(images.shape[2]))
     supports = stack_supports([row for extractor in extractors for row in extractor.supports(shape)])
     return LocalFeatures(jnp.concatenate(described, 1), supports, shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def _describe(extractor: Patches, images: Array) -> Array:
+    return extractor.describe(images)
 
 
 def stack_supports(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from lrpjax.bow import _check
 from lrpjax.bow.kernels import Kernel, check_histograms, in_chunks
@@ -46,11 +47,11 @@ class WordRelevance(NamedTuple):
 
 def word_relevance(
     svm: SVM,
-    x: Array,
-    target="max",
+    x: ArrayLike,
+    target: ArrayLike | str = "max",
     *,
-    root: Array | None = None,
-    candidates: Array | None = None,
+    root: ArrayLike | None = None,
+    candidates: ArrayLike | None = None,
     chunk: int = 64,
     support_chunk: int = 256,
 ) -> WordRelevance:
@@ -97,7 +98,7 @@ def word_relevance(
     return _word_relevance(svm, (x, indices, root), candidates, chunk, support_chunk)
 
 
-def target_indices(svm: SVM, target, n: int) -> Array | None:
+def target_indices(svm: SVM, target: ArrayLike | str, n: int) -> Array | None:
     """Indices (n,) of the outputs to explain; None for the largest. ValueError if there is no such output.
 
     Example:
@@ -256,10 +257,10 @@ def _weighted(kernels: Sequence[Kernel], a: Array, weights: Array, x: Array) -> 
 
 def find_roots(
     svm: SVM,
-    x: Array,
-    target="max",
+    x: ArrayLike,
+    target: ArrayLike | str = "max",
     *,
-    candidates: Array | None = None,
+    candidates: ArrayLike | None = None,
     chunk: int = 64,
     support_chunk: int = 256,
 ) -> tuple[Array, Array]:
