@@ -322,7 +322,7 @@ def test_root_search(name, chunk, support_chunk):
     # On the line to the nearest support vector whose score has the other sign.
     support = np.asarray(svm.support)
     sides = np.sign(np.asarray(bow.decision(svm, support)))
-    for n, c in enumerate(np.asarray(found.target)):
+    for n, c in enumerate(np.asarray(found.target).argmax(1)):
         other = np.flatnonzero(sides[:, c] == -np.sign(found.score[n]))
         end = support[other[np.argmin(((support[other] - x[n]) ** 2).sum(1))]]
         t = (points[n] - x[n]) @ (end - x[n]) / ((end - x[n]) @ (end - x[n]))
@@ -391,16 +391,38 @@ def test_both_kinds_of_kernels():
     close(searched.root_score, np.zeros(4), 1e-11)
 
 
+@pytest.mark.parametrize("name", ["intersection", "chi2_rbf"])
+def test_combinations_of_outputs(name):
+    """A combination of outputs is explained as the machine with the combined coefficients and bias is."""
+    svm, x = machine(SUMMED[name][0]() if name in SUMMED else SMOOTH[name][0]), histograms(4, 6, 9)
+    weights = np.array([1.0, 0.0, -1.0])
+    combined = bow.make_svm(svm.kernels, svm.support, weights @ svm.coefficients, weights @ svm.bias)
+    found, expected = bow.word_relevance(svm, x, weights), bow.word_relevance(combined, x)
+    close(found.words, expected.words)
+    close(found.score, expected.score)
+    close(found.target, np.broadcast_to(weights, (4, 3)))
+    own = rng(4).normal(size=(4, 3))
+    rows = [bow.word_relevance(svm, x[n : n + 1], own[n]).words[0] for n in range(4)]
+    close(bow.word_relevance(svm, x, own).words, rows)
+    if name in SUMMED:  # these are linear in the machine
+        close(found.words, bow.word_relevance(svm, x, 0).words - bow.word_relevance(svm, x, 2).words)
+
+
 # --- All steps
 
 
-def two_bags(p=2.0, kernels=None):
+def two_bags(p=2.0):
     first = bow.Bag(rng(1).random((5, 9)), bow.Rank(nearest=2), (bow.Patches(3, 2),), p)
     second = bow.Bag(
         rng(2).random((4, 4)), bow.Soft(3.0), (bow.Patches(2, 3, cells=2), bow.Patches(4, cells=2)), 1.0
     )
-    kernels = kernels or [bow.intersection(words=(0, 5)), bow.chi2(words=(5, 9), weight=0.7)]
+    kernels = [bow.intersection(words=(0, 5)), bow.chi2(words=(5, 9), weight=0.7)]
     return bow.make_model([first, second], machine(kernels, words=9))
+
+
+def small_model(kernel, p=1.0):
+    bag = bow.Bag(rng(1).random((4, 4)), bow.Soft(2.0), (bow.Patches(2, 2),), p)
+    return bow.make_model(bag, machine(kernel, words=4))
 
 
 @pytest.mark.parametrize("p,chunk,support_chunk", [(1.0, 64, 256), (3.0, 2, 3), (INF, 2, 3)])
@@ -409,7 +431,7 @@ def test_decompose_against_loops_and_conservation(p, chunk, support_chunk):
     found = bow.decompose(model, images, chunk=chunk, support_chunk=support_chunk)
     svm = model.svm
     scores = np.asarray(bow.decision(svm, found.histogram))
-    assert (np.asarray(found.target) == scores.argmax(1)).all()
+    assert (np.asarray(found.target).argmax(1) == scores.argmax(1)).all()
     for n in range(5):
         x, mapped, supports = [], [], []
         for bag, kind, nearest, parameter in zip(
@@ -424,7 +446,7 @@ def test_decompose_against_loops_and_conservation(p, chunk, support_chunk):
             mapped.append(rows)
             supports.append(np.asarray(local.supports))
         close(found.histogram[n], x)
-        c = int(found.target[n])
+        c = scores[n].argmax()
         words = np.full(9, float(svm.bias[c]) / 9)
         for i, row in enumerate(np.asarray(svm.support)):
             words[:5] += svm.coefficients[c, i] * np.array(loop_intersection(row[:5], x[:5]))
@@ -443,7 +465,7 @@ def test_decompose_against_loops_and_conservation(p, chunk, support_chunk):
 
 
 def test_decompose_with_a_taylor_expansion_conserves_up_to_the_remainder():
-    model = two_bags(kernels=[bow.chi2_rbf(0.4)])
+    model = small_model(bow.chi2_rbf(0.4))
     found = bow.decompose(model, rng(7).random((5, 6, 7)), 1, chunk=2)
     for relevance in (found.words, found.features, found.pixels):
         close(relevance.reshape(5, -1).sum(1) + found.remainder, found.score)
@@ -453,16 +475,10 @@ def test_decompose_with_a_taylor_expansion_conserves_up_to_the_remainder():
 
 
 def test_score_is_the_chain_of_its_steps_and_differentiable():
-    model, images = two_bags(), jnp.asarray(rng(7).random((3, 6, 7)))
-    scores = bow.score(model, images)
-    close(scores, bow.decision(model.svm, bow.histogram(model.bags, images, chunk=2)))
-    close(jax.jit(bow.score)(model, images), scores)
+    model, images = small_model(bow.chi2_rbf(0.4), p=3.0), jnp.asarray(rng(7).random((3, 6, 7)))
+    close(bow.score(model, images), bow.decision(model.svm, bow.histogram(model.bags, images, chunk=2)))
     direction = jnp.asarray(rng(8).normal(size=(3, 6, 7)))
-    model = bow.make_model(
-        bow.Bag(rng(1).random((4, 9)), bow.Soft(2.0), (bow.Patches(3),), 3.0),
-        machine(bow.chi2_rbf(0.4), words=4, outputs=1),
-    )
-    f = lambda t: bow.score(model, images + t * direction, support_chunk=2).sum()
+    f = jax.jit(lambda t: bow.score(model, images + t * direction, support_chunk=2).sum())
     close(jax.grad(f)(0.0), (f(1e-5) - f(-1e-5)) / 2e-5, 1e-6)
 
 
@@ -498,19 +514,17 @@ def test_images_with_different_numbers_of_features():
 
 
 def test_float32_stays_float32_and_integers_are_taken():
-    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), two_bags())
-    images = rng(7).random((3, 6, 7))
+    full, images = small_model(bow.chi2()), rng(7).random((3, 6, 7))
+    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), full)
     found = bow.decompose(model, images)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32"), jnp.dtype("int32")}
-    close(found.pixels, bow.decompose(two_bags(), images).pixels, 1e-4)
-    close(
-        bow.decompose(two_bags(), np.ones((1, 6, 7), np.uint8)).pixels.sum(),
-        bow.score(two_bags(), np.ones((1, 6, 7))).max(),
-    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    close(found.pixels, bow.decompose(full, images).pixels, 1e-4)
+    ones = np.ones((3, 6, 7))
+    close(bow.decompose(full, ones.astype(np.uint8)).pixels, bow.decompose(full, ones).pixels)
 
 
 def test_under_jit_and_vmap():
-    model, images = two_bags(), jnp.asarray(rng(7).random((3, 6, 7)))
+    model, images = small_model(bow.chi2()), jnp.asarray(rng(7).random((3, 6, 7)))
     expected = bow.decompose(model, images, 0)
     close(jax.jit(bow.decompose)(model, images, 0).pixels, expected.pixels)
     all_outputs = jax.vmap(lambda target: bow.decompose(model, images, target).pixels)(jnp.arange(3))

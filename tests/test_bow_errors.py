@@ -185,7 +185,15 @@ def test_negative_histograms(kernel):
         (lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), -1), r"is not in 0 \.\. 2"),
         (lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), [0, 1, 2]), "2 integers"),
         (lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), 0.5), "must be an integer"),
-        (lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), "min"), 'must be "max" or'),
+        (lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), "min"), 'must be "max", int'),
+        (
+            lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), [0.0, 1.0, NAN]),
+            "target has non",
+        ),
+        (
+            lambda: bow.word_relevance(machine(bow.linear()), np.ones((2, 6)), [0.0, 1.0]),
+            r"weights of shape \(3,\)",
+        ),
         (
             lambda: bow.word_relevance(machine(bow.rbf(1.0)), np.ones((2, 6)), root=np.ones((3, 6))),
             "3 root points were given for 2 histograms",

@@ -144,7 +144,7 @@ def test_removed_pixels(trained, whose, count):
 
     def change(order, pixels):
         removed = np.minimum(count, pixels.sum((1, 2)))
-        return demo.scores_without(model, images, target, order, removed, trained.mean) - score
+        return demo.scores_without(model, images, result.target, order, removed, trained.mean) - score
 
     def clearly_positive(values):
         return values.mean() > 3 * values.std() / math.sqrt(len(values))

@@ -35,7 +35,7 @@ from lrpjax.bow.features import (
 )
 from lrpjax.bow.kernels import in_chunks
 from lrpjax.bow.svm import SVM, outputs
-from lrpjax.bow.words import expansion_points, explain_words, search_candidates, target_indices
+from lrpjax.bow.words import expansion_points, explain_words, search_candidates, target_weights
 
 
 @jax.tree_util.register_dataclass
@@ -77,8 +77,8 @@ class Decomposition(NamedTuple):
         pixels: (N, H, W) R^(1).
         features: (N, L) R^(2), the local features of all bags one after the other.
         words: (N, D) R^(3), the words of all bags one after the other.
-        score: (N,) f(x) of the output explained. score = sum R^(3) + remainder, sum R^(3) = sum R^(2) = sum
-            R^(1).
+        score: (N,) f(x), the output (or combination) explained. score = sum R^(3) + remainder, sum R^(3) =
+            sum R^(2) = sum R^(1).
         remainder, target, root, root_score: as in `WordRelevance`.
         histogram: (N, D) x.
     """
@@ -193,7 +193,7 @@ def histogram(bags: Bag | Sequence[Bag], images, *, chunk: int | None = None) ->
     return _histogram(bags, sources, _length(sources) if chunk is None else chunk)
 
 
-def score(model: BowModel, images, *, support_chunk: int = 256) -> Array:
+def score(model: BowModel, images, *, support_chunk: int = 64) -> Array:
     """The scores (N, C) as one function of the images: `histogram`, then the SVM's outputs (see `decision`).
 
     Args:
@@ -383,7 +383,7 @@ def decompose(
     root: ArrayLike | None = None,
     candidates: ArrayLike | None = None,
     chunk: int = 64,
-    support_chunk: int = 256,
+    support_chunk: int = 64,
 ) -> Decomposition:
     """Decompose the score of images into words, local features and pixels, in one call.
 
@@ -391,7 +391,8 @@ def decompose(
         model: the model.
         images: (N, H, W[, colours]) numbers, taken to the model's dtype, or `LocalFeatures`, one for each
             bag.
-        target: "max": the largest output of each image; an integer or (N,) integers: that output.
+        target: "max": the largest output of each image; an integer or (N,) integers: that output; floating
+            weights (C,) or (N, C): that combination of outputs.
         root, candidates: for kernels that need a Taylor expansion; see `word_relevance`.
         chunk: images at once, in every step.
         support_chunk: support vectors at once.
@@ -414,9 +415,9 @@ def decompose(
     """
     sources = _sources(model.bags, images)
     n = _length(sources)
-    indices = target_indices(model.svm, target, n)
+    weights = target_weights(model.svm, target, n)
     root, candidates = expansion_points(model.svm, n, root, candidates)
-    return _decompose(model, sources, (indices, root), candidates, chunk, support_chunk)
+    return _decompose(model, sources, (weights, root), candidates, chunk, support_chunk)
 
 
 @partial(jax.jit, static_argnums=(4, 5))

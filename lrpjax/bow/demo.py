@@ -107,7 +107,7 @@ def scores_without(model: BowModel, images, target, order, count, fill) -> np.nd
     Args:
         model: the model.
         images: (N, H, W).
-        target: (N,) the output of each image that is looked at.
+        target: (N, C) weights of the outputs that are looked at, as `decompose` returns them.
         order: (N, H, W); the pixels with the `count` smallest values are removed. So the relevance removes
             the most negative pixels first, minus the relevance the most positive ones.
         count: how many pixels to remove: a number, or (N,).
@@ -121,14 +121,14 @@ def scores_without(model: BowModel, images, target, order, count, fill) -> np.nd
         >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
         >>> model = make_model(bag, make_svm(linear(), [[0.0, 1.0]], [1.0], 0.0))
         >>> order = np.array([[[1, 0]]])
-        >>> scores_without(model, np.ones((1, 1, 2)), np.array([0]), order, 1, np.zeros((1, 2))).tolist()
+        >>> scores_without(model, np.ones((1, 1, 2)), np.ones((1, 1)), order, 1, np.zeros((1, 2))).tolist()
         [0.5]
     """
     order = np.asarray(order).reshape(len(images), -1)
     rank = np.argsort(np.argsort(order, 1), 1).reshape(np.shape(images))
     left = np.where(rank < np.reshape(count, (-1, 1, 1)), fill, images)
     scores = np.asarray(score(model, left))
-    return np.take_along_axis(scores, np.asarray(target)[:, None], 1)[:, 0]
+    return (scores * np.asarray(target)).sum(1)
 
 
 def examples(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -132,7 +132,7 @@ def outputs(svm: SVM, x: Array, support_chunk: int) -> Array:
     return sum_over_support(product, svm.support, svm.coefficients, support_chunk) + svm.bias
 
 
-def decision(svm: SVM, x: ArrayLike, *, chunk: int = 64, support_chunk: int = 256) -> Array:
+def decision(svm: SVM, x: ArrayLike, *, chunk: int = 64, support_chunk: int = 64) -> Array:
     """Scores f_c(x) of all outputs: b_c + sum_i (alpha_i y_i)_c sum_u beta_u k_u(x_i, x).
 
     Args:

@@ -29,10 +29,10 @@ class WordRelevance(NamedTuple):
 
     Attributes:
         words: (N, D) R^(3).
-        score: (N,) f(x) of the output explained.
+        score: (N,) f(x), the output (or combination of outputs) explained.
         remainder: (N,) f(x) - sum_d R^(3)_d: rounding errors for sum-decomposable kernels, what the Taylor
             expansion leaves out otherwise.
-        target: (N,) index of the output explained.
+        target: (N, C) weights of the outputs in what was explained: 1 and 0 if it was a single output.
         root: (N, D) the points expanded at, or None where no expansion was needed.
         root_score: (N,) f at these points, or None; far from 0 it says that no root was found.
     """
@@ -53,9 +53,9 @@ def word_relevance(
     root: ArrayLike | None = None,
     candidates: ArrayLike | None = None,
     chunk: int = 64,
-    support_chunk: int = 256,
+    support_chunk: int = 64,
 ) -> WordRelevance:
-    """Relevance of visual words for one output of the SVM per histogram.
+    """Relevance of visual words for one output of the SVM, or one combination of outputs, per histogram.
 
     Sum-decomposable kernels only, exact: R_d = b/D + sum_i alpha_i y_i sum_u beta_u k_u(d)(x_i(d), x_(d)),
     with b/D the bias in equal parts. Differentiable kernels: R_d = (x - x0)_(d) sum_i alpha_i y_i sum_u
@@ -66,7 +66,9 @@ def word_relevance(
     Args:
         svm: the machine.
         x: (N, D) histograms, taken to its dtype.
-        target: "max": the largest output of each histogram; an integer or (N,) integers: that output.
+        target: "max": the largest output of each histogram; an integer or (N,) integers: that output;
+            floating weights (C,) or (N, C): that combination of outputs, e.g. 1 and -1 for one class against
+            another.
         root: (N, D) points to expand at, instead of a search. With sum-decomposable kernels only, words are
             then explained by the exact difference to these points, which need not be roots.
         candidates: (K, D) histograms in whose directions roots are searched; None: the support vectors. See
@@ -93,32 +95,36 @@ def word_relevance(
     """
     x = jnp.asarray(x, svm.support.dtype)
     check_histograms("x", x, svm.kernels, svm.support.shape[1])
-    indices = target_indices(svm, target, len(x))
+    weights = target_weights(svm, target, len(x))
     root, candidates = expansion_points(svm, len(x), root, candidates)
-    return _word_relevance(svm, (x, indices, root), candidates, chunk, support_chunk)
+    return _word_relevance(svm, (x, weights, root), candidates, chunk, support_chunk)
 
 
-def target_indices(svm: SVM, target: ArrayLike | str, n: int) -> Array | None:
-    """Indices (n,) of the outputs to explain; None for the largest. ValueError if there is no such output.
+def target_weights(svm: SVM, target: ArrayLike | str, n: int) -> Array | None:
+    """Weights (n, C) of the outputs to explain; None for the largest. ValueError if there is no such output.
 
     Example:
         >>> from lrpjax.bow import linear, make_svm
-        >>> target_indices(make_svm(linear(), [[1.0]], [[1.0], [2.0]], [0.0, 0.0]), 1, 3).tolist()
-        [1, 1, 1]
+        >>> svm = make_svm(linear(), [[1.0]], [[1.0], [2.0]], [0.0, 0.0])
+        >>> target_weights(svm, 1, 2).tolist(), target_weights(svm, [1.0, -1.0], 1).tolist()
+        ([[0.0, 1.0], [0.0, 1.0]], [[1.0, -1.0]])
     """
     if isinstance(target, str):
         if target != "max":
-            raise ValueError(f'target must be "max" or integers, got {target!r}')
+            raise ValueError(f'target must be "max", integers or weights, got {target!r}')
         return None
-    indices = jnp.asarray(target)
-    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape not in ((), (n,)):
+    given, count, dtype = jnp.asarray(target), len(svm.bias), svm.support.dtype
+    if jnp.issubdtype(given.dtype, jnp.floating) and given.shape in ((count,), (n, count)):
+        _check.finite("target", given)
+        return jnp.broadcast_to(given.astype(dtype), (n, count))
+    if not jnp.issubdtype(given.dtype, jnp.integer) or given.shape not in ((), (n,)):
         raise ValueError(
-            f"target must be an integer or {n} integers, got {indices.dtype} of shape {indices.shape}"
+            f"target must be an integer, {n} integers, or weights of shape ({count},) or ({n}, {count}), "
+            f"got {given.dtype} of shape {given.shape}"
         )
-    count = len(svm.bias)
-    if _check.concrete(indices) and ((np.asarray(indices) < 0) | (np.asarray(indices) >= count)).any():
-        raise ValueError(f"target {np.asarray(indices)} is not in 0 .. {count - 1}, the SVM's outputs")
-    return jnp.broadcast_to(indices.astype(jnp.int32), (n,))
+    if _check.concrete(given) and ((np.asarray(given) < 0) | (np.asarray(given) >= count)).any():
+        raise ValueError(f"target {np.asarray(given)} is not in 0 .. {count - 1}, the SVM's outputs")
+    return jnp.broadcast_to(jax.nn.one_hot(given, count, dtype=dtype), (n, count))
 
 
 def expansion_points(svm: SVM, n: int, root, candidates) -> tuple[Array | None, Array]:
@@ -177,7 +183,7 @@ def explain_words(svm: SVM, x: Array, target, root, candidates, support_chunk: i
 
     Args:
         svm, x: as there.
-        target: (n,) int32, or None for the largest output.
+        target: (n, C) weights of the outputs, or None for the largest output.
         root: (n, D) or None.
         candidates: what `search_candidates` returned.
         support_chunk: support vectors at once.
@@ -188,7 +194,7 @@ def explain_words(svm: SVM, x: Array, target, root, candidates, support_chunk: i
         >>> explain_words(svm, jnp.array([[3.0, 5.0]]), None, None, None, 1).words.tolist()
         [[6.5, 0.5]]
     """
-    machine, target, score = _one_output(svm, x, target, support_chunk)
+    machine, target, score = _combined(svm, x, target, support_chunk)
     summed = [kernel for kernel in svm.kernels if kernel.decomposable]
     smooth = [kernel for kernel in svm.kernels if not kernel.decomposable]
     root_score = None
@@ -205,7 +211,7 @@ def explain_words(svm: SVM, x: Array, target, root, candidates, support_chunk: i
 
 
 class _Machine(NamedTuple):
-    """One output of an SVM for each histogram: coefficients (n, S) and bias (n,), row by row."""
+    """A combination of outputs for each histogram: coefficients (n, S) and bias (n,), row by row."""
 
     svm: SVM
     coefficients: Array
@@ -238,13 +244,14 @@ class _Machine(NamedTuple):
         return self._sum(body) if kernels else jnp.zeros_like(x)
 
 
-def _one_output(svm: SVM, x: Array, target, support_chunk: int) -> tuple[_Machine, Array, Array]:
-    """For each row of `x` the machine of the output `target` (None: the largest), the output, its score."""
+def _combined(svm: SVM, x: Array, target, support_chunk: int) -> tuple[_Machine, Array, Array]:
+    """For each row of `x` the machine of its combination of outputs, the weights in it, and its score."""
     scores = outputs(svm, x, support_chunk)
     if target is None:
-        target = jnp.argmax(scores, 1).astype(jnp.int32)
-    machine = _Machine(svm, svm.coefficients[target], svm.bias[target], support_chunk)
-    return machine, target, jnp.take_along_axis(scores, target[:, None], 1)[:, 0]
+        target = jax.nn.one_hot(jnp.argmax(scores, 1), scores.shape[1], dtype=x.dtype)
+    product = partial(jnp.matmul, target, precision=lax.Precision.HIGHEST)
+    machine = _Machine(svm, product(svm.coefficients), product(svm.bias), support_chunk)
+    return machine, target, jnp.sum(target * scores, 1)
 
 
 def _weighted(kernels: Sequence[Kernel], a: Array, weights: Array, x: Array) -> Array:
@@ -262,7 +269,7 @@ def find_roots(
     *,
     candidates: ArrayLike | None = None,
     chunk: int = 64,
-    support_chunk: int = 256,
+    support_chunk: int = 64,
 ) -> tuple[Array, Array]:
     """Root points f(x0) = 0 near histograms, each on the line to the nearest candidate with the other sign.
 
@@ -290,9 +297,9 @@ def find_roots(
     """
     x = jnp.asarray(x, svm.support.dtype)
     check_histograms("x", x, svm.kernels, svm.support.shape[1])
-    indices = target_indices(svm, target, len(x))
+    weights = target_weights(svm, target, len(x))
     _, points = expansion_points(svm, len(x), None, candidates)
-    return _find_roots(svm, (x, indices), points, chunk, support_chunk)
+    return _find_roots(svm, (x, weights), points, chunk, support_chunk)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -301,7 +308,7 @@ def _find_roots(svm, rows, points, chunk, support_chunk):
 
     def search(block):
         x, target = block
-        machine, target, score = _one_output(svm, x, target, support_chunk)
+        machine, target, score = _combined(svm, x, target, support_chunk)
         return _roots(machine, x, target, score, Candidates(points, scores))
 
     return in_chunks(search, chunk, rows)
@@ -309,7 +316,8 @@ def _find_roots(svm, rows, points, chunk, support_chunk):
 
 def _roots(machine: _Machine, x, target, own_score, ends: Candidates) -> tuple[Array, Array]:
     """Points and scores of `find_roots` in one piece."""
-    candidates, candidate_scores = ends.points, ends.scores[:, target].T  # (K, D), (n, K)
+    candidates = ends.points  # (K, D)
+    candidate_scores = jnp.matmul(target, ends.scores.T, precision=lax.Precision.HIGHEST)  # (n, K)
     products = jnp.matmul(x, candidates.T, precision=lax.Precision.HIGHEST)
     distances = jnp.sum(candidates**2, 1) - 2 * products  # without |x|^2, the same for all candidates
     opposite = jnp.sign(candidate_scores) == -jnp.sign(own_score)[:, None]
