@@ -1,3 +1,20 @@
 """Layer-wise relevance propagation as a JAX function transform."""
 
+from lrpjax import composites as composites
+from lrpjax import rules as rules
+from lrpjax import select as select
+from lrpjax.composites import Composite as Composite
+from lrpjax.errors import InputError as InputError
+from lrpjax.errors import LrpjaxError as LrpjaxError
+from lrpjax.errors import PathError as PathError
+from lrpjax.errors import ProbabilityWarning as ProbabilityWarning
+from lrpjax.errors import RuleError as RuleError
+from lrpjax.errors import TargetError as TargetError
+from lrpjax.errors import UnmatchedWarning as UnmatchedWarning
+from lrpjax.errors import UnsupportedError as UnsupportedError
+from lrpjax.transform import plan as plan
+from lrpjax.transform import relevance as relevance
+from lrpjax.transform import value_and_relevance as value_and_relevance
+from lrpjax.transform import vjp as vjp
+
 __version__ = "0.1.0"

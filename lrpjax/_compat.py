@@ -1,0 +1,121 @@
+"""All that differs between JAX versions, or that JAX does not publish: the only module that may reach into its internals.
+
+Checked on jax 0.10.2 (Python 3.11), 0.11.2 and 0.12.0.1 (Python 3.12). What changes between them: `get_bind_params` returns a pair or a
+dict; `scan` describes its operands by `num_consts`/`num_carry` or by the flat trees `ft_in`/`ft_out`; `Jaxpr` and `ClosedJaxpr` are two types or one.
+"""
+
+import os
+import sysconfig
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core, source_info_util
+from jax.interpreters import ad, batching, mlir
+
+Literal = core.Literal
+_LIBRARIES = tuple(
+    os.path.normpath(p) + os.sep
+    for p in {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], sysconfig.get_paths()["stdlib"]}
+)
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list]:
+    """Splits an open or closed jaxpr into its equations' holder (`.invars`, `.constvars`, `.eqns`, `.outvars`) and its constants."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def bind(primitive: Any, params: dict, *values: Any) -> list:
+    """Binds a primitive as the interpreter of the installed JAX does, and returns the list of its results."""
+    bound = primitive.get_bind_params(params)
+    if isinstance(bound, tuple):
+        subfuns, bound = bound
+        values = (*subfuns, *values)
+    out = primitive.bind(*values, **bound)
+    return list(out) if primitive.multiple_results else [out]
+
+
+def scan_layout(params: dict) -> tuple[int, int]:
+    """The number of constants and of carries among the operands of a `scan` equation."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def scope_of(eqn: Any) -> str:
+    """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without `jit(...)`-like wrappers and without the
+    formulas that `jnp.einsum` opens scopes for."""
+    return "/".join(s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope" and "->" not in s.name)
+
+
+def source_of(*eqns: Any) -> str:
+    """`file:line (function)` of the innermost frame of the user's own code that made an equation; failing that, one of those that hold it.
+
+    Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no frame outside them.
+    """
+    others = None
+    for eqn in eqns:
+        traceback = eqn.source_info.traceback
+        for f in [] if traceback is None else traceback.frames:
+            name = os.path.normpath(f.file_name)
+            if not os.path.isabs(name) or name.startswith(_HERE):
+                continue
+            place = f"{f.file_name}:{f.line_num} ({f.function_name})"
+            if not name.startswith(_LIBRARIES):
+                return place
+            if others is None and not any(f"{os.sep}{library}{os.sep}" in name for library in ("jax", "jaxlib", "flax")):
+                others = place
+    return others or source_info_util.summarize(eqns[0].source_info)
+
+
+def is_library_call(eqn: Any) -> bool:
+    """Whether an equation calls a function of JAX or flax. JAX traces those once: their equations name the line of their first use."""
+    for body in eqn.params.values():
+        info = str(getattr(getattr(open_jaxpr(body)[0], "debug_info", None), "func_src_info", None) or "")
+        if info:
+            return any(f"{name}/" in info.rpartition(" at ")[2] for name in ("jax", "flax"))
+    return False
+
+
+def is_float(aval: Any) -> bool:
+    """Whether values of this type can carry relevance: real or complex floating-point numbers."""
+    return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- late values
+# What is computed from constants alone is computed by XLA when compiling (slow for kernels), and on the CPU at the very start of a run, all of
+# it at once (memory). `late` ties an array to another that comes later: it is that array, but XLA cannot know.
+
+_late = core.Primitive("lrpjax_late")
+
+
+def late(array: jax.Array, after: jax.Array) -> jax.Array:
+    """`array`, available to the compiler only once `after` is. Batching `after` does not batch the result."""
+    probe = lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ()) if after.size else jnp.zeros((), after.dtype)
+    return _late.bind(array, lax.real(probe) if jnp.iscomplexobj(probe) else probe)
+
+
+def _late_lowered(array: jax.Array, probe: jax.Array) -> jax.Array:
+    impossible = (probe != probe) & (probe > 0)
+    return lax.select(jnp.broadcast_to(impossible, array.shape), jnp.zeros_like(array), array)
+
+
+def _late_jvp(primals: Any, tangents: Any) -> Any:
+    return _late.bind(*primals), tangents[0]
+
+
+def _late_batch(args: Any, dims: Any) -> Any:
+    array, probe = args
+    if dims[1] is not None:
+        probe = lax.index_in_dim(probe, 0, dims[1], keepdims=False)
+    return _late.bind(array, probe), dims[0]
+
+
+_late.def_impl(lambda array, probe: array)
+_late.def_abstract_eval(lambda array, probe: array)
+mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
+ad.primitive_jvps[_late] = _late_jvp
+batching.primitive_batchers[_late] = _late_batch

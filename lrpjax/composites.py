@@ -1,0 +1,211 @@
+"""Composites: which rule for which unit, and the usual presets, with zennit's defaults where zennit has the preset.
+
+Every preset works on any network: what a preset does not name takes the default of its kind (activations pass relevance on, softmax and
+normalisation have their own rules, products share uniformly, …; the README has the table).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lrpjax import rules, select
+from lrpjax.errors import RuleError
+from lrpjax.primitives import CHOICES, FAMILIES
+from lrpjax.rules import Rule
+from lrpjax.select import Selector, as_selector
+
+METHODS = ("relevance", "gradient", "input_x_gradient")
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Composite:
+    """An ordered list of (selector, rule): the first pair that matches a unit, and whose rule can explain its kind, gives the rule.
+
+    Args:
+        pairs: selectors (or path globs) with rules.
+        default: the rule of all that no pair matches. None, the usual choice, is each kind's own default.
+        method: "relevance"; or "gradient", where the target selects what to differentiate and the result is the cotangent of the input;
+            or "input_x_gradient", the same multiplied by the input.
+        primitives: families for primitives that lrpjax does not know, as {"name": "structural" | "sum" | "elementwise" | "stop"}.
+
+    >>> from lrpjax import Composite, rules, select
+    >>> composite = Composite([("head/*", rules.Epsilon(0.01)), (select.kind("conv"), rules.Gamma(0.1))])
+    """
+
+    pairs: Sequence[tuple[Any, Rule]] = ()
+    default: Rule | None = None
+    method: str = "relevance"
+    primitives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    preset: str = ""
+
+    def __post_init__(self):
+        checked = []
+        for pair in self.pairs:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise RuleError(f"Composite: each entry is a pair (selector, rule), but one is {pair!r}")
+            if isinstance(pair[1], type):
+                raise RuleError(f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()")
+            if isinstance(pair[1], str) or pair[1] is None:
+                raise RuleError(f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}")
+            checked.append((as_selector(pair[0]), pair[1]))
+        object.__setattr__(self, "pairs", tuple(checked))
+        if self.method not in METHODS:
+            raise RuleError(f"Composite: method must be one of {', '.join(METHODS)}, but is {self.method!r}")
+        for name, family in self.primitives.items():
+            if family not in CHOICES:
+                raise RuleError(f"Composite: the family of primitive {name!r} must be one of {', '.join(CHOICES)}, but is {family!r}")
+
+    @property
+    def families(self) -> Mapping[str, str]:
+        return {**FAMILIES, **self.primitives} if self.primitives else FAMILIES
+
+    def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list[tuple[Selector, Rule]]]:
+        """The rule of each unit (None for the kind's default), and the pairs that found no unit."""
+        assigned: list[Rule | None] = [self.default] * len(units)
+        open_units = set(range(len(units)))
+        unmatched = []
+        for selector, rule in self.pairs:
+            chosen = selector.choose(units)
+            fits = [i for i, c in enumerate(chosen) if c and ({"*", units[i].kind, units[i].name} & set(rule.kinds))]
+            if not fits:
+                unmatched.append((selector, rule))
+            for i in fits:
+                if i in open_units:
+                    assigned[i] = rule
+                    open_units.discard(i)
+        return assigned, unmatched
+
+    def tree_flatten(self):
+        return tuple(r for _, r in self.pairs) + (self.default,), (
+            tuple(s for s, _ in self.pairs),
+            self.method,
+            tuple(self.primitives.items()),
+            self.preset,
+        )
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        selectors, method, primitives, preset = static
+        self = object.__new__(cls)
+        for name, value in (
+            ("pairs", tuple(zip(selectors, leaves[:-1], strict=True))),
+            ("default", leaves[-1]),
+            ("method", method),
+            ("primitives", dict(primitives)),
+            ("preset", preset),
+        ):
+            object.__setattr__(self, name, value)
+        return self
+
+
+_SUMS = (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-6))
+_DENSE = (select.kind("dense"), rules.Epsilon(1e-6))
+_FIRST = select.first("conv", "dense")
+
+
+def _preset(name: str, *pairs: Any) -> Composite:
+    return Composite(pairs, preset=name)
+
+
+def epsilon(epsilon: Any = 1e-6) -> Composite:
+    """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is LRP-0 and leaves sums native."""
+    sums = () if rules.is_zero(epsilon) else (_SUMS,)
+    return _preset("epsilon", (select.kind("conv", "dense"), rules.Epsilon(epsilon)), *sums)
+
+
+def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
+    """z⁺ in convolutions, ε in dense layers (zennit's `EpsilonPlus`)."""
+    return _preset("epsilon_plus", (select.kind("conv"), rules.ZPlus()), (select.kind("dense"), rules.Epsilon(epsilon)), _SUMS)
+
+
+def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
+    """As `epsilon_plus`, with the flat rule in the first layer that is executed (zennit's `EpsilonPlusFlat`)."""
+    base = epsilon_plus(epsilon)
+    return _preset("epsilon_plus_flat", (_FIRST, rules.Flat()), *base.pairs)
+
+
+def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
+    """α2β1 in convolutions, ε in dense layers (zennit's `EpsilonAlpha2Beta1`)."""
+    pairs = ((select.kind("conv"), rules.AlphaBeta(2.0, 1.0)), (select.kind("dense"), rules.Epsilon(epsilon)), _SUMS)
+    return _preset("epsilon_alpha2_beta1", *pairs)
+
+
+def epsilon_alpha2_beta1_flat(epsilon: Any = 1e-6) -> Composite:
+    """As `epsilon_alpha2_beta1`, with the flat rule in the first layer (zennit's `EpsilonAlpha2Beta1Flat`)."""
+    return _preset("epsilon_alpha2_beta1_flat", (_FIRST, rules.Flat()), *epsilon_alpha2_beta1(epsilon).pairs)
+
+
+def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.25) -> Composite:
+    """z^B in the first convolution, γ in the others, ε in dense layers (zennit's `EpsilonGammaBox`).
+
+    `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers, or arrays that broadcast
+    against the input.
+    """
+    return _preset(
+        "epsilon_gamma_box",
+        (select.first("conv"), rules.ZBox(low, high)),
+        (select.kind("conv"), rules.Gamma(gamma)),
+        (select.kind("dense"), rules.Epsilon(epsilon)),
+        _SUMS,
+    )
+
+
+def excitation_backprop() -> Composite:
+    """z⁺ in every weighted layer, the gradient through activations (Zhang et al. 2016; zennit's `ExcitationBackprop`)."""
+    return _preset(
+        "excitation_backprop",
+        (select.kind("conv", "dense"), rules.ZPlus()),
+        _SUMS,
+        (select.kind("activation", "affine"), rules.Gradient()),
+    )
+
+
+def deep_taylor(low: Any = None, high: Any = None) -> Composite:
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere."""
+    if (low is None) != (high is None):
+        raise RuleError("deep_taylor: give both low and high, or neither")
+    first = rules.WSquare(epsilon=1e-6, bias=False) if low is None else rules.ZBox(low, high)
+    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), rules.ZPlus(bias=False)))
+
+
+def gradient() -> Composite:
+    """The gradient of the target with respect to the input (sensitivity is its absolute value or its square)."""
+    return Composite((), default=rules.Gradient(), method="gradient", preset="gradient")
+
+
+def input_x_gradient() -> Composite:
+    """The input times the gradient of the target."""
+    return Composite((), default=rules.Gradient(), method="input_x_gradient", preset="input_x_gradient")
+
+
+def deconvnet() -> Composite:
+    """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever their input."""
+    return Composite(((select.kind("relu"), rules.Deconvnet()),), default=rules.Gradient(), method="gradient", preset="deconvnet")
+
+
+def guided_backprop() -> Composite:
+    """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs."""
+    return Composite(((select.kind("relu"), rules.GuidedBackprop()),), default=rules.Gradient(), method="gradient", preset="guided_backprop")
+
+
+def attnlrp(epsilon: Any = 1e-6) -> Composite:
+    """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor expansion, normalisations
+    with their statistics held fixed, activations passed through."""
+    return _preset(
+        "attnlrp",
+        (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        (select.kind("product"), rules.Product("uniform")),
+    )
+
+
+def cp_lrp(epsilon: Any = 1e-6) -> Composite:
+    """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the activated factor of gated MLPs."""
+    return _preset(
+        "cp_lrp",
+        (select.kind("softmax"), rules.Stop()),
+        (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        (select.kind("product"), rules.Product("activated")),
+    )

@@ -1,0 +1,273 @@
+"""From a Python function to a graph of values and nodes: tracing, inlining of calls, removal of dead code, and two facts about each value.
+
+The facts, found by `mark`: does the value *carry* relevance (it is a floating-point number that depends on the explained input along
+floating-point numbers), and is it known to be *non-negative*.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrpjax import _compat
+from lrpjax.primitives import ANY_SIGN, CALLS, NONNEGATIVE, SIGN_KEEPING
+
+
+class Value:
+    """One array of the traced program. `node` made it (None for inputs and constants); `users` read it, one entry for each reading operand."""
+
+    __slots__ = ("aval", "carries", "constant", "node", "nonnegative", "returned", "users")
+
+    def __init__(self, aval: Any, node: "Node | None" = None, constant: Any = None):
+        self.aval = aval
+        self.node = node
+        self.constant = constant
+        self.users: list[Node] = []
+        self.returned = False
+        self.carries = False
+        self.nonnegative = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.aval.shape)
+
+
+class Node:
+    """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its sub-programs (scan, cond, …)."""
+
+    __slots__ = ("bodies", "eqn", "index", "inputs", "name", "outputs", "params", "path", "primitive", "sites", "within")
+
+    def __init__(self, eqn: Any, inputs: list[Value], path: str, within: tuple[str, ...], sites: tuple):
+        self.eqn = eqn
+        self.sites = sites
+        self.primitive = eqn.primitive
+        self.name: str = eqn.primitive.name
+        self.params: dict = eqn.params
+        self.inputs = inputs
+        self.outputs = [Value(v.aval, self) for v in eqn.outvars]
+        self.path = path
+        self.within = within
+        self.bodies: list[Graph] = []
+        self.index = -1
+
+    @property
+    def out(self) -> Value:
+        return self.outputs[0]
+
+    @property
+    def source(self) -> str:
+        return _compat.source_of(*self.sites)
+
+    def carriers(self) -> list[Value]:
+        return [v for v in self.inputs if v.carries]
+
+    def bind(self, *values: Any) -> list:
+        with self.eqn.ctx.manager:
+            return _compat.bind(self.primitive, self.params, *values)
+
+
+@dataclasses.dataclass
+class Graph:
+    """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run, `outputs`."""
+
+    inputs: list[Value]
+    constants: dict[Value, Any]
+    nodes: list[Node]
+    outputs: list[Value]
+
+    def walk(self) -> Iterable[Node]:
+        """All nodes in execution order, those of sub-programs included."""
+        for node in self.nodes:
+            yield node
+            for body in node.bodies:
+                yield from body.walk()
+
+
+def trace(f: Callable, *args: Any) -> tuple[Graph, list, Any]:
+    """Traces `f(*args)` (a function of flat arrays) and returns its graph, the values of its captured constants, and the output's tree of shapes."""
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    return build(jaxpr), _compat.open_jaxpr(jaxpr)[1], shapes
+
+
+def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: tuple = ()) -> Graph:
+    """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program keeps its own in `constants`.
+
+    `holders` are the equations that hold a sub-program, innermost first.
+    """
+    holder, consts = _compat.open_jaxpr(jaxpr)
+    nodes: list[Node] = []
+    constants: dict[Value, Any] = {}
+    env: dict[Any, Value] = {}
+
+    def read(atom: Any, env: dict) -> Value:
+        if isinstance(atom, _compat.Literal):
+            value = Value(atom.aval, constant=atom.val)
+            value.nonnegative = _not_negative(atom.val)
+            return value
+        return env[atom]
+
+    def inline(holder: Any, env: dict, prefix: str, within: tuple[str, ...], site: Any) -> list[Value]:
+        for eqn in holder.eqns:
+            inputs = [read(a, env) for a in eqn.invars]
+            path = _join(prefix, _compat.scope_of(eqn))
+            key = CALLS.get(eqn.primitive.name)
+            if key is not None and key in eqn.params:
+                inner, inner_consts = _compat.open_jaxpr(eqn.params[key])
+                inner_env = dict(zip(inner.invars, inputs, strict=True))
+                for var, const in zip(inner.constvars, inner_consts, strict=True):
+                    inner_env[var] = constant = Value(var.aval)
+                    constants[constant] = const
+                outputs = inline(
+                    inner, inner_env, path, (*within, _call_name(eqn)), site or (eqn if _compat.is_library_call(eqn) else None)
+                )
+            else:
+                node = Node(eqn, inputs, path, within, (site or eqn, *holders))
+                node.bodies = [build(body, path, within, node.sites) for body in _bodies(eqn)]
+                nodes.append(node)
+                outputs = node.outputs
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(a, env) for a in holder.outvars]
+
+    constvars = [Value(v.aval) for v in holder.constvars]
+    invars = [Value(v.aval) for v in holder.invars]
+    env.update(zip(holder.constvars, constvars, strict=True))
+    env.update(zip(holder.invars, invars, strict=True))
+    if holders:  # they are no operands of the equation that holds the sub-program
+        constants.update(zip(constvars, consts, strict=True))
+        constvars = []
+    outputs = inline(holder, env, prefix, within, None)
+    return _prune(Graph([*constvars, *invars], constants, nodes, outputs))
+
+
+def _bodies(eqn: Any) -> list:
+    p = eqn.params
+    if eqn.primitive.name == "cond":
+        return list(p["branches"])
+    if eqn.primitive.name == "while":
+        return [p["body_jaxpr"]]
+    if eqn.primitive.name in ("scan", "remat2", "remat", "checkpoint", "shard_map"):
+        return [p["jaxpr"]]
+    return []
+
+
+def _call_name(eqn: Any) -> str:
+    if "name" in eqn.params:
+        return str(eqn.params["name"])
+    info = getattr(_compat.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])[0], "debug_info", None)
+    return str(getattr(info, "func_name", "") or "")
+
+
+def _join(prefix: str, scope: str) -> str:
+    return f"{prefix}/{scope}" if prefix and scope else prefix or scope
+
+
+def _prune(graph: Graph) -> Graph:
+    """Drops what contributes to no output and has no effect, numbers the nodes and fills in `users`."""
+    needed: set[Value] = set(graph.outputs)
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.eqn.effects or not needed.isdisjoint(node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+    graph.nodes = kept[::-1]
+    for index, node in enumerate(graph.nodes):
+        node.index = index
+        for value in node.inputs:
+            value.users.append(node)
+    for value in graph.outputs:
+        value.returned = True
+    return graph
+
+
+def mark(graph: Graph, carries: Sequence[bool], nonnegative: Sequence[bool], sources: frozenset[Value], families: Mapping[str, str]) -> None:
+    """Sets `carries` and `nonnegative` on every value, given those of the inputs. `sources` carry in any case (they are explained themselves)."""
+    for value, c, n in zip(graph.inputs, carries, nonnegative, strict=True):
+        value.carries, value.nonnegative = c or value in sources, n
+    for value, constant in graph.constants.items():
+        value.nonnegative = _not_negative(constant)
+    for node in graph.nodes:
+        if node.bodies:
+            _mark_bodies(node, sources, families)
+        else:
+            reached = any(v.carries for v in node.inputs) and families.get(node.name) != "stop"
+            sign = _sign(node)
+            for value in node.outputs:
+                value.carries = reached and _compat.is_float(value.aval)
+                value.nonnegative = sign
+        for value in node.outputs:
+            value.carries |= value in sources
+
+
+def _mark_bodies(node: Node, sources: frozenset[Value], families: Mapping[str, str]) -> None:
+    carries = [v.carries for v in node.inputs]
+    signs = [v.nonnegative for v in node.inputs]
+    if node.name == "cond":
+        results = []
+        for body in node.bodies:
+            mark(body, carries[1:], signs[1:], sources, families)
+            results.append(body.outputs)
+        for i, value in enumerate(node.outputs):
+            value.carries = any(r[i].carries for r in results)
+            value.nonnegative = all(r[i].nonnegative for r in results)
+        return
+    body = node.bodies[0]
+    if node.name == "while":
+        skip = node.params["cond_nconsts"]
+        carries, signs = carries[skip:], signs[skip:]
+        first, count = node.params["body_nconsts"], len(node.outputs)
+    elif node.name == "scan":
+        first, count = _compat.scan_layout(node.params)
+    else:
+        first, count = 0, 0
+    while True:
+        mark(body, carries, signs, sources, families)
+        new_carries, new_signs = list(carries), list(signs)
+        for i, out in enumerate(body.outputs[:count]):
+            new_carries[first + i] |= out.carries
+            new_signs[first + i] &= out.nonnegative
+        if (new_carries, new_signs) == (carries, signs):
+            break
+        carries, signs = new_carries, new_signs
+    for value, out in zip(node.outputs, body.outputs, strict=True):
+        value.carries, value.nonnegative = out.carries, out.nonnegative
+
+
+def _sign(node: Node) -> bool:
+    name = node.name
+    if name in NONNEGATIVE or (name == "integer_pow" and node.params["y"] % 2 == 0) or not node.outputs:
+        return True
+    if name in ANY_SIGN:
+        return any(v.nonnegative for v in node.inputs)
+    if name == "select_n":
+        return all(v.nonnegative for v in node.inputs[1:])
+    if name in ("gather", "dynamic_slice", "sort", "top_k"):
+        return node.inputs[0].nonnegative
+    if name == "dynamic_update_slice":
+        return all(v.nonnegative for v in node.inputs[:2])
+    if name == "mul" and node.inputs[0] is node.inputs[1]:
+        return not jax.numpy.issubdtype(node.out.aval.dtype, jax.numpy.complexfloating)
+    return name in SIGN_KEEPING and all(v.nonnegative for v in node.inputs)
+
+
+def _not_negative(constant: Any) -> bool:
+    """Whether a constant is known to be non-negative without computing anything: scalars are looked at, arrays are not."""
+    if isinstance(constant, (bool, int, float, np.generic)) or (isinstance(constant, np.ndarray) and constant.size == 1):
+        return bool(np.all(np.asarray(constant) >= 0)) if np.asarray(constant).dtype != object else False
+    return False
+
+
+def token_sources(graph: Graph, explained: Sequence[bool]) -> frozenset[Value]:
+    """Floating-point values looked up by integers that come from the explained input: where the relevance of tokens begins."""
+    integers = {v for v, e in zip(graph.inputs, explained, strict=True) if e and not _compat.is_float(v.aval)}
+    sources: set[Value] = set()
+    for node in graph.nodes:
+        if not any(v in integers for v in node.inputs):
+            continue
+        for value in node.outputs:
+            table = node.name in ("gather", "dot_general", "dynamic_slice") and any(
+                len(v.shape) > 1 and _compat.is_float(v.aval) and v not in integers for v in node.inputs
+            )
+            (sources if table and _compat.is_float(value.aval) else integers).add(value)
+    return frozenset(sources)

@@ -1,0 +1,631 @@
+"""From units, rules and orientation to a function whose vector-Jacobian product is relevance.
+
+The rewritten function computes what the original computes, node for node; only its derivatives are others. What is right as JAX
+differentiates it is bound as it is; everything else goes through one of a few `jax.custom_vjp` functions, which close over static data only.
+Loops, branches and rematerialised bodies are rewritten by the same code and handed to the public `lax.scan`, `lax.switch`, `jax.checkpoint`.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from lrpjax import _compat
+from lrpjax.graph import Node, Value
+from lrpjax.plan import Orientation, carry_of, is_native, passing
+from lrpjax.rules import PLAIN, RATIO, Epsilon, Gradient, Layer, Norm, Pass, Product, Rule, Sum, divide, positive, stabilize
+from lrpjax.units import Level, Unit
+
+AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
+
+DEFAULT = Epsilon(1e-6)
+"""The rule of weighted layers that no composite names."""
+
+# ------------------------------------------------------------------------------------------------------ identities with another derivative
+
+
+@jax.custom_jvp
+def detach(x: jax.Array) -> jax.Array:
+    """x, through which no relevance flows. Unlike `stop_gradient` it leaves derivatives *of* the relevance alone."""
+    return x
+
+
+def _detach_jvp(primals, tangents):
+    return primals[0], SymbolicZero(jax.typeof(primals[0]))
+
+
+detach.defjvp(_detach_jvp, symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x, whose cotangent is multiplied by `weight`."""
+    return x
+
+
+scale.defvjp(lambda x, w: (x, w), lambda w, c: (c * w.astype(c.dtype), None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convert(x: jax.Array, epsilon: jax.Array | None, have: str, want: str, rectified: bool = False) -> jax.Array:
+    """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
+
+    With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever linear map made x.
+    `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU keeps anyway, can be kept in place of x.
+    """
+    return x
+
+
+def _convert_fwd(x, epsilon, have, want, rectified):
+    return x, (positive(x) if rectified else x, epsilon)
+
+
+def _convert_bwd(have, want, rectified, residuals, c):
+    x, epsilon = residuals
+    dtype = c.dtype
+    x, c = wide(x), wide(c)
+    if have == RATIO and (want == PLAIN or epsilon is not None):
+        c = c * x
+        have = PLAIN
+    if have == PLAIN and want == RATIO:
+        c = divide(c, x if epsilon is None else stabilize(x, epsilon))
+    return c.astype(dtype), None
+
+
+convert.defvjp(_convert_fwd, _convert_bwd)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """x in the precision that rules compute in: at least float32."""
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+
+
+def with_backward(forward: Callable, backward: Callable, x: jax.Array, *rest: Any, rectified: bool = False) -> jax.Array:
+    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
+
+    `rectified` as in `convert`: the backward function is given y⁺ for y.
+    """
+
+    @jax.custom_vjp
+    def call(x, *rest):
+        return forward(x, *rest)
+
+    def fwd(x, *rest):
+        y = forward(x, *rest)
+        return y, (x, rest, positive(y) if rectified else y)
+
+    def bwd(residuals, c):
+        x, rest, y = residuals
+        return (backward(x, rest, y, c).astype(x.dtype), *([None] * len(rest)))
+
+    call.defvjp(fwd, bwd)
+    return call(x, *rest)
+
+
+def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Sums an array over the axes along which something of this shape was broadcast to it."""
+    c = c.sum(tuple(range(c.ndim - len(shape))))
+    axes = tuple(d for d, n in enumerate(shape) if n == 1 and c.shape[d] != 1)
+    return c.sum(axes, keepdims=True) if axes else c
+
+
+# ------------------------------------------------------------------------------------------------------------------------- execution
+
+
+class Rewritten:
+    """A level's function with relevance for derivative.
+
+    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros) and returns its value.
+    """
+
+    def __init__(self, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: Sequence[Value]):
+        self.rules = rules
+        self.found = found
+        self.tapped = {v: i for i, v in enumerate(tapped)}
+        self.owner = {node: unit for unit in found.given for node in unit.nodes}
+
+    def run(self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]) -> tuple[list, dict[int, Any]]:
+        """(outputs, {index of a tapped value: its value}) of a level."""
+        frame = _Frame(self, level, taps)
+        for value, array in zip(level.graph.inputs, inputs, strict=True):
+            frame.define(value, array)
+        for step in level.order:
+            frame.execute(step)
+        return [frame.read(v) for v in level.graph.outputs], frame.seen
+
+    def rectified(self, value: Value) -> bool:
+        """Whether every way of relevance to a value leads through a ReLU of it, or of a selection of its elements."""
+        if value.returned or value in self.tapped:
+            return False
+        for user in value.users:
+            unit = self.owner.get(user)
+            if unit is None:
+                continue
+            if unit.kind == "activation" and unit.name in ("relu", "relu6") and isinstance(self.rules[unit], (Pass, type(None))):
+                continue
+            if not (unit.kind == "structural" or unit.name == "max_pool") or not all(
+                self.rectified(v) for v in unit.outputs if v in self.found.live
+            ):
+                return False
+        return True
+
+    def taps_in(self, level: Level) -> list[int]:
+        """The tapped values that stand in a level or in its sub-programs."""
+        inside = [v for n in level.graph.nodes for v in n.outputs]
+        found = [self.tapped[v] for v in [*level.graph.inputs, *inside] if v in self.tapped]
+        return found + [i for unit in level.units for body in unit.bodies for i in self.taps_in(body)]
+
+
+class _Frame:
+    """One execution of one level: the values computed so far."""
+
+    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, Any]):
+        self.program = program
+        self.found = program.found
+        self.taps = taps
+        self.seen: dict[int, Any] = {}
+        self.env: dict[Value, Any] = dict(level.graph.constants)
+        self.detached: dict[Value, Any] = {}
+
+    def define(self, value: Value, array: Any) -> None:
+        index = self.program.tapped.get(value)
+        if index is not None:
+            self.seen[index] = array
+            array = array + self.taps[index]
+        self.env[value] = array
+
+    def read(self, value: Value) -> Any:
+        return value.constant if value.constant is not None else self.env[value]
+
+    def fixed(self, value: Value) -> Any:
+        """A value as a constant of the relevance."""
+        if value not in self.found.live:
+            return self.read(value)
+        if value not in self.detached:
+            self.detached[value] = detach(self.env[value])
+        return self.detached[value]
+
+    def known(self, value: Value) -> Any:
+        """A constant as a concrete array, where all that it is computed from is concrete; else None."""
+        if value.constant is not None:
+            return value.constant
+        if value in self.env and not isinstance(self.env[value], jax.core.Tracer):
+            return self.env[value]
+        if value.node is None or value.carries or value.node.bodies:
+            return None
+        inputs = [self.known(v) for v in value.node.inputs]
+        if any(i is None for i in inputs):
+            return None
+        with jax.ensure_compile_time_eval():
+            outputs = value.node.bind(*inputs)
+        return outputs[value.node.outputs.index(value)]
+
+    def execute(self, step: Unit | Node) -> None:
+        if isinstance(step, Node):
+            self.bind(step, self.fixed)
+        elif step not in self.found.given:
+            for node in step.nodes:
+                self.bind(node, self.fixed)
+        elif step.bodies:
+            self.structured(step)
+        else:
+            self.explain(step, self.program.rules[step])
+
+    def bind(self, node: Node, read: Callable[[Value], Any]) -> None:
+        for value, array in zip(node.outputs, _bind(node, [read(v) for v in node.inputs]), strict=True):
+            self.define(value, array)
+
+    # --------------------------------------------------------------------------------------------------------------- units with rules
+
+    def operand(self, unit: Unit, value: Value) -> Any:
+        """An operand of a unit; where relevance flows, with its cotangent converted to the form of the value."""
+        emits = self.found.emits[unit].get(value)
+        if emits is None:
+            return self.fixed(value)
+        array = self.env[value]
+        return convert(array, None, emits, self.found.form[value]) if emits != self.found.form[value] else array
+
+    def rectified(self, unit: Unit) -> bool:
+        """Whether relevance reaches a unit only where its output is positive: all of it comes through ReLUs, in ratio form."""
+        return self.found.form[unit.out] == RATIO and self.program.rectified(unit.out)
+
+    def explain(self, unit: Unit, rule: Rule | None) -> None:
+        given, form = self.found.given[unit], self.found.form
+        if isinstance(rule, Gradient):
+            self.native(unit)
+        elif unit.kind in ("dense", "conv") and not is_native(unit, rule):
+            self.layer(unit, rule)
+        elif unit.kind == "activation":
+            self.custom(unit, *_activation(unit, rule, form[unit.out]), rule)
+        elif given == PLAIN and unit.kind in ("affine", "norm", "quotient"):
+            self.custom(unit, *_passing(unit, form[unit.out]), rule)
+        elif unit.kind == "product":
+            self.product(unit, rule)
+        elif isinstance(rule, Sum) and rule.share != "native":
+            self.shared_sum(unit, rule)
+        else:
+            self.native(unit, epsilon=_epsilon(unit, rule))
+
+    def native(self, unit: Unit, epsilon: Any = None, operand: Callable[[Value], Any] | None = None) -> None:
+        """Binds a unit's nodes as they are; converts the cotangents at its border."""
+        inner = {v for node in unit.nodes for v in node.outputs}
+        cache: dict[Value, Any] = {}
+
+        def read(value: Value) -> Any:
+            if value in inner:
+                return self.env[value]
+            if operand is not None:
+                return operand(value)
+            if value not in cache:
+                cache[value] = self.operand(unit, value)
+            return cache[value]
+
+        given = self.found.given[unit]
+        for node in unit.nodes[:-1]:
+            self.bind(node, read)
+        last = unit.nodes[-1]
+        for value, array in zip(last.outputs, _bind(last, [read(v) for v in last.inputs]), strict=True):
+            if value in self.found.live and (self.found.form[value] != given or epsilon is not None):
+                array = convert(array, epsilon, self.found.form[value], given, epsilon is not None and self.rectified(unit))
+            self.define(value, array)
+
+    def custom(self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None) -> None:
+        """Evaluates a unit of one relevant operand and one output with a backward function of its own."""
+        (x,) = self.found.emits[unit] or unit.passing[:1]
+        rest = [self.fixed(v) for v in externals]
+        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, _arrays(rule)))
+
+    def layer(self, unit: Unit, rule: Rule | None) -> None:
+        """A weighted layer whose rule is more than the native transpose."""
+        (x,) = self.found.emits[unit]
+        rectified = self.rectified(unit)
+        weighted = _Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified)
+        externals, leaves = [self.fixed(v) for v in weighted.externals], _arrays(rule)
+        rest = externals, weighted.prepare([self.known(v) for v in weighted.externals], leaves), leaves
+        y = with_backward(weighted.forward, weighted.backward, self.operand(unit, x), *rest, rectified=rectified)
+        self.define(unit.out, y)
+
+    def product(self, unit: Unit, rule: Rule | None) -> None:
+        """y = a·b·…: the native derivative, which gives each factor all of the relevance, times each factor's share."""
+        emits = self.found.emits[unit]
+        if unit.name == "reduce_product":
+            (x,) = emits
+            number = math.prod(x.shape[a] for a in unit.nodes[0].params["axes"])
+            self.native(unit, operand=lambda v: scale(self.operand(unit, v), jnp.asarray(1 / number, jnp.float32)))
+            return
+        factors = [v for v in unit.operands if v in emits]
+        share = rule.share if isinstance(rule, Product) else "uniform"
+        weights: dict[Value, Any] = dict.fromkeys(factors, 1.0 / len(factors))
+        if share == "magnitude" and len(factors) > 1:
+            sizes = {v: jnp.abs(wide(self.fixed(v))) for v in dict.fromkeys(factors)}
+            total = functools.reduce(jnp.add, (sizes[v] for v in factors))
+            weights = {v: divide(jnp.broadcast_to(sizes[v], total.shape), total) for v in sizes}
+
+        def operand(value: Value) -> Any:
+            array = self.operand(unit, value)
+            if value not in emits or len(factors) == 1:
+                return array
+            weight = weights[value]
+            if share == "magnitude":
+                array = jnp.broadcast_to(array, weight.shape)
+            return scale(array, jnp.asarray(weight, wide(array).real.dtype))
+
+        self.native(unit, epsilon=_epsilon(unit, rule), operand=operand)
+
+    def shared_sum(self, unit: Unit, rule: Sum) -> None:
+        """y = a ± b with shares of the relevance that do not follow the terms."""
+        node = unit.nodes[-1]
+        a, b = node.inputs
+        share, shapes, have = rule.share, (a.shape, b.shape), self.found.form[unit.out]
+
+        @jax.custom_vjp
+        def call(a, b):
+            return _bind(node, [a, b])[0]
+
+        def bwd(residuals, c):
+            a, b, y = (wide(v) for v in residuals)
+            R = wide(c) if have == PLAIN else wide(c) * y
+            if share == "magnitude":
+                size_a, size_b = jnp.abs(a), jnp.abs(b)
+                part = divide(jnp.broadcast_to(size_a, y.shape), jnp.broadcast_to(size_a + size_b, y.shape))
+            else:
+                part = jnp.asarray({"uniform": 0.5, 0: 1.0, 1: 0.0}[share], y.dtype)
+            parts = (R * part, R * (1 - part))
+            return tuple(unbroadcast(p, s).astype(v.dtype) for p, s, v in zip(parts, shapes, residuals[:2], strict=True))
+
+        def fwd(a, b):
+            y = call(a, b)
+            return y, (a, b, y)
+
+        call.defvjp(fwd, bwd)
+        self.define(unit.out, call(self.operand(unit, a), self.operand(unit, b)))
+
+    # ------------------------------------------------------------------------------------------------------------- structured control
+
+    def structured(self, unit: Unit) -> None:
+        node = unit.nodes[0]
+        run = getattr(self, f"run_{unit.kind}")
+        arrays = [self.operand(unit, v) for v in node.inputs]
+        for value, array in zip(node.outputs, run(unit, node, arrays), strict=True):
+            self.define(value, array)
+
+    def enter(self, unit: Unit, body: Level, operands: Sequence[Value], arrays: Sequence[Any]) -> list:
+        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit emits for the operand."""
+        emits, form, entered = self.found.emits[unit], self.found.form, []
+        for operand, inner, array in zip(operands, body.graph.inputs, arrays, strict=True):
+            if operand in emits and inner in self.found.live and form[inner] != emits[operand]:
+                array = convert(array, None, form[inner], emits[operand])
+            entered.append(array)
+        return entered
+
+    def leave(self, unit: Unit, body: Level, outputs: list) -> list:
+        """A body's outputs, with cotangents converted from the form of the value outside to that of the value inside."""
+        converted = []
+        for outer, inner, array in zip(unit.outputs, body.graph.outputs, outputs, strict=True):
+            have = self.found.form.get(outer, RATIO)
+            want = self.found.form.get(inner, RATIO) if inner in self.found.live else have
+            converted.append(convert(array, None, have, want) if have != want and outer in self.found.live else array)
+        return converted
+
+    def run_remat(self, unit: Unit, node: Node, arrays: list) -> list:
+        body = unit.bodies[0]
+        taps = {i: self.taps[i] for i in self.program.taps_in(body)}
+
+        def run(arrays, taps):
+            outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs, arrays), taps)
+            return self.leave(unit, body, outputs), seen
+
+        outputs, seen = jax.checkpoint(run, prevent_cse=node.params["prevent_cse"], policy=node.params["policy"])(arrays, taps)
+        self.seen.update(seen)
+        return outputs
+
+    def run_cond(self, unit: Unit, node: Node, arrays: list) -> list:
+        indices = [self.program.taps_in(body) for body in unit.bodies]
+        taps = {i: self.taps[i] for group in indices for i in group}
+
+        def branch(body: Level) -> Callable:
+            def run(arrays, taps):
+                outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
+                return self.leave(unit, body, outputs), {i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()}
+
+            return run
+
+        outputs, seen = lax.switch(arrays[0], [branch(body) for body in unit.bodies], arrays[1:], taps)
+        self.seen.update(seen)
+        return outputs
+
+    def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
+        body = unit.bodies[0]
+        first, count = carry_of(unit)
+        arrays = self.enter(unit, body, node.inputs, arrays)
+        consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
+        taps = {i: self.taps[i] for i in self.program.taps_in(body)}
+        forms = [self.found.form.get(v, RATIO) for v in body.graph.inputs[first : first + count]]
+
+        def step(carry, slices):
+            xs, taps = slices
+            outputs, seen = self.program.run(body, [*consts, *carry, *xs], taps)
+            carry = [self.carry_over(o, a, f) for o, a, f in zip(body.graph.outputs[:count], outputs[:count], forms, strict=True)]
+            return carry, (outputs[count:], seen)
+
+        p = node.params
+        carry, (ys, seen) = lax.scan(step, list(init), (list(xs), taps), p["length"], p["reverse"], p["unroll"])
+        self.seen.update(seen)
+        outside = [
+            convert(a, None, self.found.form[v], f) if v in self.found.live and self.found.form[v] != f else a
+            for v, a, f in zip(unit.outputs[:count], carry, forms, strict=True)
+        ]
+        return outside + list(ys)
+
+    def carry_over(self, value: Value, array: Any, form: str) -> Any:
+        """A carry at the end of a step: from the form that the next step gives to the form that this step wants."""
+        have, want = form, self.found.form.get(value, RATIO)
+        return convert(array, None, have, want) if value in self.found.live and have != want else array
+
+
+# ------------------------------------------------------------------------------------------------------- what the custom units compute
+
+
+def _bind(node: Node, values: Sequence[Any]) -> list:
+    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there)."""
+    if node.name in ("max", "min") and {"relu", "relu6"} & set(node.within) and sum(v.carries for v in node.inputs) == 1:
+        at = 0 if node.inputs[0].carries else 1
+        x, bound = values[at], values[1 - at]
+        return [with_backward(functools.partial(_pair, node, at), _mask, x, bound)]
+    return node.bind(*values)
+
+
+def _pair(node: Node, at: int, x: Any, bound: Any) -> Any:
+    return node.bind(*((x, bound) if at == 0 else (bound, x)))[0]
+
+
+def _mask(x, rest, y, c):
+    return c * ((y == x) & (y != rest[0])).astype(c.dtype)
+
+
+def _epsilon(unit: Unit, rule: Rule | None) -> Any:
+    """The stabiliser at the output of a unit whose nodes are bound as they are; None for none."""
+    if rule is None and unit.kind in ("dense", "conv"):
+        rule = DEFAULT
+    if not isinstance(rule, (Epsilon, Norm)) or (isinstance(rule.epsilon, (int, float)) and rule.epsilon == 0):
+        return None
+    return jnp.asarray(rule.epsilon)
+
+
+def _evaluate(unit: Unit, x_value: Value, externals: Sequence[Value], x: Any, rest: Sequence[Any]) -> Any:
+    env = {x_value: x, **dict(zip(externals, rest, strict=True))}
+    for node in unit.nodes:
+        values = [v.constant if v.constant is not None else env[v] for v in node.inputs]
+        env.update(zip(node.outputs, node.bind(*values), strict=True))
+    return env[unit.out]
+
+
+def _externals(unit: Unit, x: Value) -> list[Value]:
+    """What a unit reads besides x, its own values and literals."""
+    inner = {v for node in unit.nodes for v in node.outputs}
+    read = dict.fromkeys(v for node in unit.nodes for v in node.inputs)
+    return [v for v in read if v is not x and v not in inner and v.constant is None]
+
+
+def _relevance(y: jax.Array, c: jax.Array, have: str) -> jax.Array:
+    return wide(c) if have == PLAIN else wide(c) * wide(y)
+
+
+def _activation(unit: Unit, rule: Rule | None, have: str) -> tuple[Callable, Callable, list[Value]]:
+    x_value = unit.passing[0]
+    externals = _externals(unit, x_value)
+    forward = lambda x, rest, leaves: _evaluate(unit, x_value, externals, x, rest)
+    static = _static(rule)
+    precise = x_value.node is None or x_value.node.name not in ("dot_general", "conv_general_dilated", "add", "sub")
+    name = unit.name
+
+    def derivative(x, rest):
+        return jax.jvp(lambda x: forward(x, rest, []), (x,), (jnp.ones_like(x),))[1]
+
+    def backward(x, rest, y, c):
+        rest, leaves = rest
+        if hasattr(rule, "through"):
+            return unbroadcast(static(leaves).through(wide(x), wide(y), _relevance(y, c, have), None), x.shape)
+        if have == PLAIN:
+            return unbroadcast(c, x.shape)
+        if name == "relu":
+            return c * (y > 0).astype(c.dtype)
+        wx, wy = wide(x), wide(y)
+        tiny = jnp.abs(wx) < jnp.finfo(wx.dtype).tiny
+        ratio = divide(wy, jnp.where(tiny, jnp.zeros_like(wx), wx))
+        if precise:  # φ(0) = 0: the limit of φ(x) / x. Upstream of a weighted layer it cannot matter, for R = 0 there
+            limit = wide(derivative(x, rest))
+            ratio = jnp.where(tiny & (wy == 0) & jnp.isfinite(limit), limit, ratio)
+        return unbroadcast(wide(c) * ratio, x.shape)
+
+    return forward, backward, externals
+
+
+def _passing(unit: Unit, have: str) -> tuple[Callable, Callable, list[Value]]:
+    """Affine maps and normalisations to which relevance comes in plain form: it passes to the signal unchanged."""
+    x_value = unit.passing[0]
+    externals = _externals(unit, x_value)
+    forward = lambda x, rest, leaves: _evaluate(unit, x_value, externals, x, rest)
+    return forward, lambda x, rest, y, c: unbroadcast(_relevance(y, c, have), x.shape), externals
+
+
+def _arrays(rule: Rule | None) -> list:
+    return [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
+
+
+def _static(rule: Rule | None) -> Callable[[list], Any]:
+    """A function from a rule's array leaves to the rule; numbers are static."""
+    leaves, treedef = jax.tree.flatten(rule)
+    numbers = [leaf if isinstance(leaf, (bool, int, float)) else None for leaf in leaves]
+
+    def rebuild(arrays):
+        arrays = iter(arrays)
+        return jax.tree.unflatten(treedef, [next(arrays) if n is None else n for n in numbers])
+
+    return rebuild
+
+
+class _Weighted:
+    """A weighted layer with a rule of its own: the static part, from which forward and backward functions are made."""
+
+    def __init__(self, unit: Unit, x_value: Value, rule: Rule, have: str, rectified: bool):
+        assert unit.core is not None
+        self.unit, self.core, self.x_value, self.have, self.rectified = unit, unit.core, x_value, have, rectified
+        self.externals = _externals(unit, x_value)
+        self.rebuild = _static(rule)
+        self.at = self.core.inputs.index(x_value)
+        self.moves = [n for n in unit.nodes[1:] if n.name not in AFFINE]
+
+    def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
+        return _evaluate(self.unit, self.x_value, self.externals, x, externals)
+
+    def backward(self, x: Any, rest: Any, z: Any, c: Any) -> Any:
+        externals, prepared, leaves = rest
+        rule = self.rebuild(leaves)
+        if prepared is None:
+            w, b = self.merge([_compat.late(a, c) for a in externals])
+            prepared = rule.kernels(w), b
+        x = _compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
+        return rule.back(self.layer(x, *prepared), wide(x), wide(z), _relevance(z, c, self.have))
+
+    def prepare(self, externals: list, leaves: list) -> Any:
+        """The merged kernels and bias, computed now, if all they depend on is known now; else None."""
+        if any(a is None or isinstance(a, jax.core.Tracer) for a in [*externals, *leaves]):
+            return None
+        with jax.ensure_compile_time_eval():
+            w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
+            return self.rebuild([np.asarray(a) for a in leaves]).kernels(w), b
+
+    def merge(self, externals: list) -> tuple[Any, Any]:
+        """Kernel and bias, with the affine constants behind the layer folded in."""
+        env = dict(zip(self.externals, externals, strict=True))
+        read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
+        w, b = read(self.core.inputs[1 - self.at]), 0.0
+        value = self.core.out
+        for node in self.unit.nodes[1:]:
+            t = None if len(node.inputs) == 1 else wide(read(next(v for v in node.inputs if v is not value)))
+            if node.name in ("add", "add_any"):
+                b = b + t
+            elif node.name == "sub":
+                w, b = (w, b - t) if node.inputs[0] is value else (-w, t - b)
+            elif node.name in AFFINE:
+                factor = np.asarray(-1.0, wide(w).dtype) if t is None else t if node.name == "mul" else 1 / t
+                w, b = w * _along(factor, self.unit.scales[node], w.ndim).astype(w.dtype), b * factor
+            elif not isinstance(b, float):
+                b = node.bind(jnp.broadcast_to(b, value.shape))[0]
+            value = node.out
+        return w, b
+
+    def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
+        def apply(x, w):
+            z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
+            for node in self.moves:
+                z = node.bind(z)[0]
+            return z
+
+        dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
+        out = jax.eval_shape(apply, x, kernels[0]).dtype
+
+        def transpose(s, w):
+            s = jnp.broadcast_to(s, shape).astype(out)
+            return jax.linear_transpose(lambda x: apply(x, w), x)(s)[0].astype(wide_dtype)
+
+        def ones():
+            alike = [] if self.moves else _batch_dims(self.core, self.at)
+            shape = [1 if d in alike else n for d, n in enumerate(x.shape)]
+            return lax.optimization_barrier(jnp.ones(shape, wide_dtype))  # or XLA convolves constants when compiling, slowly
+
+        return Layer(
+            lambda x, w: apply(x.astype(dtype), w).astype(wide_dtype),
+            transpose,
+            kernels,
+            b,
+            self.x_value.nonnegative,
+            self.rectified,
+            ones,
+        )
+
+
+def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
+    """A factor of a layer's output, laid along the dimensions of the kernel that it belongs to."""
+    factor = factor.reshape([n for n in factor.shape if n > 1])
+    factor = factor.transpose(sorted(range(len(dims)), key=lambda i: dims[i]))
+    shape = [1] * rank
+    for d, n in zip(sorted(dims), factor.shape, strict=True):
+        shape[d] = n
+    return factor.reshape(shape)
+
+
+def _batch_dims(core: Node, at: int) -> list[int]:
+    """The dimensions of a layer's input along which all denominators that do not look at the input are alike."""
+    p = core.params
+    if core.name == "conv_general_dilated":
+        return [p["dimension_numbers"].lhs_spec[0]] if at == 0 and p["batch_group_count"] == 1 else []
+    contract, batch = p["dimension_numbers"][0][at], p["dimension_numbers"][1][at]
+    return [d for d in range(len(core.inputs[at].shape)) if d not in contract and d not in batch]

@@ -1,0 +1,131 @@
+"""Selectors: which units of a function a rule is for. Combine them with `&`, `|` and `~`.
+
+>>> from lrpjax import select
+>>> encoder_convs = select.path("encoder/*") & select.kind("conv")
+>>> inner = select.kind("conv", "dense") & ~select.first("conv", "dense")
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Selectable(Protocol):
+    """What a selector looks at in a unit."""
+
+    path: str
+    kind: str
+    name: str
+
+
+class Selector:
+    """Chooses units: `choose(units)` gives one bool for each unit, in execution order."""
+
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
+        raise NotImplementedError
+
+    def __and__(self, other: "Selector") -> "Selector":
+        return Combined("&", (self, as_selector(other)))
+
+    def __or__(self, other: "Selector") -> "Selector":
+        return Combined("|", (self, as_selector(other)))
+
+    def __invert__(self) -> "Selector":
+        return Combined("~", (self,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Selector):
+    operator: str
+    parts: tuple[Selector, ...]
+
+    def choose(self, units):
+        chosen = [part.choose(units) for part in self.parts]
+        if self.operator == "~":
+            return [not c for c in chosen[0]]
+        return [all(c) if self.operator == "&" else any(c) for c in zip(*chosen, strict=True)]
+
+    def __str__(self) -> str:
+        if self.operator == "~":
+            return f"~{self.parts[0]}"
+        return f"({f' {self.operator} '.join(map(str, self.parts))})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Path(Selector):
+    glob: str
+
+    def choose(self, units):
+        return [matches(self.glob, u.path) for u in units]
+
+    def __str__(self) -> str:
+        return repr(self.glob)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind(Selector):
+    kinds: tuple[str, ...]
+
+    def choose(self, units):
+        return [u.kind in self.kinds or u.name in self.kinds for u in units]
+
+    def __str__(self) -> str:
+        return f"kind({', '.join(self.kinds)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class End(Selector):
+    which: str
+    kinds: tuple[str, ...]
+
+    def choose(self, units):
+        positions = [i for i, c in enumerate(Kind(self.kinds).choose(units)) if c]
+        wanted = positions[0 if self.which == "first" else -1] if positions else None
+        return [i == wanted for i in range(len(units))]
+
+    def __str__(self) -> str:
+        return f"{self.which}({', '.join(self.kinds)})"
+
+
+def matches(glob: str, path: str) -> bool:
+    """Whether a glob matches a path, or the path below its outermost scope (flax linen begins every path with the root module's class).
+
+    `*` also crosses "/".
+
+    >>> matches("encoder/*", "Net/encoder/Dense_0"), matches("encoder", "Net/encoder/Dense_0")
+    (True, False)
+    """
+    return fnmatch.fnmatchcase(path, glob) or ("/" in path and fnmatch.fnmatchcase(path.split("/", 1)[1], glob))
+
+
+def path(glob: str) -> Selector:
+    """Units whose module path (named scopes joined by "/") matches a glob; see `matches`."""
+    return Path(glob)
+
+
+def kind(*kinds: str) -> Selector:
+    """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax", "norm", "affine", "linear".
+
+    The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool", "logsumexp", …
+    """
+    return Kind(kinds)
+
+
+def first(*kinds: str) -> Selector:
+    """The one unit of these kinds that is executed first (not the one that was registered or named first)."""
+    return End("first", kinds)
+
+
+def last(*kinds: str) -> Selector:
+    """The one unit of these kinds that is executed last."""
+    return End("last", kinds)
+
+
+def as_selector(selector: "Selector | str") -> Selector:
+    """A selector itself, or a string taken for a path glob."""
+    if isinstance(selector, str):
+        return Path(selector)
+    if isinstance(selector, Selector):
+        return selector
+    raise TypeError(f"a selector is a path glob or made by lrpjax.select, but this is {selector!r}")

@@ -1,0 +1,610 @@
+"""From the graph to units: the things that a rule can be given to.
+
+A unit is a group of nodes with one meaning: a weighted layer with its bias and the affine constants that follow it (so a BatchNorm is folded
+into its layer), an activation however it is written, a softmax, a product of several values, a normalisation, a sum, a pool. Nodes that
+only move or scale values become units of one node, of kind "structural" and "affine". Nothing here knows of rules.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from lrpjax.graph import Graph, Node, Value
+
+SHOWN = ("conv", "dense", "activation", "sum", "pool", "product", "quotient", "norm", "softmax", "affine", "linear")
+"""The kinds of unit that a plan lists and a selector can find; further ones are "structural" and those of structured control flow."""
+
+STRUCTURED = ("scan", "cond", "while", "remat", "shard_map")
+
+
+@dataclasses.dataclass(eq=False)
+class Unit:
+    """A group of nodes that one rule explains.
+
+    kind: one of SHOWN, "structural", "stop", "unknown" or one of STRUCTURED. name: the function, where it is known ("relu", "max_pool", "gelu").
+    nodes: in order; the last one makes the outputs. operands: the values that carry relevance in; passing: those among them that receive
+    relevance (a denominator, a gate and the statistics of a normalisation do not). activated: the factors of a product that come straight
+    from an activation.
+    core, scales: for weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of the kernel
+    that its constant varies along. bodies: the units of each sub-program.
+    """
+
+    kind: str
+    nodes: list[Node]
+    operands: list[Value]
+    passing: list[Value]
+    name: str = ""
+    core: Node | None = None
+    scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    activated: list[Value] = dataclasses.field(default_factory=list)
+    bodies: list["Level"] = dataclasses.field(default_factory=list)
+
+    @property
+    def outputs(self) -> list[Value]:
+        return self.nodes[-1].outputs
+
+    @property
+    def out(self) -> Value:
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def main(self) -> Node:
+        """The node that gives the unit its path and source."""
+        return self.core or self.nodes[-1]
+
+
+@dataclasses.dataclass
+class Level:
+    """A graph and its units, in an order that can be run. Nodes that carry no relevance belong to no unit; they stand in `order` as they are."""
+
+    graph: Graph
+    order: list[Unit | Node]
+
+    @property
+    def units(self) -> list[Unit]:
+        return [u for u in self.order if isinstance(u, Unit)]
+
+    def walk(self) -> Iterable[Unit]:
+        """All units in execution order, those of sub-programs included."""
+        for unit in self.units:
+            yield unit
+            for body in unit.bodies:
+                yield from body.walk()
+
+
+def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
+    """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
+    return _Finder(graph, families, kept).level()
+
+
+class _Finder:
+    def __init__(self, graph: Graph, families: Mapping[str, str], kept: frozenset[Value]):
+        self.graph = graph
+        self.families = families
+        self.kept = kept
+        self.unit_of: dict[Node, Unit] = {}
+        self.live = [n for n in graph.nodes if any(v.carries for v in n.inputs) and any(v.carries for v in n.outputs)]
+
+    def family(self, node: Node) -> str:
+        return self.families.get(node.name, "unknown")
+
+    def add(self, unit: Unit) -> None:
+        for node in unit.nodes:
+            self.unit_of[node] = unit
+
+    def level(self) -> Level:
+        self.softmaxes()
+        self.activations()
+        self.layers()
+        self.normalisations()
+        self.products()
+        for node in self.live:
+            if node not in self.unit_of:
+                self.single(node)
+        return Level(self.graph, self.sort())
+
+    def sort(self) -> list[Unit | Node]:
+        """Stable topological order of units and of the nodes that belong to none."""
+        done: set[Node] = set()
+        order: list[Unit | Node] = []
+        for node in self.graph.nodes:
+            stack = [node]
+            while stack:
+                top = stack[-1]
+                if top in done:
+                    stack.pop()
+                    continue
+                unit = self.unit_of.get(top)
+                nodes = unit.nodes if unit else [top]
+                waiting = [v.node for n in nodes for v in n.inputs if v.node and v.node not in done and v.node not in nodes]
+                if waiting:
+                    stack.extend(waiting)
+                    continue
+                done.update(nodes)
+                order.append(unit or top)
+                stack.pop()
+        return order
+
+    # ------------------------------------------------------------------------------------------------------------- following values
+
+    def forward(self, value: Value, families: tuple[str, ...]) -> list[Value]:
+        """`value` and all that is made from it by nodes of these families with no second operand that carries relevance."""
+        found, stack = [], [value]
+        while stack:
+            v = stack.pop()
+            found.append(v)
+            for user in v.users:
+                if self.light(user, families) and user.carriers() == [v]:
+                    stack.extend(o for o in user.outputs if o.carries)
+        return found
+
+    def light(self, node: Node, families: tuple[str, ...]) -> bool:
+        family = self.family(node)
+        if family == "bilinear":
+            family = "affine" if node.name == "mul" else family
+        elif node.name in ("add", "sub", "neg", "max", "min", "abs"):
+            family = "affine"
+        elif family == "quotient":
+            family = "affine" if node.inputs[0].carries else family
+        return family in families and len(node.carriers()) == 1
+
+    def origin(self, value: Value, families: tuple[str, ...]) -> Node | None:
+        """The node that made `value`, behind nodes of these families."""
+        node = value.node
+        while node is not None and self.light(node, families):
+            node = node.carriers()[0].node
+        return node
+
+    # ------------------------------------------------------------------------------------------------------------------- softmax
+
+    def softmaxes(self) -> None:
+        """exp(u) / Σ exp(u) and log Σ exp(u) in every writing, and exp(u − log Σ exp(u)): all of them are right as JAX differentiates them."""
+        through = ("structural", "affine")
+        for node in self.live:
+            if node.name not in ("exp", "exp2") or node in self.unit_of:
+                continue
+            numerators = self.forward(node.out, through)
+            sums = [u for v in numerators for u in v.users if u.name in ("reduce_sum", "cumsum", "reduce_window_sum", "dot_general")]
+            sums = [s for s in sums if s.name != "dot_general" or len(s.carriers()) == 1]
+            for total in sums:
+                if total in self.unit_of:
+                    continue
+                for denominator in self.forward(total.out, through):
+                    for user in denominator.users:
+                        end = self.softmax_end(user, denominator, numerators, through)
+                        if end is not None and end not in self.unit_of:
+                            self.softmax(node, end)
+        for node in self.live:
+            if node.name in ("exp", "exp2") and node not in self.unit_of and node.carriers()[0].node is not None:
+                inner = node.carriers()[0].node
+                if inner.name == "sub" and inner.inputs[1].carries:
+                    origin = self.origin(inner.inputs[1], (*through,))
+                    if origin is not None and origin in self.unit_of:
+                        self.add(Unit("softmax", [node], node.carriers(), node.carriers(), "softmax"))
+
+    def softmax_end(self, user: Node, denominator: Value, numerators: list[Value], through: tuple[str, ...]) -> Node | None:
+        if user.name == "div" and user.inputs[1] is denominator:
+            if user.inputs[0] in numerators:
+                return user
+            if not user.inputs[0].carries:  # the reciprocal of the sum, multiplied with the exponentials
+                for r in self.forward(user.out, ("structural",)):
+                    for u in r.users:
+                        if u.name == "mul" and any(v in numerators for v in u.inputs):
+                            return u
+        if user.name == "log":
+            return user
+        return None
+
+    def softmax(self, start: Node, end: Node) -> None:
+        nodes = self.between(start.out, end)
+        if nodes is None or any(n in self.unit_of for n in nodes):
+            return
+        source = start.carriers()
+        self.add(Unit("softmax", [start, *nodes], source, source, "logsumexp" if end.name == "log" else "softmax"))
+
+    def between(self, start: Value, end: Node) -> list[Node] | None:
+        """The nodes on the ways from `start` to `end`, in order, or None if relevance enters them from elsewhere."""
+        found: set[Node] = {end}
+        stack = [end]
+        while stack:
+            for v in stack.pop().carriers():
+                if v is start or (v.node is not None and v.node in found):
+                    continue
+                if v.node is None or v.node.index <= (start.node.index if start.node else -1):
+                    return None
+                found.add(v.node)
+                stack.append(v.node)
+        return sorted(found, key=lambda n: n.index)
+
+    # ---------------------------------------------------------------------------------------------------------------- activations
+
+    def activations(self) -> None:
+        """Elementwise, non-linear functions of one value: all nodes between a node and its immediate dominator, if all are elementwise.
+
+        The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where scalar constants alone stand between two such functions, both
+        are one (`1 / (1 + exp(-x))`).
+        """
+        dominators = self.dominators()
+        for end in reversed(self.live):
+            if end in self.unit_of or not self.elementwise(end):
+                continue
+            source = dominators[end]
+            region = None if source is None else self.region(source, end)
+            if region is None or not any(self.nonlinear(n) for n in region):
+                continue
+            source, region = self.extend(source, region, dominators)
+            self.add(Unit("activation", region, [source], [source], _activation_name(region)))
+
+    def extend(self, source: Value, region: list[Node], dominators: dict) -> tuple[Value, list[Node]]:
+        """Grows an activation upwards over scalar constants to an earlier non-linear node of the same value."""
+        value, prefix = source, []
+        while value.node is not None and value.node not in self.unit_of and value not in self.kept and not value.returned:
+            node = value.node
+            if any(u not in region and u not in prefix for u in value.users) or not self.elementwise(node):
+                break
+            start = dominators.get(node)
+            inner = None if start is None else self.region(start, node)
+            if inner is None or not all(v.carries or _is_scalar(v) for n in inner for v in n.inputs):
+                break
+            prefix = inner + prefix
+            if any(self.nonlinear(n) for n in inner):
+                source, region, prefix = start, prefix + region, []
+            value = start
+        return source, region
+
+    def dominators(self) -> dict[Node, Value | None]:
+        """For each node, the last value that every way from the explained inputs to it passes; None where there is no such value."""
+        depth: dict[Value | None, int] = {None: 0}
+        parent: dict[Value, Value | None] = {}
+        result: dict[Node, Value | None] = {}
+        for v in self.graph.inputs:
+            parent[v], depth[v] = None, 1
+        for node in self.graph.nodes:
+            common: Value | None = None
+            inputs = [v for v in dict.fromkeys(node.inputs) if self.depends(v)]
+            for i, v in enumerate(inputs):
+                if v not in depth:
+                    parent[v], depth[v] = None, 1
+                if i == 0:
+                    common = v
+                    continue
+                other: Value | None = v
+                while common is not other:
+                    if depth[common] >= depth[other]:
+                        common = parent[common]  # type: ignore[index]
+                    else:
+                        other = parent[other]  # type: ignore[index]
+            result[node] = common
+            for out in node.outputs:
+                parent[out], depth[out] = common, depth[common] + 1
+        return result
+
+    def depends(self, value: Value) -> bool:
+        """Whether a value is derived from one that carries relevance, be it by a predicate."""
+        if not hasattr(self, "_derived"):
+            derived = {v for v in self.graph.inputs if v.carries}
+            for node in self.graph.nodes:
+                if self.family(node) == "stop":
+                    derived.update(o for o in node.outputs if o.carries)
+                elif any(v in derived for v in node.inputs):
+                    derived.update(node.outputs)
+                else:
+                    derived.update(o for o in node.outputs if o.carries)
+            self._derived = derived
+        return value in self._derived
+
+    def elementwise(self, node: Node) -> bool:
+        """Elementwise, with one output, in which all that depends on the explained input has the shape of the output."""
+        family = self.family(node)
+        if len(node.outputs) != 1 or not (
+            family in ("elementwise", "predicate", "quotient", "negation")
+            or node.name in ("add", "sub", "mul", "select_n", "convert_element_type", "copy", "add_any", "reduce_precision", "stop_gradient")
+        ):
+            return False
+        return all(v.shape == node.out.shape for v in node.inputs if self.depends(v))
+
+    def nonlinear(self, node: Node) -> bool:
+        family = self.family(node)
+        if family == "elementwise":
+            return True
+        if family == "predicate" or node.name == "select_n":
+            return self.depends(node.inputs[0])
+        return (node.name == "mul" and all(self.depends(v) for v in node.inputs)) or (
+            family == "quotient" and self.depends(node.inputs[1])
+        )
+
+    def region(self, source: Value, end: Node) -> list[Node] | None:
+        """The elementwise nodes between `source` and `end`, or None if one of them is not elementwise or is needed elsewhere."""
+        if source.shape != end.out.shape:
+            return None
+        found = {end}
+        stack = [end]
+        while stack:
+            for v in stack.pop().inputs:
+                if v is source or not self.depends(v) or v.node in found:
+                    continue
+                if v.node is None or v.node in self.unit_of or not self.elementwise(v.node) or v in self.kept or v.returned:
+                    return None
+                found.add(v.node)
+                stack.append(v.node)
+        if any(u not in found for n in found if n is not end for u in n.out.users):
+            return None
+        return sorted(found, key=lambda n: n.index)
+
+    # --------------------------------------------------------------------------------------------------------------------- layers
+
+    def layers(self) -> None:
+        """Weighted layers, pools and free-standing affine maps, each with the constants that follow it."""
+        for node in self.live:
+            if node in self.unit_of or len(node.carriers()) != 1:
+                continue
+            if node.name in ("dot_general", "conv_general_dilated"):
+                kind, labels = ("dense", _dot_labels(node)) if node.name == "dot_general" else ("conv", _conv_labels(node))
+                nodes, scales = self.chain(node, labels)
+                self.add(Unit(kind, nodes, node.carriers(), node.carriers(), core=node, scales=scales))
+            elif node.name in ("reduce_sum", "reduce_window_sum"):
+                nodes, _ = self.chain(node, [0] * len(node.out.shape), bias=False)
+                self.add(Unit("pool", nodes, node.carriers(), node.carriers(), "sum_pool" if len(nodes) == 1 else "avg_pool", core=node))
+            elif self.affine(node):
+                nodes, _ = self.chain(node, [0] * len(node.out.shape), grow_structure=False)
+                self.add(Unit("affine", nodes, node.carriers(), node.carriers(), core=node))
+
+    def affine(self, node: Node) -> bool:
+        """Adding, or multiplying with, something that carries no relevance."""
+        if len(node.carriers()) != 1 or len(node.outputs) != 1:
+            return False
+        return node.name in ("add", "sub", "mul", "neg", "add_any") or (node.name == "div" and node.inputs[0].carries)
+
+    def chain(self, node: Node, labels: list, bias: bool = True, grow_structure: bool = True) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
+        """Follows the single use of a layer's output over constants (and the reshapes before them) as long as a kernel can absorb them.
+
+        `labels` says for each dimension of the output which dimension of the kernel it comes from, or None.
+        """
+        nodes, pending = [node], []
+        scales: dict[Node, tuple[int, ...]] = {}
+        value = node.out
+        while len(value.users) == 1 and not value.returned:
+            user = value.users[0]
+            if user in self.unit_of or not user.outputs or not user.out.carries:
+                break
+            if grow_structure and user.name in ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy"):
+                if value in self.kept and user.out.shape != value.shape:
+                    break
+                labels = _move_labels(user, labels, value.shape)
+                pending.append(user)
+            elif grow_structure and user.name == "broadcast_in_dim" and _size(user.out) == _size(value):
+                labels = _move_labels(user, labels, value.shape)
+                pending.append(user)
+            elif self.affine(user) and user.out.shape == value.shape:
+                if user.name in ("add", "sub", "add_any"):
+                    if not bias:
+                        break
+                else:
+                    varies = _varying(user, value)
+                    if any(labels[d] is None for d in varies):
+                        break
+                    scales[user] = tuple(labels[d] for d in varies)
+                nodes += [*pending, user]
+                pending = []
+            else:
+                break
+            value = user.out
+        return nodes, scales
+
+    # ---------------------------------------------------------------------------------------------- products, quotients, normalisations
+
+    def normalisations(self) -> None:
+        """A quotient's denominator, and a factor made by rsqrt, a negative power or a reciprocal, receive no relevance."""
+        for node in self.live:
+            if node in self.unit_of:
+                continue
+            if node.name == "div" and node.inputs[1].carries:
+                top, bottom = node.inputs
+                if top.carries:
+                    origin = self.origin(bottom, ("structural", "affine"))
+                    kind = "norm" if origin is not None and self.inside(origin, "sqrt") else "quotient"
+                    self.add(Unit(kind, [node], node.carriers(), [top]))
+            elif node.name == "mul" and len(node.carriers()) == 2 and node.inputs[0] is not node.inputs[1]:
+                divides = [self.reciprocal(v) for v in node.inputs]
+                if sum(divides) == 1:
+                    signal = node.inputs[divides.index(False)]
+                    self.add(Unit("norm", [node], node.carriers(), [signal]))
+
+    def inside(self, node: Node, name: str) -> bool:
+        """Whether a node, or the activation that it ends, is the function `name`."""
+        unit = self.unit_of.get(node)
+        return node.name == name or (unit is not None and any(n.name == name for n in unit.nodes))
+
+    def reciprocal(self, value: Value) -> bool:
+        origin = self.origin(value, ("structural", "affine"))
+        return origin is not None and _divides(origin)
+
+    def products(self) -> None:
+        """Multilinear trees: `a * b * c` is one product of three factors, however it is associated."""
+        for node in reversed(self.live):
+            if node in self.unit_of or not self.bilinear(node):
+                continue
+            nodes, leaves = self.factors(node)
+            gates = [self.is_gate(v) for v in leaves]
+            signals = [v for v, g in zip(leaves, gates, strict=True) if not g]
+            unit = Unit("product", nodes, leaves, leaves, activated=[v for v in leaves if self.origin_kind(v) == "activation"])
+            if signals and len(signals) < len(leaves):
+                unit.name = "gate"
+                unit.passing = signals
+            self.add(unit)
+
+    def bilinear(self, node: Node) -> bool:
+        return self.family(node) == "bilinear" and len(node.inputs) == 2 and all(v.carries for v in node.inputs)
+
+    def factors(self, node: Node) -> tuple[list[Node], list[Value]]:
+        nodes, leaves = [node], []
+        for v in node.inputs:
+            inner, moves = v.node, []
+            while inner is not None and self.light(inner, ("structural",)) and self.sole(inner):
+                moves.append(inner)
+                inner = inner.carriers()[0].node
+            if inner is not None and inner not in self.unit_of and self.bilinear(inner) and self.sole(inner):
+                below, more = self.factors(inner)
+                nodes += [*moves, *below]
+                leaves += more
+            else:
+                leaves.append(v)
+        return sorted(set(nodes), key=lambda n: n.index), leaves
+
+    def sole(self, node: Node) -> bool:
+        return len(node.out.users) == 1 and not node.out.returned and node.out not in self.kept and node not in self.unit_of
+
+    def origin_kind(self, value: Value) -> str | None:
+        origin = self.origin(value, ("structural",))
+        unit = self.unit_of.get(origin) if origin is not None else None
+        return None if unit is None or unit.nodes[-1] is not origin else unit.kind
+
+    def is_gate(self, value: Value) -> bool:
+        """Sigmoids (and one minus them): they decide how much of the signal passes and receive no relevance (Arras et al. 2017)."""
+        origin = self.origin(value, ("structural", "affine"))
+        unit = self.unit_of.get(origin) if origin is not None else None
+        return unit is not None and unit.kind == "activation" and unit.name in ("sigmoid", "hard_sigmoid") and unit.nodes[-1] is origin
+
+    # ---------------------------------------------------------------------------------------------------------------------- the rest
+
+    def single(self, node: Node) -> None:
+        family, carriers = self.family(node), node.carriers()
+        if family in STRUCTURED:
+            unit = Unit(family, [node], carriers, carriers)
+            unit.bodies = [find(body, self.families, self.kept) for body in node.bodies]
+        elif family == "structural":
+            pooled = node.name in ("reduce_window_max", "reduce_window_min", "reduce_max", "reduce_min")
+            unit = Unit("pool", [node], carriers, carriers, "max_pool") if pooled else Unit("structural", [node], carriers, carriers)
+        elif family == "sum":
+            unit = Unit("sum" if len(carriers) > 1 else "linear", [node], carriers, carriers)
+        elif family == "reduce_product":
+            unit = Unit("product", [node], carriers, carriers, family)
+        elif node.name in ("max", "min") and len(carriers) > 1:  # the larger, or smaller, one takes all
+            unit = Unit("structural", [node], carriers, carriers)
+        elif family in ("elementwise", "quotient") and len(node.outputs) == 1 and len(carriers) == 1:
+            unit = Unit("activation", [node], carriers, carriers, _activation_name([node]))
+        elif family == "bilinear" and len(carriers) == 1:
+            unit = Unit("linear", [node], carriers, carriers)
+        else:
+            unit = Unit("unknown", [node], carriers, carriers)
+        self.add(unit)
+
+
+_NAMED = frozenset(
+    """relu relu6 silu swish gelu elu selu celu leaky_relu softplus mish hard_silu hard_swish hard_tanh log_sigmoid soft_sign squareplus
+    sparse_plus sparse_sigmoid hard_sigmoid identity logaddexp prelu""".split()
+)
+"""Library functions whose name, where they are a call of their own, names the activation in a plan."""
+
+
+def _divides(node: Node) -> bool:
+    if node.name == "rsqrt" or (node.name == "div" and not node.inputs[0].carries):
+        return True
+    if node.name == "integer_pow":
+        return node.params["y"] < 0
+    if node.name == "pow" and node.inputs[0].carries:
+        exponent = node.inputs[1]
+        while exponent.constant is None and exponent.node is not None and exponent.node.name in ("convert_element_type", "broadcast_in_dim"):
+            exponent = exponent.node.inputs[0]
+        return exponent.constant is not None and bool((exponent.constant < 0).all() if hasattr(exponent.constant, "all") else exponent.constant < 0)
+    return False
+
+
+def _activation_name(nodes: Sequence[Node]) -> str:
+    """The function's name: from the call that holds all its nodes, else from the primitive."""
+    common = nodes[0].within
+    for node in nodes[1:]:
+        common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
+    names = [n.name for n in nodes if n.name not in ("convert_element_type", "copy")]
+    if names == ["max"] and any(v.constant is not None and _is_scalar(v) and v.constant == 0 for v in _literals(nodes[-1])):
+        return "relu"
+    if names == ["logistic"] or (names in (["neg", "exp", "add", "div"], ["exp", "add", "div"]) and not nodes[-1].inputs[0].carries):
+        return "sigmoid"
+    if "hard_sigmoid" in common and "hard_silu" not in common[common.index("hard_sigmoid") :]:
+        return "hard_sigmoid"
+    for name in reversed(common):
+        if name in _NAMED:
+            return {"logaddexp": "softplus", "swish": "silu"}.get(name, name)
+    return {"logistic": "sigmoid"}.get(names[0], names[0]) if len(names) == 1 else _shape_name(names)
+
+
+def _shape_name(names: list[str]) -> str:
+    for inner, name in (("erf", "gelu"), ("erfc", "gelu"), ("logistic", "silu"), ("tanh", "tanh"), ("max", "clip"), ("min", "clip")):
+        if inner in names:
+            return "gelu" if inner == "tanh" and "mul" in names and len(names) > 4 else name
+    return "+".join(dict.fromkeys(names))[:24]
+
+
+def _literals(node: Node) -> list[Value]:
+    found = []
+    for v in node.inputs:
+        while v.constant is None and v.node is not None and v.node.name in ("convert_element_type", "broadcast_in_dim"):
+            v = v.node.inputs[0]
+        found.append(v)
+    return found
+
+
+def _is_scalar(value: Value) -> bool:
+    return _size(value) == 1 or (value.node is not None and value.node.name == "broadcast_in_dim" and _size(value.node.inputs[0]) == 1)
+
+
+def _size(value: Value) -> int:
+    size = 1
+    for n in value.shape:
+        size *= n
+    return size
+
+
+def _varying(node: Node, value: Value) -> list[int]:
+    """The dimensions along which the constant operand of an affine node is not one number."""
+    if len(node.inputs) == 1:
+        return []
+    other = next(v for v in node.inputs if v is not value)
+    return [d for d, n in enumerate(other.shape) if n > 1]
+
+
+def _dot_labels(node: Node) -> list[int | None]:
+    """For each output dimension of a dot, the dimension of the constant operand that it comes from."""
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = node.params["dimension_numbers"]
+    data_left = node.inputs[0].carries
+    weights = node.inputs[1] if data_left else node.inputs[0]
+    batch, contract = (rhs_batch, rhs_contract) if data_left else (lhs_batch, lhs_contract)
+    free = [d for d in range(len(weights.shape)) if d not in batch and d not in contract]
+    others = [None] * (len(node.out.shape) - len(batch) - len(free))
+    return [*batch, *others, *free] if data_left else [*batch, *free, *others]
+
+
+def _conv_labels(node: Node) -> list[int | None]:
+    dn = node.params["dimension_numbers"]
+    labels: list[int | None] = [None] * len(node.out.shape)
+    if node.inputs[0].carries:
+        labels[dn.out_spec[1]] = dn.rhs_spec[0]
+    elif node.params["batch_group_count"] == 1:
+        labels[dn.out_spec[0]] = dn.lhs_spec[0]
+    return labels
+
+
+def _move_labels(node: Node, labels: list, shape: tuple[int, ...]) -> list:
+    """Carries the labels of dimensions through a node that only moves elements."""
+    p, new = node.params, node.out.shape
+    if node.name == "transpose":
+        return [labels[d] for d in p["permutation"]]
+    if node.name == "squeeze":
+        gone = {d % len(shape) for d in p["dimensions"]}
+        return [label for d, label in enumerate(labels) if d not in gone]
+    if node.name == "broadcast_in_dim":
+        moved: list = [None] * len(new)
+        for d, label in zip(p["broadcast_dimensions"], labels, strict=True):
+            moved[d] = label
+        return moved
+    if node.name in ("convert_element_type", "copy"):
+        return labels
+    moved = [None] * len(new)
+    head = 0
+    while head < min(len(shape), len(new)) and shape[head] == new[head]:
+        moved[head] = labels[head]
+        head += 1
+    tail = 1
+    while tail <= min(len(shape), len(new)) - head and shape[-tail] == new[-tail]:
+        moved[-tail] = labels[-tail]
+        tail += 1
+    return moved

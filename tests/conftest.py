@@ -1,0 +1,14 @@
+"""float64, strict dtype promotion and warnings as errors (pyproject) for every test."""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
