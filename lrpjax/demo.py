@@ -163,7 +163,7 @@ def train(
         for images, labels in _batches(digits, steps, random):
             variables, state, value = step(variables, state, images, labels)
         on_epoch(float(value))
-    return functools.partial(model.apply, variables)
+    return functools.partial(model.apply, variables)  # type: ignore[return-value]
 
 
 def _batches(digits: Digits, steps: int, random: np.random.Generator) -> Iterator[tuple[NDArray, NDArray]]:

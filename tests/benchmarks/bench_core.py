@@ -55,7 +55,16 @@ def measure(name, size, batch, repeats):
     rows = []
     for n, other, seconds in zip(chosen, others, times[1:], strict=True):
         flops, memory, compiling = (other[i] / gradient[i] for i in (1, 2, 3))
-        rows.append({"network": name, "composite": n, "flops": flops, "memory": memory, "compile": compiling, "clock": seconds / times[0]})
+        rows.append(
+            {
+                "network": name,
+                "composite": n,
+                "flops": flops,
+                "memory": memory,
+                "compile": compiling,
+                "clock": seconds / times[0],
+            }
+        )
     return rows
 
 
@@ -68,16 +77,35 @@ def main():
     parser.add_argument("--json", help="write the figures to this file as well")
     args = parser.parse_args()
     device = jax.devices()[0]
-    print(f"jax {jax.__version__}, {device.device_kind}, {platform.machine()}, {args.size}×{args.size}, batch {args.batch}; ratios to jax.grad")
-    print(f"{'network':9s} {'composite':22s} {'flops':>6s} {'memory':>7s} {'trace+compile':>14s} {'clock':>6s}")
+    print(
+        f"jax {jax.__version__}, {device.device_kind}, {platform.machine()}, {args.size}×{args.size}, batch {args.batch}; ratios to jax.grad"
+    )
+    print(
+        f"{'network':9s} {'composite':22s} {'flops':>6s} {'memory':>7s} {'trace+compile':>14s} {'clock':>6s}"
+    )
     rows = []
     for name in args.networks:
         for row in measure(name, args.size, args.batch, args.repeats):
-            print("{network:9s} {composite:22s} {flops:6.2f} {memory:7.2f} {compile:14.2f} {clock:6.2f}".format(**row), flush=True)
+            print(
+                "{network:9s} {composite:22s} {flops:6.2f} {memory:7.2f} {compile:14.2f} {clock:6.2f}".format(
+                    **row
+                ),
+                flush=True,
+            )
             rows.append(row)
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"jax": jax.__version__, "device": device.device_kind, "size": args.size, "batch": args.batch, "rows": rows}, file, indent=1)
+            json.dump(
+                {
+                    "jax": jax.__version__,
+                    "device": device.device_kind,
+                    "size": args.size,
+                    "batch": args.batch,
+                    "rows": rows,
+                },
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":
