@@ -11,6 +11,7 @@ from sklearn.metrics.pairwise import chi2_kernel
 from sklearn.svm import SVC, SVR
 
 from lrpjax import bow
+from lrpjax import demo as core_demo
 from lrpjax.bow import demo
 
 INF, NAN = float("inf"), float("nan")
@@ -249,7 +250,9 @@ def test_negative_histograms(kernel):
             "beta must be a finite number above 0",
         ),
         (lambda: bow.histogram(bow.Bag(jnp.full((5, 4), NAN), bow.Hard()), good_features()), "non-finite"),
-        (lambda: demo.bow_demo("unused", count=11), "count must be in 1"),
+        (lambda: demo.bow_demo("unused.png", images=11), "images must be from 1 to 10"),
+        (lambda: demo.bow_demo("unused.txt"), "its ending must be a picture's"),
+        (lambda: demo.train(core_demo.load_digits(), seed=-1), "seed must not be negative"),
     ],
 )
 def test_bad_values(call, message):
@@ -306,12 +309,12 @@ def test_bad_svcs():
     [
         ("sklearn", lambda: bow.vocabulary(np.arange(4.0)[:, None], 2)),
         ("sklearn", lambda: bow.from_svc(None)),
-        ("sklearn", demo.train),
-        ("matplotlib", lambda: demo.draw("x.png", np.ones((1, 2, 2)), ["a"], {})),
+        ("sklearn", lambda: demo.train(None)),
+        ("matplotlib", lambda: demo.bow_demo("unused.png")),
     ],
 )
 def test_missing_extras(monkeypatch, module, call):
     for name in [module, *(name for name in sys.modules if name.startswith(f"{module}."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'lrpjax\[(bow|viz|demo)\]'"):
+    with pytest.raises(ImportError, match=r"pip install ['\"]lrpjax\[(bow|viz|demo)\]['\"]"):
         call()

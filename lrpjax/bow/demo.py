@@ -1,22 +1,30 @@
-"""A bag-of-words SVM on the handwritten digits of scikit-learn, explained down to the pixels."""
+"""`lrpjax demo --bow`: a bag-of-words SVM says why 3 and not 9, next to the network of `lrpjax demo`.
+
+Both see the same digits, so that their heatmaps can be compared: Bach et al. (2015) explain the two kinds of
+classifiers with one idea. `train` and `scores_without` also serve examples and tests.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax import demo, viz
 from lrpjax.bow.decompose import Bag, BowModel, decompose, histogram, make_model, score
 from lrpjax.bow.features import Patches, Soft, local_features, vocabulary
 from lrpjax.bow.kernels import Gram, chi2
 from lrpjax.bow.svm import from_svc
 
 # Empty pixels around each digit, so that patches cover its border as often as its centre.
-MARGIN = 2
+MARGIN = 4
+INNER = (slice(None), slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+REMOVED = 16  # pixels, of the 256 of a digit
+NETWORK_METHODS = ("LRP-ε", "LRP-z⁺ / flat", "LRP-α2β1")
 
 
 class Trained(NamedTuple):
@@ -24,8 +32,8 @@ class Trained(NamedTuple):
 
     Attributes:
         classes, pairs: the model with one output per class, and with one per pair of classes.
-        images, labels: (N, 12, 12) float32 in [0, 1] and (N,), the test digits with an empty margin.
-        mean: (12, 12) the mean training digit.
+        images, labels: (N, 24, 24) float32 in [0, 1] and (N,), the test digits with an empty margin.
+        mean: (24, 24) the mean training digit.
         svc_accuracy, accuracy: shares of test digits recognised by the votes of scikit-learn's SVC, and by
             the largest of the class outputs, which are what is explained.
     """
@@ -39,70 +47,90 @@ class Trained(NamedTuple):
     accuracy: float
 
 
-def train(words: int = 200, seed: int = 0) -> Trained:
-    """Vocabulary (k-means), histograms (dense 4 x 4 patches, soft mapping) and chi-squared SVM of the digits.
+def with_margin(images) -> np.ndarray:
+    """Images (N, 16, 16, 1) or heatmaps of that shape with an empty margin: (N, 24, 24).
+
+    Example:
+        >>> with_margin(np.ones((2, 16, 16, 1))).shape
+        (2, 24, 24)
+    """
+    return np.pad(np.asarray(images)[..., 0], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
+
+
+def train(digits: demo.Digits, words: int = 200, seed: int = 0) -> Trained:
+    """Vocabulary (k-means), histograms (dense patches, soft mapping) and chi-squared SVM of the digits.
 
     Args:
+        digits: from `lrpjax.demo.load_digits`.
         words: size of the vocabulary.
-        seed: of the split into training and test digits (3 : 1) and of k-means.
+        seed: of k-means.
 
     Raises:
         ImportError: without scikit-learn.
+        ValueError: for fewer than one word, or more than different patches; a negative seed.
 
     Example:
-        >>> trained = train(words=20)
+        >>> trained = train(demo.load_digits(), words=20)
         >>> trained.images.shape, trained.accuracy > 0.5
-        ((450, 12, 12), True)
+        ((450, 24, 24), True)
     """
     try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
         from sklearn.svm import SVC
     except ImportError as error:
-        raise ImportError("the demo needs scikit-learn: pip install 'lrpjax[demo]'") from error
-    digits, labels = load_digits(return_X_y=True)
-    digits = np.asarray(digits, np.float32).reshape(-1, 8, 8) / 16
-    digits = np.pad(digits, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
-    parts = train_test_split(digits, labels, test_size=0.25, random_state=seed, stratify=labels)
-    images, test_images, labels, test_labels = (np.asarray(part) for part in parts)
-    patches = (Patches(4),)
-    descriptors = local_features(patches, jnp.asarray(images)).descriptors
-    bag = Bag(vocabulary(descriptors, words, seed=seed, at_most=20_000), Soft(beta=8.0), patches)
-    x, test_x = (np.asarray(histogram(bag, part, chunk=128)) for part in (images, test_images))
-    kernel: Any = Gram(
-        chi2()
-    )  # scikit-learn takes a callable, which its default value hides from type checkers
-    svc = SVC(kernel=kernel, C=100).fit(x, labels)
+        raise ImportError('the demo needs scikit-learn: pip install "lrpjax[demo]"') from error
+    if seed < 0:
+        raise ValueError(f"seed must not be negative; it is {seed}")
+    images, test_images = with_margin(digits.train_images), with_margin(digits.test_images)
+    patches = (Patches(8, cells=4),)
+    # Neighbouring patches are alike: every fourth pixel gives the vocabulary enough to see.
+    sparse = local_features(Patches(8, stride=4, cells=4), jnp.asarray(images)).descriptors
+    bag = Bag(vocabulary(sparse, words, seed=seed, at_most=20_000), Soft(beta=8.0), patches)
+    x, test_x = (np.asarray(histogram(bag, part, chunk=64)) for part in (images, test_images))
+    kernel: Any = Gram(chi2())  # a type that scikit-learn takes, but does not tell type checkers
+    svc = SVC(kernel=kernel, C=100).fit(x, digits.train_labels)
     classes = make_model(bag, from_svc(svc, histograms=x))
     pairs = make_model(bag, from_svc(svc, histograms=x, of="pairs"))
-    largest = np.argmax(score(classes, test_images), 1)
+    largest = np.argmax(class_scores(classes, test_images), 1)
     return Trained(
         classes,
         pairs,
         test_images,
-        test_labels,
+        digits.test_labels,
         images.mean(0),
-        float(svc.score(test_x, test_labels)),
-        float(np.mean(np.asarray(classes.svm.labels)[largest] == test_labels)),
+        float(svc.score(test_x, digits.test_labels)),
+        float(np.mean(np.asarray(classes.svm.labels)[largest] == digits.test_labels)),
     )
+
+
+def class_scores(model: BowModel, images, chunk: int = 64) -> np.ndarray:
+    """Scores (N, C) of images, `chunk` at a time.
+
+    Example:
+        >>> from lrpjax.bow import Hard, linear, make_svm
+        >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
+        >>> model = make_model(bag, make_svm(linear(), [[0.0, 1.0]], [1.0], 0.0))
+        >>> class_scores(model, np.ones((3, 1, 1)), 2).tolist()
+        [[1.0], [1.0], [1.0]]
+    """
+    parts = [score(model, images[start : start + chunk]) for start in range(0, len(images), chunk)]
+    return np.concatenate(parts)
 
 
 def inside(order) -> np.ndarray:
     """`order` (N, H, W) with the empty margin put last.
 
     Example:
-        >>> inside(np.zeros((1, 5, 5)))[0, 2].tolist()
-        [inf, inf, 0.0, inf, inf]
+        >>> inside(np.zeros((1, 9, 9)))[0, 4].tolist()
+        [inf, inf, inf, inf, 0.0, inf, inf, inf, inf]
     """
     order = np.asarray(order)
-    inner = slice(MARGIN, -MARGIN)
     padded = np.full(order.shape, np.inf)
-    padded[:, inner, inner] = order[:, inner, inner]
+    padded[INNER] = order[INNER]
     return padded
 
 
 def scores_without(model: BowModel, images, target, order, count, fill) -> np.ndarray:
-    """Scores of one output per image after removing pixels, i.e. giving them the value that `fill` has there.
+    """Scores after removing pixels, i.e. giving them the value that `fill` has there.
 
     Args:
         model: the model.
@@ -127,160 +155,134 @@ def scores_without(model: BowModel, images, target, order, count, fill) -> np.nd
     order = np.asarray(order).reshape(len(images), -1)
     rank = np.argsort(np.argsort(order, 1), 1).reshape(np.shape(images))
     left = np.where(rank < np.reshape(count, (-1, 1, 1)), fill, images)
-    scores = np.asarray(score(model, left))
-    return (scores * np.asarray(target)).sum(1)
+    return (class_scores(model, left) * np.asarray(target)).sum(1)
 
 
-def examples(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first recognised test digit of each class, for `count` classes: positions, and their rival classes.
-
-    The rival is the class with the second largest output.
-    """
-    scores = np.asarray(score(trained.classes, trained.images))
-    ranked = np.argsort(-scores, 1)
-    recognised = ranked[:, 0] == trained.labels
-    chosen = np.array([np.flatnonzero(recognised & (trained.labels == label))[0] for label in range(count)])
-    return chosen, ranked[chosen, 1]
-
-
-def heatmaps(trained: Trained, chosen: np.ndarray, rivals: np.ndarray) -> dict[str, np.ndarray]:
-    """Relevance of pixels (N, 12, 12): for the digit's class, for its rival, and one against the other."""
-    images, labels = trained.images[chosen], trained.labels[chosen]
-    own = decompose(trained.classes, images, labels).pixels
-    rival = decompose(trained.classes, images, rivals).pixels
-    # The machine of a pair (i, j) has i < j and is positive for i.
-    pairs = trained.pairs.svm.labels
-    position = np.array([pairs.index((min(a, b), max(a, b))) for a, b in zip(labels, rivals, strict=True)])
-    sign = np.where(labels < rivals, 1, -1)[:, None, None]
-    against = np.asarray(decompose(trained.pairs, images, position).pixels) * sign
-    return {
-        "BoW-SVM:\nown class": np.asarray(own),
-        "BoW-SVM:\nrival class": np.asarray(rival),
-        "BoW-SVM:\nown, not rival": against,
-    }
-
-
-def draw(path: Path, images: np.ndarray, rows: Sequence[str], maps: dict[str, np.ndarray]) -> None:
-    """Write a picture: one row per image, the image first, then its heatmaps in red (for) and blue (against).
-
-    A black line on each heatmap shows where the image crosses half of its range.
+def removal(trained: Trained, result, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """What the scores of the test digits change by when up to `count` pixels get their value in the mean digit.
 
     Args:
-        path: of the picture; its suffix names the format.
-        images: (N, H, W).
-        rows: N labels.
-        maps: title to (N, H, W); the colours of each panel span its own symmetric range.
+        trained: what `train` returned.
+        result: the decomposition of its test digits.
+        count: pixels to remove of each sign, most relevant first; fewer where a digit has fewer.
+        seed: of the random pixels.
 
-    Raises:
-        ImportError: without matplotlib.
+    Returns:
+        Arrays (N,): "positive" and "negative", and for each as many pixels "instead of" it at random.
+
+    Example:
+        >>> trained = train(demo.load_digits(), words=10)
+        >>> changes = removal(trained, decompose(trained.classes, trained.images), 8)
+        >>> bool(changes["positive"].mean() < changes["instead of positive"].mean())
+        True
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'lrpjax[viz]'") from error
-    columns = len(maps) + 1
-    figure = Figure(figsize=(1.35 * columns + 0.3, 1.3 * len(images) + 0.9), layout="constrained")
-    axes = np.atleast_2d(figure.subplots(len(images), columns))
-    for panel in axes.ravel():
-        panel.set_xticks([])
-        panel.set_yticks([])
-    shown: Any = None
-    for row, (image, label) in enumerate(zip(images, rows, strict=True)):
-        axes[row, 0].imshow(image, cmap="gray_r")
-        axes[row, 0].set_ylabel(label, fontsize=9)
-        for panel, relevance in zip(axes[row, 1:], maps.values(), strict=True):
-            limit = np.abs(relevance[row]).max() or 1.0
-            shown = panel.imshow(relevance[row] / limit, cmap="seismic", vmin=-1, vmax=1)
-            if image.min() < image.max():
-                middle = (image.min() + image.max()) / 2
-                panel.contour(image, levels=[middle], colors="black", linewidths=0.7)
-    for panel, title in zip(axes[0], ["test digit", *maps], strict=True):
-        panel.set_title(title, fontsize=9)
-    bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=30, ticks=[-1, 0, 1])
-    bar.set_ticklabels(["against", "0", "for"])
-    figure.savefig(path, dpi=150)
+    relevance, before = inside(result.pixels), np.asarray(result.score)
+    chance = inside(np.random.default_rng(seed).random(relevance.shape))
+    changes = {}
+    for name, sign in (("positive", -1), ("negative", 1)):
+        order = inside(sign * np.asarray(result.pixels))
+        removed = np.minimum(count, (order < 0).sum((1, 2)))
+        for label, pixels in ((name, order), (f"instead of {name}", chance)):
+            arguments = (trained.images, result.target, pixels, removed, trained.mean)
+            changes[label] = scores_without(trained.classes, *arguments) - before
+    return changes
+
+
+def heatmaps(trained: Trained, index, labels, rivals) -> dict[str, np.ndarray]:
+    """Relevance of pixels (N, 24, 24) for the outputs `labels`, and for `labels` against `rivals`.
+
+    Args:
+        trained: what `train` returned.
+        index: (N,) positions of test digits.
+        labels, rivals: (N,) classes.
+    """
+    images, names = trained.images[index], trained.pairs.svm.labels
+    # The machine of a pair (i, j) has i < j and is positive for i.
+    pair = [names.index((min(a, b), max(a, b))) for a, b in zip(labels, rivals, strict=True)]
+    weights = np.zeros((len(pair), len(names)))
+    weights[np.arange(len(pair)), pair] = np.where(np.asarray(labels) < rivals, 1, -1)
+    return {
+        "BoW-SVM": np.asarray(decompose(trained.classes, images, labels).pixels),
+        "BoW-SVM, pair": np.asarray(decompose(trained.pairs, images, weights).pixels),
+    }
 
 
 def bow_demo(
-    out: str | Path = "lrpjax-demo",
-    *,
-    count: int = 10,
-    words: int = 200,
-    seed: int = 0,
-    others: Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None,
-    echo: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Train, explain and draw; print accuracy, conservation, and what removing pixels does to the score.
+    out: Path, epochs: int = demo.EPOCHS, seed: int = 0, images: int = 4, words: int = 200
+) -> dict[str, float]:
+    """Trains both classifiers, explains, prints a table and writes the picture: `lrpjax demo --bow`.
 
     Args:
-        out: folder for `bow.png`, made if it is missing.
-        count: digits drawn, one per class from 0 on.
+        out: the picture's path; its ending names the format.
+        epochs: of the network's training.
+        seed: of both trainings and of the pixels removed at random.
+        images: how many digits to show, each for its own class and for a rival.
         words: size of the vocabulary.
-        seed: see `train`.
-        others: further heatmaps to draw next to these, e.g. a network's: a function from the digits (N, 8, 8)
-            in [0, 1], their labels (N,) and their rivals (N,) to titles and arrays (N, 8, 8).
-        echo: what to print with.
 
     Returns:
-        The figures printed, and the path of the picture.
+        The figures printed: accuracies, largest conservation error, mean changes of the score.
+
+    Raises:
+        ValueError: a number out of range, or a format that matplotlib does not write.
+        OSError: `out` cannot be written; found before the training starts.
+        ImportError: scikit-learn or matplotlib is not installed.
     """
-    if not 1 <= count <= 10:
-        raise ValueError(f"count must be in 1 .. 10, the number of classes, got {count}")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    trained = train(words, seed)
-    trained_in = time.perf_counter() - start
+    from rich.console import Console
+
+    if not 1 <= images <= len(demo.PAIRS):
+        raise ValueError(f"images must be from 1 to {len(demo.PAIRS)}; it is {images}")
+    viz.check_path(out)
+    console = Console()
+    digits = demo.load_digits()
+    with console.status("training the bag-of-words SVM"):
+        start = time.perf_counter()
+        trained = train(digits, words, seed)
+        seconds = time.perf_counter() - start
     size = len(trained.classes.svm.support)
-    echo(f"bag of {words} words, chi2 SVM with {size} support vectors: trained in {trained_in:.1f} s")
+    console.print(f"{words} words, chi² SVM with {size} support vectors: trained in {seconds:.1f} s")
     accuracies = f"{trained.svc_accuracy:.1%} (votes of the SVC), {trained.accuracy:.1%} (class outputs)"
-    echo(f"test accuracy: {accuracies}")
+    console.print(f"test accuracy: {accuracies}")
 
-    start = time.perf_counter()
-    result = decompose(trained.classes, trained.images)
-    result.pixels.block_until_ready()
-    explained_in = time.perf_counter() - start
+    with console.status("explaining"):
+        start = time.perf_counter()
+        result = jax.block_until_ready(decompose(trained.classes, trained.images))
+        seconds = time.perf_counter() - start
+        changes = removal(trained, result, REMOVED, seed)
     error = float(jnp.max(jnp.abs(result.score - result.pixels.sum((1, 2)))))
-    echo(f"{len(trained.images)} test digits explained in {explained_in:.1f} s (compilation included)")
-    top = float(result.score.max())
-    echo(f"largest |f(x) - sum of pixel relevance|: {error:.1e}, of scores up to {top:.2f}")
+    console.print(f"{len(trained.images)} test digits explained in {seconds:.1f} s, compilation included")
+    largest = float(jnp.max(jnp.abs(result.score)))
+    console.print(f"largest |f(x) - sum of pixel relevance|: {error:.1e}, of scores up to {largest:.2f}")
+    means = {name: float(change.mean()) for name, change in changes.items()}
+    console.print(f"mean change of the score without up to {REMOVED} of 256 pixels:")
+    for name, change in means.items():
+        console.print(f"  {name} {change:+.3f}")
 
-    relevance = inside(result.pixels)
-    orders = {
-        "positive": inside(-result.pixels),
-        "negative": relevance,
-        "random": inside(np.random.default_rng(seed).random(relevance.shape)),
-    }
-    removal = {}
-    for name, order in orders.items():
-        wanted = {"positive": relevance > 0, "negative": relevance < 0}.get(name, relevance < np.inf)
-        removed = np.minimum(6, wanted.sum((1, 2)))
-        left = scores_without(trained.classes, trained.images, result.target, order, removed, trained.mean)
-        removal[name] = float(left.mean() - result.score.mean())
-    changes = ", ".join(f"{name} {change:+.3f}" for name, change in removal.items())
-    echo(f"mean change of the score without up to 6 pixels (set to the mean digit): {changes}")
-
-    chosen, rivals = examples(trained, count)
-    images, labels = trained.images[chosen], trained.labels[chosen]
-    maps = heatmaps(trained, chosen, rivals)
-    if others is not None:
-        inner = slice(MARGIN, -MARGIN)
-        margins = ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
-        further = others(images[:, inner, inner], labels, rivals)
-        maps |= {title: np.pad(relevance, margins) for title, relevance in further.items()}
-    path = out / "bow.png"
-    rows = [f"{label} (rival {rival})" for label, rival in zip(labels, rivals, strict=True)]
-    draw(path, images, rows, maps)
-    echo(f"heatmaps: {path}")
-    return {
-        "svc_accuracy": trained.svc_accuracy,
-        "accuracy": trained.accuracy,
-        "conservation_error": error,
-        "removal": removal,
-        "picture": path,
-    }
-
-
-def run(args) -> None:
-    """Entry of `lrpjax demo --bow`: `args.out` is the folder to write to."""
-    bow_demo(args.out)
+    with console.status("training the network"):
+        logits = demo.train(digits, epochs, seed)
+        values = np.asarray(jax.jit(logits)(digits.test_images))
+    console.print(f"test accuracy of the network: {np.mean(values.argmax(1) == digits.test_labels):.1%}")
+    index, rivals = demo.choose(values, digits.test_labels, images)
+    own = digits.test_labels[index]
+    shown = np.repeat(index, 2)
+    classes = np.stack([own, rivals], 1).reshape(-1)
+    others = np.stack([rivals, own], 1).reshape(-1)
+    maps = heatmaps(trained, shown, classes, others)
+    functions = demo.explainers(logits)
+    for name in NETWORK_METHODS:
+        relevance = functions[name](digits.test_images[shown], classes)
+        maps[f"CNN, {name}"] = with_margin(relevance)
+    columns = [viz.heatmap(trained.images[shown][..., None], limit=1.0, symmetric=False, cmap="gray")]
+    columns += [viz.heatmap(relevance[..., None]) for relevance in maps.values()]
+    questions = ("why {}?", "why not {}?")
+    viz.sheet(
+        list(zip(*columns, strict=True)),
+        [questions[i % 2].format(label) for i, label in enumerate(classes)],
+        ["image", *(title.replace(", ", ",\n") for title in maps)],
+        group=2,
+        title="What speaks for a class, and what against it",
+        footer="pair: the class against the other one of the two rows. Each heatmap has its own range.",
+        colorbar="seismic",
+        path=out,
+    )
+    console.print(f"picture: {out}", soft_wrap=True)
+    return {"svc_accuracy": trained.svc_accuracy, "accuracy": trained.accuracy, "error": error, **means}

@@ -506,7 +506,7 @@ def vocabulary(descriptors, words: int, *, seed: int = 0, at_most: int = 50_000)
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
-        raise ImportError("lrpjax.bow.vocabulary needs scikit-learn: pip install 'lrpjax[bow]'") from error
+        raise ImportError('lrpjax.bow.vocabulary needs scikit-learn: pip install "lrpjax[bow]"') from error
     descriptors = np.asarray(descriptors)
     _check.finite("descriptors", descriptors)
     rows = descriptors.reshape(-1, descriptors.shape[-1])

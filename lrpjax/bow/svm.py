@@ -209,7 +209,7 @@ def from_svc(
         from sklearn.svm import SVC, NuSVC
         from sklearn.utils.validation import check_is_fitted
     except ImportError as error:
-        raise ImportError("lrpjax.bow.from_svc needs scikit-learn: pip install 'lrpjax[bow]'") from error
+        raise ImportError('lrpjax.bow.from_svc needs scikit-learn: pip install "lrpjax[bow]"') from error
     if not isinstance(svc, SVC | NuSVC):
         raise TypeError(f"an sklearn.svm.SVC or NuSVC is needed, got {type(svc).__name__}")
     if of not in ("classes", "pairs"):
