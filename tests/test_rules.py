@@ -370,7 +370,7 @@ def f_sum(x):
         (rules.Sum(1), lambda a, b: 0.0),
         (rules.Norm(0.1), lambda a, b: a / (a + b + np.copysign(0.1, a + b))),
     ],
-    ids=str,
+    ids=lambda p: None if callable(p) else str(p),
 )
 def test_sum_of_two_values(rule, first, rng):
     x, R = rng.normal(size=6), rng.normal(size=3)
@@ -440,7 +440,7 @@ def test_gradient_rule_applies_the_chain_rule_to_the_relevance(at_once, rng):
         (rules.GuidedBackprop(), lambda x, R: np.maximum(R, 0.0) * (x > 0)),
         (rules.BetaSmooth(4.0), lambda x, R: R / (1 + np.exp(-4.0 * x))),
     ],
-    ids=str,
+    ids=lambda p: None if callable(p) else str(p),
 )
 def test_rules_of_relu(rule, signal, rng):
     x, R = rng.normal(size=8), rng.normal(size=8)
