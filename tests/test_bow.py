@@ -474,14 +474,6 @@ def test_decompose_with_a_taylor_expansion_conserves_up_to_the_remainder():
     close(found.root, steps.root)
 
 
-def test_score_is_the_chain_of_its_steps_and_differentiable():
-    model, images = small_model(bow.chi2_rbf(0.4), p=3.0), jnp.asarray(rng(7).random((3, 6, 7)))
-    close(bow.score(model, images), bow.decision(model.svm, bow.histogram(model.bags, images, chunk=2)))
-    direction = jnp.asarray(rng(8).normal(size=(3, 6, 7)))
-    f = jax.jit(lambda t: bow.score(model, images + t * direction, support_chunk=2).sum())
-    close(jax.grad(f)(0.0), (f(1e-5) - f(-1e-5)) / 2e-5, 1e-6)
-
-
 def test_descriptors_of_ones_own():
     """One's own descriptors and supports give what the built-in extraction gives; also if images differ."""
     model, images = two_bags(), rng(7).random((4, 6, 7))

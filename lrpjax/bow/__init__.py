@@ -18,7 +18,6 @@ from lrpjax.bow.decompose import histogram as histogram
 from lrpjax.bow.decompose import make_model as make_model
 from lrpjax.bow.decompose import mapping_relevance as mapping_relevance
 from lrpjax.bow.decompose import pixel_relevance as pixel_relevance
-from lrpjax.bow.decompose import score as score
 from lrpjax.bow.features import Hard as Hard
 from lrpjax.bow.features import LocalFeatures as LocalFeatures
 from lrpjax.bow.features import Mapping as Mapping
@@ -44,6 +43,9 @@ from lrpjax.bow.kernels import intersection as intersection
 from lrpjax.bow.kernels import linear as linear
 from lrpjax.bow.kernels import rbf as rbf
 from lrpjax.bow.kernels import sum_decomposable as sum_decomposable
+
+# The score as a function that lrpjax.relevance explains
+from lrpjax.bow.score import score as score
 
 # Support vector machines
 from lrpjax.bow.svm import SVM as SVM

@@ -34,7 +34,7 @@ from lrpjax.bow.features import (
     pooling_shares,
 )
 from lrpjax.bow.kernels import in_chunks
-from lrpjax.bow.svm import SVM, outputs
+from lrpjax.bow.svm import SVM
 from lrpjax.bow.words import expansion_points, explain_words, search_candidates, target_weights
 
 
@@ -189,35 +189,19 @@ def histogram(bags: Bag | Sequence[Bag], images, *, chunk: int | None = None) ->
         [[0.25, 0.75]]
     """
     bags = tuple(_checked(bag, jnp.asarray(bag.vocabulary).dtype) for bag in _as_bags(bags))
-    sources = _sources(bags, images)
+    sources = checked_sources(bags, images)
     return _histogram(bags, sources, _length(sources) if chunk is None else chunk)
 
 
-def score(model: BowModel, images, *, support_chunk: int = 64) -> Array:
-    """The scores (N, C) as one function of the images: `histogram`, then the SVM's outputs (see `decision`).
-
-    Args:
-        model: the model.
-        images: as for `histogram`.
-        support_chunk: support vectors at once.
+def checked_sources(bags: Sequence[Bag], images) -> list[Any]:
+    """What each bag starts from, checked: the same images for all, or local features of its own.
 
     Example:
-        >>> from lrpjax.bow import Hard, linear, make_svm
-        >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
-        >>> model = make_model(bag, make_svm(linear(), [[0.0, 1.0]], [2.0], -1.0))
-        >>> score(model, jnp.array([[[0.0, 1.0], [0.9, 0.8]]])).tolist()
-        [[0.5]]
+        >>> from lrpjax.bow import Hard
+        >>> bag = Bag(jnp.zeros((2, 4)), Hard(), (Patches(2),))
+        >>> [source.shape for source in checked_sources([bag, bag], [[[0, 1], [2, 3]]])]
+        [(1, 2, 2), (1, 2, 2)]
     """
-    return _score(model, _sources(model.bags, images), support_chunk)
-
-
-@partial(jax.jit, static_argnums=2)
-def _score(model, sources, support_chunk):
-    return outputs(model.svm, _histogram(model.bags, sources, _length(sources)), support_chunk)
-
-
-def _sources(bags: Sequence[Bag], images) -> list[Any]:
-    """What each bag starts from, checked: the same images for all, or features of its own."""
     if isinstance(images, LocalFeatures):
         images = (images,)
     several = isinstance(images, tuple | list) and any(isinstance(item, LocalFeatures) for item in images)
@@ -356,11 +340,17 @@ def pixel_relevance(features: Array, supports, shape: tuple[int, int]) -> Array:
             f"({features.shape[1]}, A) or ({features.shape[0]}, {features.shape[1]}, A) is needed"
         )
     check_supports(supports, shape, features != 0)
-    return _pixels(features, supports, shape)
+    return share_over_supports(features, supports, shape)
 
 
 @partial(jax.jit, static_argnums=2)
-def _pixels(features: Array, supports, shape: tuple[int, int]) -> Array:
+def share_over_supports(features: Array, supports, shape: tuple[int, int]) -> Array:
+    """`pixel_relevance` without checks.
+
+    Example:
+        >>> share_over_supports(jnp.array([[4.0]]), jnp.array([[0, 1]]), (1, 3)).tolist()
+        [[[2.0, 2.0, 0.0]]]
+    """
     supports = jnp.asarray(supports)
     inside = supports >= 0
     area = jnp.maximum(jnp.sum(inside, -1, dtype=features.dtype), 1)
@@ -413,7 +403,7 @@ def decompose(
         >>> result.pixels.tolist()
         [[[-0.25, 0.25], [0.25, 0.25]]]
     """
-    sources = _sources(model.bags, images)
+    sources = checked_sources(model.bags, images)
     n = _length(sources)
     weights = target_weights(model.svm, target, n)
     root, candidates = expansion_points(model.svm, n, root, candidates)
@@ -436,7 +426,7 @@ def _decompose(model, sources, rows, candidates, chunk, support_chunk) -> Decomp
             words = explained.words[:, start : start + weights.shape[2]]
             start += weights.shape[2]
             relevance.append(feature_relevance(weights, words, bag.p, own.valid))
-            pixels = pixels + _pixels(relevance[-1], own.supports, own.shape)
+            pixels = pixels + share_over_supports(relevance[-1], own.supports, own.shape)
         return Decomposition(
             pixels=pixels, features=jnp.concatenate(relevance, 1), histogram=x, **explained._asdict()
         )

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax import demo, viz
-from lrpjax.bow.decompose import Bag, BowModel, decompose, histogram, make_model, score
+from lrpjax.bow.decompose import Bag, BowModel, decompose, histogram, make_model
 from lrpjax.bow.features import Patches, Soft, local_features, vocabulary
 from lrpjax.bow.kernels import Gram, chi2
+from lrpjax.bow.score import score
 from lrpjax.bow.svm import from_svc
 
 # Empty pixels around each digit, so that patches cover its border as often as its centre.
