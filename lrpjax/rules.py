@@ -272,8 +272,8 @@ class AlphaBeta(Rule):
         s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        # Σ_i (x_i w_ij)⁻ without a second forward pass, and no smaller than the rounding of that difference
-        below = negative(z - b - above) - jnp.asarray(layer.noise, z.dtype) * above
+        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it counts as large as the rounding
+        below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
         z_below = below + negative(b) if self.bias else below
         s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
         pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
