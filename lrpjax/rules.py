@@ -44,7 +44,7 @@ class Layer:
     Both take and return arrays of the precision that rules compute in, whatever the model's own.
 
     kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
-    ones: an array of ones for x, of batch size one where possible.
+    ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -54,6 +54,7 @@ class Layer:
     nonnegative: bool
     rectified: bool
     ones: Callable[[], jax.Array]
+    noise: float
 
     def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
         """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
@@ -271,7 +272,8 @@ class AlphaBeta(Rule):
         s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        below = negative(z - b - above)  # Σ_i (x_i w_ij)⁻, without a second forward pass
+        # Σ_i (x_i w_ij)⁻ without a second forward pass, and no smaller than the rounding of that difference
+        below = negative(z - b - above) - jnp.asarray(layer.noise, z.dtype) * above
         z_below = below + negative(b) if self.bias else below
         s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
         pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
