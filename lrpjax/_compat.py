@@ -126,7 +126,7 @@ def _late_batch(args: Any, dims: Any) -> Any:
     return _late.bind(array, probe), dims[0]
 
 
-_late.def_impl(lambda array, probe: array)
+_late.def_impl(lambda array, probe: jnp.asarray(array))
 _late.def_abstract_eval(lambda array, probe: array)
 mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
 ad.primitive_jvps[_late] = _late_jvp

@@ -389,7 +389,7 @@ def refuse(found: Orientation) -> None:
     if not found.refused:
         return
     lines = []
-    for unit, reason in dict.fromkeys(found.refused):
+    for unit, reason in reversed(dict.fromkeys(found.refused)):
         node = unit.nodes[-1]
         lines.append(f"  {node.name} in '{node.path or '(no module path)'}' at {node.source}: {reason}")
     raise UnsupportedError("relevance cannot be propagated through\n" + "\n".join(lines))

@@ -105,6 +105,14 @@ class Rule:
     kinds: ClassVar[tuple[str, ...]] = LAYERS
     emits: ClassVar[str] = RATIO
 
+    def __post_init__(self):
+        epsilon = getattr(self, "epsilon", 0.0)
+        _check(
+            lambda e: e >= 0,
+            epsilon,
+            message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
+        )
+
     def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
         return positive(w), negative(w)
 
@@ -169,13 +177,6 @@ class Epsilon(Rule):
     bias: bool = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
 
-    def __post_init__(self):
-        _check(
-            lambda e: e >= 0,
-            self.epsilon,
-            message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}",
-        )
-
     def kernels(self, w):
         return (w,)
 
@@ -208,6 +209,7 @@ class Gamma(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
         )
@@ -251,6 +253,7 @@ class AlphaBeta(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
@@ -308,6 +311,7 @@ class ZBox(Rule):
     emits: ClassVar = PLAIN
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
     def kernels(self, w):
@@ -456,7 +460,7 @@ class Sum(Rule):
     kinds: ClassVar = ("sum",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in ("native", "uniform", "magnitude"):
+        if isinstance(self.share, bool) or self.share not in ("native", "uniform", "magnitude", 0, 1):
             raise RuleError(
                 f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
             )
