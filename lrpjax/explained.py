@@ -153,7 +153,10 @@ class Weighted:
         return w, b
 
     def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
+        like = x
+
         def apply(x, w):
+            x, w, _ = _compat.varying_alike(x, w, like)
             z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
             for node in self.moves:
                 z = node.bind(z)[0]

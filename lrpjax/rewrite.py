@@ -15,15 +15,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrpjax.cotangents import convert, detach, relevance_of, scale, unbroadcast, wide, with_backward
-from lrpjax.errors import RuleError
+from lrpjax.errors import PathError, RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, carry_of, is_native
 from lrpjax.rules import (
     PLAIN,
     RATIO,
+    Deconvnet,
     Epsilon,
     Gradient,
+    GuidedBackprop,
     Norm,
     Pass,
     Product,
@@ -391,6 +393,26 @@ class _Frame:
         outputs, seen = lax.switch(arrays[0], [branch(body) for body in unit.bodies], arrays[1:], taps)
         self.seen.update(seen)
         return outputs
+
+    def run_shard_map(self, unit: Unit, node: Node, arrays: list) -> list:
+        """Each device runs the rewritten body on its shard; what a collective gathers, its transpose hands back."""
+        body, p = unit.bodies[0], node.params
+        if self.program.taps_in(body):
+            raise PathError("`at=` names a value inside a shard_map, of which each device has its own: name one outside")
+        rules = [self.program.rules[u] for u in body.walk()]
+        if not p["check_vma"] and any(isinstance(r, (Deconvnet, GuidedBackprop)) for r in rules):
+            raise RuleError(
+                f"{node.source}: deconvnet and guided backprop need shard_map(..., check_vma=True): without it each device holds a part of "
+                "the backward signal, and the positive part of a sum is not the sum of positive parts"
+            )
+
+        def run(*arrays):
+            outputs, _ = self.program.run(body, self.enter(unit, body, node.inputs, list(arrays)), {})
+            return tuple(self.leave(unit, body, outputs))
+
+        specs = {"mesh": p["mesh"], "in_specs": p["in_specs"], "out_specs": p["out_specs"]}
+        names = set(p.get("newly_manual_axes", p.get("manual_axes", ())))
+        return list(jax.shard_map(run, **specs, axis_names=names, check_vma=p["check_vma"])(*arrays))
 
     def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
         body = unit.bodies[0]

@@ -497,6 +497,9 @@ class _Finder:
             ):
                 labels = dimensions.moved(user, labels, value.shape)
                 pending.append(user)
+            elif grow_structure and user.name in ("psum", "psum_invariant") and len(user.inputs) == 1:
+                nodes += [*pending, user]  # a layer whose contraction is sharded: its rule needs the whole sum
+                pending = []
             elif self.affine(user) and user.out.shape == value.shape:
                 if user.name in ("add", "sub", "add_any"):
                     if not bias:
