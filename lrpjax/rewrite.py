@@ -18,7 +18,7 @@ from lrpjax.cotangents import convert, detach, relevance_of, scale, unbroadcast,
 from lrpjax.errors import PathError, RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
-from lrpjax.plan import Orientation, carry_of, is_native
+from lrpjax.plan import Orientation, is_native
 from lrpjax.rules import (
     PLAIN,
     RATIO,
@@ -33,7 +33,7 @@ from lrpjax.rules import (
     Sum,
     divide,
 )
-from lrpjax.units import Level, Unit
+from lrpjax.units import Level, Unit, carry_of
 
 DEFAULT = Epsilon(1e-6)
 """The rule of weighted layers that no composite names."""
@@ -398,7 +398,9 @@ class _Frame:
         """Each device runs the rewritten body on its shard; what a collective gathers, its transpose hands back."""
         body, p = unit.bodies[0], node.params
         if self.program.taps_in(body):
-            raise PathError("`at=` names a value inside a shard_map, of which each device has its own: name one outside")
+            raise PathError(
+                "`at=` names a value inside a shard_map, of which each device has its own: name one outside"
+            )
         rules = [self.program.rules[u] for u in body.walk()]
         if not p["check_vma"] and any(isinstance(r, (Deconvnet, GuidedBackprop)) for r in rules):
             raise RuleError(

@@ -429,6 +429,7 @@ class Product(Rule):
 
     share: "gate" (the default): a sigmoid gate receives nothing and the signal takes all (Arras et al. 2017); without a gate, uniform.
     "activated": a factor that comes straight from an activation receives nothing (the gate of SwiGLU in CP-LRP); without one, uniform.
+    "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.selective`).
     "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
     (elementwise products only). An int: that factor, in the order of writing, takes all.
     """
@@ -437,14 +438,10 @@ class Product(Rule):
     kinds: ClassVar = ("product",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in (
-            "gate",
-            "activated",
-            "uniform",
-            "magnitude",
-        ):
+        shares = ("gate", "activated", "selective", "uniform", "magnitude")
+        if isinstance(self.share, bool) or not (isinstance(self.share, int) or self.share in shares):
             raise RuleError(
-                f"Product: share must be 'gate', 'activated', 'uniform', 'magnitude' or the number of a factor, but is {self.share!r}"
+                f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, but is {self.share!r}"
             )
 
 

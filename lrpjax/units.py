@@ -8,7 +8,7 @@ only move or scale values become units of one node, of kind "structural" and "af
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from lrpjax import activations, dimensions
+from lrpjax import _compat, activations, dimensions
 from lrpjax.graph import Graph, Node, Value
 
 SHOWN = (
@@ -37,7 +37,7 @@ class Unit:
     kind: one of SHOWN, "structural", "stop", "unknown" or one of STRUCTURED. name: the function, where it is known ("relu", "max_pool", "gelu").
     nodes: in order; the last one makes the outputs. operands: the values that carry relevance in; passing: those among them that receive
     relevance (a denominator, a gate and the statistics of a normalisation do not). activated: the factors of a product that come straight
-    from an activation.
+    from an activation. selected: the factors that `selective.Signals` found to be the signal, where a plan asked for it.
     core, scales: for weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of the kernel
     that its constant varies along. bodies: the units of each sub-program.
     """
@@ -50,6 +50,7 @@ class Unit:
     core: Node | None = None
     scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     activated: list[Value] = dataclasses.field(default_factory=list)
+    selected: list[Value] = dataclasses.field(default_factory=list)
     bodies: list["Level"] = dataclasses.field(default_factory=list)
 
     @property
@@ -83,6 +84,11 @@ class Level:
             yield unit
             for body in unit.bodies:
                 yield from body.walk()
+
+
+def carry_of(unit: Unit) -> tuple[int, int]:
+    """Where the carries stand among a body's inputs, and how many there are."""
+    return _compat.scan_layout(unit.nodes[0].params) if unit.kind == "scan" else (0, 0)
 
 
 def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
@@ -498,7 +504,10 @@ class _Finder:
                 labels = dimensions.moved(user, labels, value.shape)
                 pending.append(user)
             elif grow_structure and user.name in ("psum", "psum_invariant") and len(user.inputs) == 1:
-                nodes += [*pending, user]  # a layer whose contraction is sharded: its rule needs the whole sum
+                nodes += [
+                    *pending,
+                    user,
+                ]  # a layer whose contraction is sharded: its rule needs the whole sum
                 pending = []
             elif self.affine(user) and user.out.shape == value.shape:
                 if user.name in ("add", "sub", "add_any"):
