@@ -45,6 +45,7 @@ class Layer:
 
     kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
     ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
+    account: where an audit asks for it, what the bias and the stabiliser absorb, one pair for each `share`.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -55,6 +56,14 @@ class Layer:
     rectified: bool
     ones: Callable[[], jax.Array]
     noise: float
+    account: list[tuple[jax.Array, jax.Array]] | None = None
+
+    def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
+        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
+        s = divide(R, stabilize(z, epsilon))
+        if self.account is not None:
+            self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
+        return s
 
     def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
         """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
@@ -182,9 +191,12 @@ class Epsilon(Rule):
 
     def back(self, layer, x, z, R):
         (w,) = layer.kernels
-        if not self.bias:
-            z = z - layer.b
-        return layer.transpose(divide(R, stabilize(z, self.epsilon)), w)
+        s = (
+            layer.share(R, z, self.epsilon, layer.b)
+            if self.bias
+            else layer.share(R, z - layer.b, self.epsilon)
+        )
+        return layer.transpose(s, w)
 
 
 @rule()
@@ -223,12 +235,13 @@ class Gamma(Rule):
         g = jnp.asarray(self.gamma, z.dtype)
         linear, b = z - layer.b, jnp.asarray(layer.b if self.bias else 0.0, z.dtype)
         z_above = layer.positive(x, above, below)
-        denominator = linear + b + g * (z_above + positive(b))
+        b_gamma = b + g * positive(b)
+        denominator = linear + g * z_above + b_gamma
         if not layer.rectified:
-            denominator = jnp.where(
-                z > 0, denominator, linear + b + g * (negative(linear - z_above) + negative(b))
-            )
-        s = divide(R, stabilize(denominator, self.epsilon))
+            b_gamma = jnp.where(z > 0, b_gamma, b + g * negative(b))
+            below = linear + g * negative(linear - z_above) + b_gamma
+            denominator = jnp.where(z > 0, denominator, below)
+        s = layer.share(jnp.where(z == 0, 0.0, R), denominator, self.epsilon, b_gamma)
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
 
         def pull(
@@ -271,15 +284,14 @@ class AlphaBeta(Rule):
         w_above, w_below = layer.kernels
         above = layer.positive(x, w_above, w_below)
         b = jnp.asarray(layer.b, z.dtype)
-        z_above = above + positive(b) if self.bias else above
-        s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
+        b_above, b_below = (positive(b), negative(b)) if self.bias else (jnp.zeros_like(b),) * 2
+        s_above = layer.share(jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, b_above)
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
         # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it counts as large as the rounding
         below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
-        z_below = below + negative(b) if self.bias else below
-        s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
-        pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
+        s_below = layer.share(-jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, b_below)
+        pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
         return layer.pull(x, pull, w_above, w_below)
 
 
@@ -321,9 +333,7 @@ class ZBox(Rule):
         w, above, below = layer.kernels
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
-        s = divide(
-            R, stabilize(z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
-        )
+        s = layer.share(R, z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
         return x * layer.transpose(s, w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
 
 
@@ -343,10 +353,8 @@ class WSquare(Rule):
 
     def back(self, layer, x, z, R):
         (squared,) = layer.kernels
-        total = layer.apply(layer.ones(), squared)
-        if self.bias:
-            total = total + layer.b * layer.b
-        return layer.transpose(divide(R, stabilize(total, self.epsilon)), squared)
+        total, b = layer.apply(layer.ones(), squared), layer.b * layer.b if self.bias else 0.0
+        return layer.transpose(layer.share(R, total + b, self.epsilon, b), squared)
 
 
 @rule()
@@ -361,7 +369,7 @@ class Flat(Rule):
 
     def back(self, layer, x, z, R):
         (ones,) = layer.kernels
-        return layer.transpose(divide(R, stabilize(layer.apply(layer.ones(), ones), self.epsilon)), ones)
+        return layer.transpose(layer.share(R, layer.apply(layer.ones(), ones), self.epsilon), ones)
 
 
 @rule()

@@ -12,6 +12,7 @@ import numpy as np
 from lrpjax import _compat, graph, naming, units
 from lrpjax import plan as planning
 from lrpjax.composites import Composite
+from lrpjax.cotangents import SLOT
 from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
 from lrpjax.graph import Graph, Value
 from lrpjax.plan import Plan
@@ -92,7 +93,7 @@ def value_and_relevance(
     def explain(*args: Any, **kwargs: Any) -> Any:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux)
         y, aux, pull = program.linearise()
-        R = pull(output_relevance(y, target, program.composite.method))
+        R, _ = pull(output_relevance(y, target, program.composite.method))
         return ((y, aux), R) if has_aux else (y, R)
 
     return explain
@@ -117,7 +118,7 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
             jnp.shape, y
         ):
             raise TargetError(f"the seed has {_shapes(seed)}, but the output has {_shapes(y)}")
-        return pull(seed)
+        return pull(seed)[0]
 
     return y, pull_checked
 
@@ -202,31 +203,35 @@ class Program:
             self.single = False
             self.taps |= _globbed(self.level, at)
         self.assignment = planning.assign(self.level, self.composite)
-        tapped = list(dict.fromkeys(self.taps.values()))
-        self.found = planning.Orientation()
-        rules = self.assignment.rules
-        planning.flow(self.level, [v.carries for v in g.inputs], rules, frozenset(tapped), self.found.flowing)
-        outs = list(g.outputs)
-        count = len(outs) - self.aux_count()
-        live = [i < count for i in range(len(outs))]
-        planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
+        self.orient(list(dict.fromkeys(self.taps.values())))
         planning.refuse(self.found)
         if self.composite.method == "relevance" and any(
-            planning.is_probability(self.level, v) for v in outs[:count]
+            planning.is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
         ):
             warnings.warn(
                 "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
                 ProbabilityWarning,
                 stacklevel=4,
             )
-        self.tapped = tapped
-        self.rewritten = Rewritten(rules, self.found, tapped)
+
+    def orient(self, tapped: list[Value]) -> None:
+        """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
+        self.tapped, self.found = tapped, planning.Orientation()
+        rules, outs = self.assignment.rules, self.graph.outputs
+        carrying = [v.carries for v in self.graph.inputs]
+        planning.flow(self.level, carrying, rules, frozenset(tapped), self.found.flowing)
+        live = [i < len(outs) - self.aux_count() for i in range(len(outs))]
+        planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
 
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
 
-    def linearise(self) -> tuple[Any, Any, Callable]:
-        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for."""
+    def zeros(self) -> list:
+        """What is added to each tapped value, and has its cotangent."""
+        return [jnp.zeros(_tap_shape(self.level, v), v.aval.dtype) for v in self.tapped]
+
+    def linearise(self, audited: Sequence[units.Unit] = ()) -> tuple[Any, Any, Callable]:
+        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for and the accounts of the units."""
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         for leaf in y_leaves:
@@ -234,29 +239,30 @@ class Program:
                 raise TargetError(
                     f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
                 )
-        shapes = {i: _tap_shape(self.level, v) for i, v in enumerate(self.tapped)}
-        zeros = {i: jnp.zeros(s, v.aval.dtype) for (i, s), v in zip(shapes.items(), self.tapped, strict=True)}
+        rewritten = Rewritten(self.assignment.rules, self.found, self.tapped, audited)
 
-        def run(leaves, zeros):
-            outputs, seen = self.rewritten.run(self.level, [*self.consts, *leaves], zeros)
+        def run(leaves, zeros, slots):
+            taps = dict(enumerate(zeros))
+            outputs, seen = rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
             return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
 
-        if self.taps or self.tapped:
-            y, back, (aux, seen) = jax.vjp(lambda zeros: run(self.leaves, zeros), zeros, has_aux=True)
+        zeros, slots = self.zeros(), [jnp.zeros(SLOT)] * len(audited)
+        if self.tapped:
+            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), zeros, slots, has_aux=True)
         else:
-            y, back, (aux, seen) = jax.vjp(lambda *leaves: run(leaves, zeros), *self.leaves, has_aux=True)
+            y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, [], s), self.leaves, slots, has_aux=True)
 
         def pull(seed: Any) -> Any:
             seeds = [jnp.asarray(s).astype(v.dtype) for s, v in zip(jax.tree.leaves(seed), y, strict=True)]
-            cotangents = back(seeds)
+            cotangents, accounts = back(seeds)
             if self.tapped:
-                read = {i: self.read(v, seen[i], cotangents[0][i]) for i, v in enumerate(self.tapped)}
+                read = {i: self.read(v, seen[i], cotangents[i]) for i, v in enumerate(self.tapped)}
                 named = {name: read[self.tapped.index(v)] for name, v in self.taps.items()}
-                return next(iter(named.values())) if self.single else named
+                return (next(iter(named.values())) if self.single else named), accounts
             inputs = self.graph.inputs[len(self.consts) :]
             R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
             explained = jax.tree.unflatten(self.treedef, R)
-            return explained[0] if isinstance(self.argnums, int) else tuple(explained)
+            return (explained[0] if isinstance(self.argnums, int) else tuple(explained)), accounts
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull
