@@ -180,7 +180,7 @@ def excitation_backprop() -> Composite:
         "excitation_backprop",
         (select.kind("conv", "dense"), rules.ZPlus()),
         _SUMS,
-        (select.kind("activation", "affine"), rules.Gradient()),
+        (select.kind("activation"), rules.Gradient()),
     )
 
 

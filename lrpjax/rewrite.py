@@ -271,9 +271,8 @@ class _Frame:
         if unit.name == "reduce_product":
             (x,) = emits
             number = math.prod(x.shape[a] for a in unit.nodes[0].params["axes"])
-            self.native(
-                unit, operand=lambda v: scale(self.operand(unit, v), jnp.asarray(1 / number, jnp.float32))
-            )
+            array = self.operand(unit, x)
+            self.native(unit, operand=lambda v: scale(array, jnp.asarray(1 / number, wide(array).real.dtype)))
             return
         factors = [v for v in unit.operands if v in emits]
         share = rule.share if isinstance(rule, Product) else "uniform"

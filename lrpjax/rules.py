@@ -169,6 +169,13 @@ def _check(holds: Callable[..., Any], *values: Any, message: str) -> None:
         raise RuleError(message)
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of one shape can be stretched to another."""
+    return len(shape) <= len(to) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
 @rule("bias")
 class Epsilon(Rule):
     """LRP-ε: R_i = x_i Σ_j w_ij R_j / (z_j + ε sign z_j) (Bach et al. 2015, eq. 58). ε = 0 is LRP-0, with 0/0 = 0.
@@ -324,6 +331,13 @@ class ZBox(Rule):
 
     def __post_init__(self):
         Rule.__post_init__(self)
+        low, high = np.shape(self.low), np.shape(self.high)
+        try:
+            np.broadcast_shapes(low, high)
+        except ValueError:
+            raise RuleError(
+                f"ZBox: low has shape {low} and high {high}, which do not broadcast against each other"
+            ) from None
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
     def kernels(self, w):
@@ -331,6 +345,11 @@ class ZBox(Rule):
 
     def back(self, layer, x, z, R):
         w, above, below = layer.kernels
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if not _broadcasts(jnp.shape(bound), x.shape):
+                raise RuleError(
+                    f"ZBox: {name} has shape {jnp.shape(bound)}, which does not broadcast against the layer's input of shape {x.shape}"
+                )
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
         s = layer.share(R, z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)

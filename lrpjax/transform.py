@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -162,8 +162,8 @@ class Program:
         self.composite = composite
         self.has_aux = has_aux
         self.argnums = argnums
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        explained = [args[i] for i in _checked_numbers(numbers, len(args))]
+        numbers = _checked_numbers(argnums, len(args))
+        explained = [args[i] for i in numbers]
         leaves, self.treedef = jax.tree.flatten(explained)
         self.leaves = [_checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
         if not leaves:
@@ -177,6 +177,8 @@ class Program:
 
         with naming.nnx_scopes():
             self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
+        if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
+            raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
         self.prepare(at)
 
     def prepare(self, at: Any) -> None:
@@ -234,6 +236,8 @@ class Program:
         """(output, aux, pull): the function's value, and the map from output relevance to what was asked for and the accounts of the units."""
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
+        if not y_leaves:
+            raise TargetError("the function returned no array: there is nothing to explain")
         for leaf in y_leaves:
             if not _compat.is_float(leaf):
                 raise TargetError(
@@ -262,7 +266,8 @@ class Program:
             inputs = self.graph.inputs[len(self.consts) :]
             R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
             explained = jax.tree.unflatten(self.treedef, R)
-            return (explained[0] if isinstance(self.argnums, int) else tuple(explained)), accounts
+            explained = tuple(explained) if isinstance(self.argnums, Sequence) else explained[0]
+            return explained, accounts
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull
@@ -356,12 +361,17 @@ def _shapes(tree: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------------- arguments, paths
 
 
-def _checked_numbers(numbers: Sequence[int], count: int) -> Sequence[int]:
+def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:
+    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     for i in numbers:
+        if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+            raise InputError(f"argnums takes the number of an argument, or several, but got {argnums!r}")
         if not -count <= i < count:
             raise InputError(
                 f"argnums names argument {i}, but the function was called with {count} positional arguments"
             )
+    if len({i % count for i in numbers}) < len(numbers):
+        raise InputError(f"argnums={argnums!r} names an argument twice")
     return numbers
 
 
@@ -390,7 +400,7 @@ def _scopes(g: Graph, at: Any) -> dict[str, Value]:
     """For each plain path, the value that leaves that scope last."""
     if at is None:
         return {}
-    paths = [at] if isinstance(at, str) else list(at)
+    paths = list(at) if isinstance(at, Iterable) and not isinstance(at, str) else [at]
     found = {}
     for path in paths:
         if not isinstance(path, str):
