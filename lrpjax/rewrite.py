@@ -45,7 +45,9 @@ DEFAULT = Epsilon(1e-6)
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros) and returns its value.
+    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of them, either of which may be
+    None. It adds the first (zeros) to the value and returns the value; it multiplies the second onto the value's cotangent, and with it onto
+    the relevance that goes on from there.
     """
 
     def __init__(self, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: Sequence[Value]):
@@ -55,7 +57,7 @@ class Rewritten:
         self.owner = {node: unit for unit in found.given for node in unit.nodes}
 
     def run(
-        self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]
+        self, level: Level, inputs: Sequence[Any], taps: Mapping[int, tuple[Any, Any]]
     ) -> tuple[list, dict[int, Any]]:
         """(outputs, {index of a tapped value: its value}) of a level."""
         frame = _Frame(self, level, taps)
@@ -95,7 +97,7 @@ class Rewritten:
 class _Frame:
     """One execution of one level: the values computed so far."""
 
-    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, Any]):
+    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, tuple[Any, Any]]):
         self.program = program
         self.found = program.found
         self.taps = taps
@@ -106,8 +108,12 @@ class _Frame:
     def define(self, value: Value, array: Any) -> None:
         index = self.program.tapped.get(value)
         if index is not None:
-            self.seen[index] = array
-            array = array + self.taps[index]
+            zeros, weight = self.taps[index]
+            if zeros is not None:
+                self.seen[index] = array
+                array = array + zeros
+            if weight is not None:
+                array = scale(array, weight)
         self.env[value] = array
 
     def read(self, value: Value) -> Any:
@@ -385,7 +391,7 @@ class _Frame:
             def run(arrays, taps):
                 outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
                 return self.leave(unit, body, outputs), {
-                    i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()
+                    i: seen.get(i, jnp.zeros_like(z)) for i, (z, _) in taps.items() if z is not None
                 }
 
             return run
@@ -398,7 +404,9 @@ class _Frame:
         """Each device runs the rewritten body on its shard; what a collective gathers, its transpose hands back."""
         body, p = unit.bodies[0], node.params
         if self.program.taps_in(body):
-            raise PathError("`at=` names a value inside a shard_map, of which each device has its own: name one outside")
+            raise PathError(
+                "`at=`, or a condition, names a value inside a shard_map, of which each device has its own: name one outside"
+            )
         rules = [self.program.rules[u] for u in body.walk()]
         if not p["check_vma"] and any(isinstance(r, (Deconvnet, GuidedBackprop)) for r in rules):
             raise RuleError(

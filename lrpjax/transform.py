@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -153,6 +153,7 @@ class Program:
         argnums: int | Sequence[int],
         at: Any,
         has_aux: bool,
+        conditions: Sequence[str] = (),
     ):
         if not isinstance(composite, Composite):
             raise TypeError(
@@ -176,11 +177,11 @@ class Program:
 
         with naming.nnx_scopes():
             self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
-        self.prepare(at)
+        self.prepare(at, conditions)
 
-    def prepare(self, at: Any) -> None:
+    def prepare(self, at: Any, conditions: Sequence[str]) -> None:
         g, families = self.graph, self.composite.families
-        wanted = _scopes(g, at)
+        wanted, conditioned = _scopes(g, at), _scopes(g, conditions)
         inputs = len(self.leaves)
         floats = [_compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
@@ -194,13 +195,16 @@ class Program:
             sources,
             families,
         )
-        self.level = units.find(g, families, frozenset(wanted.values()))
+        self.level = units.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
         self.taps = dict(_aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         if isinstance(at, str) and not _is_glob(at):
             self.single = True
         else:
             self.single = False
             self.taps |= _globbed(self.level, at)
+        self.conditions = {path: [v] for path, v in _aliased(self.level, conditioned)} | {
+            glob: list(_globbed(self.level, glob).values()) for glob in conditions if _is_glob(glob)
+        }
         self.assignment = planning.assign(self.level, self.composite)
         tapped = list(dict.fromkeys(self.taps.values()))
         self.found = planning.Orientation()
@@ -211,6 +215,10 @@ class Program:
         live = [i < count for i in range(len(outs))]
         planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
         planning.refuse(self.found)
+        for path, values in self.conditions.items():
+            self.conditions[path] = [v for v in values if v in self.found.live]
+            if not self.conditions[path]:
+                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
         if self.composite.method == "relevance" and any(
             planning.is_probability(self.level, v) for v in outs[:count]
         ):
@@ -220,13 +228,17 @@ class Program:
                 stacklevel=4,
             )
         self.tapped = tapped
-        self.rewritten = Rewritten(rules, self.found, tapped)
+        watched = [*tapped, *(v for values in self.conditions.values() for v in values)]
+        self.rewritten = Rewritten(rules, self.found, list(dict.fromkeys(watched)))
 
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
 
-    def linearise(self) -> tuple[Any, Any, Callable]:
-        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for."""
+    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
+
+        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to the shapes of `shape_of`.
+        """
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         for leaf in y_leaves:
@@ -234,11 +246,10 @@ class Program:
                 raise TargetError(
                     f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
                 )
-        shapes = {i: _tap_shape(self.level, v) for i, v in enumerate(self.tapped)}
-        zeros = {i: jnp.zeros(s, v.aval.dtype) for (i, s), v in zip(shapes.items(), self.tapped, strict=True)}
+        zeros = self.zeros()
 
         def run(leaves, zeros):
-            outputs, seen = self.rewritten.run(self.level, [*self.consts, *leaves], zeros)
+            outputs, seen = self.run(leaves, zeros, weights or {})
             return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
 
         if self.taps or self.tapped:
@@ -260,6 +271,23 @@ class Program:
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull
+
+    def run(self, leaves: Sequence[Any], zeros: Mapping[int, Any], weights: Mapping[Value, Any]) -> Any:
+        """(flat outputs, {index of a tapped value: its value})."""
+        taps = {i: (zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        return self.rewritten.run(self.level, [*self.consts, *leaves], taps)
+
+    def zeros(self) -> dict[int, Any]:
+        return {i: jnp.zeros(self.shape_of(v), v.aval.dtype) for i, v in enumerate(self.tapped)}
+
+    def values(self) -> dict[str, Any]:
+        """The values that `at` names, by path, from a forward pass alone."""
+        _, seen = self.run(self.leaves, self.zeros(), {})
+        return {name: seen[self.tapped.index(v)] for name, v in self.taps.items()}
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value as seen from outside: inside scans it is stacked over the loops."""
+        return _tap_shape(self.level, value)
 
     def read(self, value: Value, x: Any, c: Any) -> Any:
         """The relevance of a value, from the value and its cotangent: none where the plan lets none reach it."""
