@@ -13,7 +13,6 @@ from lrpjax.composites import Composite
 from lrpjax.cotangents import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
 from lrpjax.errors import PathError
 from lrpjax.plan import describe, is_native, path_of
-from lrpjax.rewrite import Rewritten
 from lrpjax.select import matches
 from lrpjax.transform import DEFAULT, Program, output_relevance
 from lrpjax.units import SHOWN, Unit
@@ -145,7 +144,8 @@ def audit(
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
         units = [u for u in program.level.walk() if u.kind in SHOWN and u in program.found.given]
         plan = describe(program.level, program.assignment, program.found)
-        y, _, pull = program.linearise(units)
+        program.rewrite(audited=units)
+        y, _, pull = program.linearise_audited()
         seed = output_relevance(y, target, program.composite.method)
         R, accounts = pull(seed)
         total = lambda tree: sum(
@@ -205,24 +205,24 @@ def messages(
         unit = _dense_at(program, at)
         (x,) = unit.passing
         program.orient([x, unit.out])
-        rewritten = Rewritten(program.assignment.rules, program.found, program.tapped)
+        program.rewrite()
 
         def run(zeros):
-            inputs = [*program.consts, *program.leaves]
-            outputs, seen = rewritten.run(program.level, inputs, dict(enumerate(zeros)))
+            outputs, seen = program.run(program.leaves, zeros, {})
             return (outputs, seen[1]), seen[0]
 
         (outputs, z), back, values = jax.vjp(run, program.zeros(), has_aux=True)
         y = jax.tree.unflatten(jax.tree.structure(program.shapes), outputs)
         seed = jax.tree.leaves(output_relevance(y, target, program.composite.method))
         seed = [s.astype(o.dtype) for s, o in zip(seed, outputs, strict=True)]
-        ((_, c),) = back((seed, jnp.zeros_like(z)))
+        (cotangents,) = back((seed, jnp.zeros_like(z)))
+        c = cotangents[1]
         silent = [jnp.zeros_like(o) for o in outputs]
 
         def message(j):
             one = (jnp.arange(z.shape[-1]) == j).astype(c.dtype)
-            ((cx, _),) = back((silent, c * one))
-            return program.read(x, values, cx)
+            (cotangents,) = back((silent, c * one))
+            return program.read(x, values, cotangents[0])
 
         return jax.vmap(message, out_axes=-1)(jnp.arange(z.shape[-1]))
 

@@ -59,7 +59,9 @@ DEFAULT = Epsilon(1e-6)
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros) and returns its value.
+    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of them, either of which may be
+    None. It adds the first (zeros) to the value and returns the value; it multiplies the second onto the value's cotangent, and with it onto
+    the relevance that goes on from there.
     `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account.
     """
 
@@ -78,7 +80,11 @@ class Rewritten:
         self.made = {v: unit for unit in audited for v in unit.outputs}
 
     def run(
-        self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any], slots: Sequence[Any] = ()
+        self,
+        level: Level,
+        inputs: Sequence[Any],
+        taps: Mapping[int, tuple[Any, Any]],
+        slots: Sequence[Any] = (),
     ) -> tuple[list, dict[int, Any]]:
         """(outputs, {index of a tapped value: its value}) of a level."""
         frame = _Frame(self, level, taps, slots)
@@ -118,7 +124,9 @@ class Rewritten:
 class _Frame:
     """One execution of one level: the values computed so far."""
 
-    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, Any], slots: Sequence[Any]):
+    def __init__(
+        self, program: Rewritten, level: Level, taps: Mapping[int, tuple[Any, Any]], slots: Sequence[Any]
+    ):
         self.program = program
         self.slots = slots
         self.found = program.found
@@ -130,8 +138,12 @@ class _Frame:
     def define(self, value: Value, array: Any) -> None:
         index = self.program.tapped.get(value)
         if index is not None:
-            self.seen[index] = array
-            array = array + self.taps[index]
+            zeros, weight = self.taps[index]
+            if zeros is not None:
+                self.seen[index] = array
+                array = array + zeros
+            if weight is not None:
+                array = scale(array, weight)
         maker = self.program.made.get(value)
         if maker is not None and value in self.found.live:
             array = self.audit(maker, array, self.found.form[value], {RECEIVED: 1, BROKEN: 1})
@@ -418,7 +430,7 @@ class _Frame:
                     body, self.enter(unit, body, node.inputs[1:], arrays), taps, self.slots
                 )
                 return self.leave(unit, body, outputs), {
-                    i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()
+                    i: seen.get(i, jnp.zeros_like(z)) for i, (z, _) in taps.items() if z is not None
                 }
 
             return run
@@ -432,7 +444,7 @@ class _Frame:
         body, p = unit.bodies[0], node.params
         if self.program.taps_in(body):
             raise PathError(
-                "`at=` names a value inside a shard_map, of which each device has its own: name one outside"
+                "`at=`, or a condition, names a value inside a shard_map, of which each device has its own: name one outside"
             )
         rules = [self.program.rules[u] for u in body.walk()]
         if not p["check_vma"] and any(isinstance(r, (Deconvnet, GuidedBackprop)) for r in rules):

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +93,7 @@ def value_and_relevance(
     def explain(*args: Any, **kwargs: Any) -> Any:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux)
         y, aux, pull = program.linearise()
-        R, _ = pull(output_relevance(y, target, program.composite.method))
+        R = pull(output_relevance(y, target, program.composite.method))
         return ((y, aux), R) if has_aux else (y, R)
 
     return explain
@@ -118,7 +118,7 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
             jnp.shape, y
         ):
             raise TargetError(f"the seed has {_shapes(seed)}, but the output has {_shapes(y)}")
-        return pull(seed)[0]
+        return pull(seed)
 
     return y, pull_checked
 
@@ -154,6 +154,7 @@ class Program:
         argnums: int | Sequence[int],
         at: Any,
         has_aux: bool,
+        conditions: Sequence[str] = (),
     ):
         if not isinstance(composite, Composite):
             raise TypeError(
@@ -179,11 +180,11 @@ class Program:
             self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
         if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
             raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
-        self.prepare(at)
+        self.prepare(at, conditions)
 
-    def prepare(self, at: Any) -> None:
+    def prepare(self, at: Any, conditions: Sequence[str]) -> None:
         g, families = self.graph, self.composite.families
-        wanted = _scopes(g, at)
+        wanted, conditioned = _scopes(g, at), _scopes(g, conditions)
         inputs = len(self.leaves)
         floats = [_compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
@@ -197,16 +198,23 @@ class Program:
             sources,
             families,
         )
-        self.level = units.find(g, families, frozenset(wanted.values()))
+        self.level = units.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
         self.taps = dict(_aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         if isinstance(at, str) and not _is_glob(at):
             self.single = True
         else:
             self.single = False
             self.taps |= _globbed(self.level, at)
+        self.conditions = {path: [v] for path, v in _aliased(self.level, conditioned)} | {
+            glob: list(_globbed(self.level, glob).values()) for glob in conditions if _is_glob(glob)
+        }
         self.assignment = planning.assign(self.level, self.composite)
         self.orient(list(dict.fromkeys(self.taps.values())))
         planning.refuse(self.found)
+        for path, values in self.conditions.items():
+            self.conditions[path] = [v for v in values if v in self.found.live]
+            if not self.conditions[path]:
+                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
         if self.composite.method == "relevance" and any(
             planning.is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
         ):
@@ -215,6 +223,7 @@ class Program:
                 ProbabilityWarning,
                 stacklevel=4,
             )
+        self.rewrite()
 
     def orient(self, tapped: list[Value]) -> None:
         """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
@@ -225,15 +234,25 @@ class Program:
         live = [i < len(outs) - self.aux_count() for i in range(len(outs))]
         planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
 
+    def rewrite(self, audited: Sequence[units.Unit] = ()) -> None:
+        """Makes the program that is run: with taps, conditions, and accounts of the units audited."""
+        watched = [*self.tapped, *(v for values in self.conditions.values() for v in values)]
+        self.slots = [jnp.zeros(SLOT)] * len(audited)
+        self.rewritten = Rewritten(self.assignment.rules, self.found, list(dict.fromkeys(watched)), audited)
+
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
 
-    def zeros(self) -> list:
-        """What is added to each tapped value, and has its cotangent."""
-        return [jnp.zeros(_tap_shape(self.level, v), v.aval.dtype) for v in self.tapped]
+    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
 
-    def linearise(self, audited: Sequence[units.Unit] = ()) -> tuple[Any, Any, Callable]:
-        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for and the accounts of the units."""
+        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to the shapes of `shape_of`.
+        """
+        y, aux, pull = self.linearise_audited(weights)
+        return y, aux, lambda seed: pull(seed)[0]
+
+    def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """As `linearise`; pull gives a pair, the second of which are the accounts of the units that are audited."""
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         if not y_leaves:
@@ -243,18 +262,17 @@ class Program:
                 raise TargetError(
                     f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
                 )
-        rewritten = Rewritten(self.assignment.rules, self.found, self.tapped, audited)
 
         def run(leaves, zeros, slots):
-            taps = dict(enumerate(zeros))
-            outputs, seen = rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
+            outputs, seen = self.run(leaves, zeros, weights or {}, slots)
             return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
 
-        zeros, slots = self.zeros(), [jnp.zeros(SLOT)] * len(audited)
         if self.tapped:
-            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), zeros, slots, has_aux=True)
+            on = (self.zeros(), self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), *on, has_aux=True)
         else:
-            y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, [], s), self.leaves, slots, has_aux=True)
+            on = (self.leaves, self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, {}, s), *on, has_aux=True)
 
         def pull(seed: Any) -> Any:
             seeds = [jnp.asarray(s).astype(v.dtype) for s, v in zip(jax.tree.leaves(seed), y, strict=True)]
@@ -271,6 +289,29 @@ class Program:
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull
+
+    def run(
+        self,
+        leaves: Sequence[Any],
+        zeros: Mapping[int, Any],
+        weights: Mapping[Value, Any],
+        slots: Sequence[Any] = (),
+    ) -> Any:
+        """(flat outputs, {index of a tapped value: its value})."""
+        taps = {i: (zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        return self.rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
+
+    def zeros(self) -> dict[int, Any]:
+        return {i: jnp.zeros(self.shape_of(v), v.aval.dtype) for i, v in enumerate(self.tapped)}
+
+    def values(self) -> dict[str, Any]:
+        """The values that `at` names, by path, from a forward pass alone."""
+        _, seen = self.run(self.leaves, self.zeros(), {})
+        return {name: seen[self.tapped.index(v)] for name, v in self.taps.items()}
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value as seen from outside: inside scans it is stacked over the loops."""
+        return _tap_shape(self.level, value)
 
     def read(self, value: Value, x: Any, c: Any) -> Any:
         """The relevance of a value, from the value and its cotangent: none where the plan lets none reach it."""
