@@ -191,6 +191,19 @@ def guided_backprop() -> Composite:
     return Composite(((select.kind("relu"), rules.GuidedBackprop()),), default=rules.Gradient(), method="gradient", preset="guided_backprop")
 
 
+def pattern_net(patterns: Any) -> Composite:
+    """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer (`lrpjax.patterns.fit`) in place of its kernel.
+
+    As in the paper it begins with the output itself: `target=c` explains the value of logit c, not 1.
+    """
+    return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
+
+
+def pattern_attribution(patterns: Any) -> Composite:
+    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor."""
+    return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
+
+
 def attnlrp(epsilon: Any = 1e-6) -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor expansion, normalisations
     with their statistics held fixed, activations passed through."""
