@@ -17,7 +17,11 @@ from jax.interpreters import ad, batching, mlir
 Literal = core.Literal
 _LIBRARIES = tuple(
     os.path.normpath(p) + os.sep
-    for p in {sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"], sysconfig.get_paths()["stdlib"]}
+    for p in {
+        sysconfig.get_paths()["purelib"],
+        sysconfig.get_paths()["platlib"],
+        sysconfig.get_paths()["stdlib"],
+    }
 )
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -48,7 +52,9 @@ def scan_layout(params: dict) -> tuple[int, int]:
 def scope_of(eqn: Any) -> str:
     """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without `jit(...)`-like wrappers and without the
     formulas that `jnp.einsum` opens scopes for."""
-    return "/".join(s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope" and "->" not in s.name)
+    return "/".join(
+        s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope" and "->" not in s.name
+    )
 
 
 def source_of(*eqns: Any) -> str:
@@ -66,7 +72,9 @@ def source_of(*eqns: Any) -> str:
             place = f"{f.file_name}:{f.line_num} ({f.function_name})"
             if not name.startswith(_LIBRARIES):
                 return place
-            if others is None and not any(f"{os.sep}{library}{os.sep}" in name for library in ("jax", "jaxlib", "flax")):
+            if others is None and not any(
+                f"{os.sep}{library}{os.sep}" in name for library in ("jax", "jaxlib", "flax")
+            ):
                 others = place
     return others or source_info_util.summarize(eqns[0].source_info)
 
@@ -94,7 +102,11 @@ _late = core.Primitive("lrpjax_late")
 
 def late(array: jax.Array, after: jax.Array) -> jax.Array:
     """`array`, available to the compiler only once `after` is. Batching `after` does not batch the result."""
-    probe = lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ()) if after.size else jnp.zeros((), after.dtype)
+    probe = (
+        lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ())
+        if after.size
+        else jnp.zeros((), after.dtype)
+    )
     return _late.bind(array, lax.real(probe) if jnp.iscomplexobj(probe) else probe)
 
 

@@ -47,29 +47,41 @@ class Composite:
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise RuleError(f"Composite: each entry is a pair (selector, rule), but one is {pair!r}")
             if isinstance(pair[1], type):
-                raise RuleError(f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()")
+                raise RuleError(
+                    f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()"
+                )
             if isinstance(pair[1], str) or pair[1] is None:
-                raise RuleError(f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}")
+                raise RuleError(
+                    f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}"
+                )
             checked.append((as_selector(pair[0]), pair[1]))
         object.__setattr__(self, "pairs", tuple(checked))
         if self.method not in METHODS:
             raise RuleError(f"Composite: method must be one of {', '.join(METHODS)}, but is {self.method!r}")
         for name, family in self.primitives.items():
             if family not in CHOICES:
-                raise RuleError(f"Composite: the family of primitive {name!r} must be one of {', '.join(CHOICES)}, but is {family!r}")
+                raise RuleError(
+                    f"Composite: the family of primitive {name!r} must be one of {', '.join(CHOICES)}, but is {family!r}"
+                )
 
     @property
     def families(self) -> Mapping[str, str]:
         return {**FAMILIES, **self.primitives} if self.primitives else FAMILIES
 
-    def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list[tuple[Selector, Rule]]]:
+    def assign(
+        self, units: Sequence[select.Selectable]
+    ) -> tuple[list[Rule | None], list[tuple[Selector, Rule]]]:
         """The rule of each unit (None for the kind's default), and the pairs that found no unit."""
         assigned: list[Rule | None] = [self.default] * len(units)
         open_units = set(range(len(units)))
         unmatched = []
         for selector, rule in self.pairs:
             chosen = selector.choose(units)
-            fits = [i for i, c in enumerate(chosen) if c and ({"*", units[i].kind, units[i].name} & set(rule.kinds))]
+            fits = [
+                i
+                for i, c in enumerate(chosen)
+                if c and ({"*", units[i].kind, units[i].name} & set(rule.kinds))
+            ]
             if not fits:
                 unmatched.append((selector, rule))
             for i in fits:
@@ -79,7 +91,7 @@ class Composite:
         return assigned, unmatched
 
     def tree_flatten(self):
-        return tuple(r for _, r in self.pairs) + (self.default,), (
+        return (*tuple(r for _, r in self.pairs), self.default), (
             tuple(s for s, _ in self.pairs),
             self.method,
             tuple(self.primitives.items()),
@@ -118,7 +130,12 @@ def epsilon(epsilon: Any = 1e-6) -> Composite:
 
 def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
     """z⁺ in convolutions, ε in dense layers (zennit's `EpsilonPlus`)."""
-    return _preset("epsilon_plus", (select.kind("conv"), rules.ZPlus()), (select.kind("dense"), rules.Epsilon(epsilon)), _SUMS)
+    return _preset(
+        "epsilon_plus",
+        (select.kind("conv"), rules.ZPlus()),
+        (select.kind("dense"), rules.Epsilon(epsilon)),
+        _SUMS,
+    )
 
 
 def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
@@ -129,7 +146,11 @@ def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
 
 def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
     """α2β1 in convolutions, ε in dense layers (zennit's `EpsilonAlpha2Beta1`)."""
-    pairs = ((select.kind("conv"), rules.AlphaBeta(2.0, 1.0)), (select.kind("dense"), rules.Epsilon(epsilon)), _SUMS)
+    pairs = (
+        (select.kind("conv"), rules.AlphaBeta(2.0, 1.0)),
+        (select.kind("dense"), rules.Epsilon(epsilon)),
+        _SUMS,
+    )
     return _preset("epsilon_alpha2_beta1", *pairs)
 
 
@@ -183,12 +204,22 @@ def input_x_gradient() -> Composite:
 
 def deconvnet() -> Composite:
     """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever their input."""
-    return Composite(((select.kind("relu"), rules.Deconvnet()),), default=rules.Gradient(), method="gradient", preset="deconvnet")
+    return Composite(
+        ((select.kind("relu"), rules.Deconvnet()),),
+        default=rules.Gradient(),
+        method="gradient",
+        preset="deconvnet",
+    )
 
 
 def guided_backprop() -> Composite:
     """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs."""
-    return Composite(((select.kind("relu"), rules.GuidedBackprop()),), default=rules.Gradient(), method="gradient", preset="guided_backprop")
+    return Composite(
+        ((select.kind("relu"), rules.GuidedBackprop()),),
+        default=rules.Gradient(),
+        method="gradient",
+        preset="guided_backprop",
+    )
 
 
 def pattern_net(patterns: Any) -> Composite:

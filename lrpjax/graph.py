@@ -37,7 +37,19 @@ class Value:
 class Node:
     """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its sub-programs (scan, cond, …)."""
 
-    __slots__ = ("bodies", "eqn", "index", "inputs", "name", "outputs", "params", "path", "primitive", "sites", "within")
+    __slots__ = (
+        "bodies",
+        "eqn",
+        "index",
+        "inputs",
+        "name",
+        "outputs",
+        "params",
+        "path",
+        "primitive",
+        "sites",
+        "within",
+    )
 
     def __init__(self, eqn: Any, inputs: list[Value], path: str, within: tuple[str, ...], sites: tuple):
         self.eqn = eqn
@@ -120,7 +132,11 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
                     inner_env[var] = constant = Value(var.aval)
                     constants[constant] = const
                 outputs = inline(
-                    inner, inner_env, path, (*within, _call_name(eqn)), site or (eqn if _compat.is_library_call(eqn) else None)
+                    inner,
+                    inner_env,
+                    path,
+                    (*within, _call_name(eqn)),
+                    site or (eqn if _compat.is_library_call(eqn) else None),
                 )
             else:
                 node = Node(eqn, inputs, path, within, (site or eqn, *holders))
@@ -181,7 +197,13 @@ def _prune(graph: Graph) -> Graph:
     return graph
 
 
-def mark(graph: Graph, carries: Sequence[bool], nonnegative: Sequence[bool], sources: frozenset[Value], families: Mapping[str, str]) -> None:
+def mark(
+    graph: Graph,
+    carries: Sequence[bool],
+    nonnegative: Sequence[bool],
+    sources: frozenset[Value],
+    families: Mapping[str, str],
+) -> None:
     """Sets `carries` and `nonnegative` on every value, given those of the inputs. `sources` carry in any case (they are explained themselves)."""
     for value, c, n in zip(graph.inputs, carries, nonnegative, strict=True):
         value.carries, value.nonnegative = c or value in sources, n
@@ -253,7 +275,9 @@ def _sign(node: Node) -> bool:
 
 def _not_negative(constant: Any) -> bool:
     """Whether a constant is known to be non-negative without computing anything: scalars are looked at, arrays are not."""
-    if isinstance(constant, (bool, int, float, np.generic)) or (isinstance(constant, np.ndarray) and constant.size == 1):
+    if isinstance(constant, (bool, int, float, np.generic)) or (
+        isinstance(constant, np.ndarray) and constant.size == 1
+    ):
         return bool(np.all(np.asarray(constant) >= 0)) if np.asarray(constant).dtype != object else False
     return False
 

@@ -8,7 +8,6 @@ form on upstream, until a layer's rule takes it.
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from lrpjax._compat import scan_layout
 from lrpjax.composites import Composite
@@ -62,11 +61,21 @@ class Plan:
     def __str__(self) -> str:
         head = ("#", "path", "kind", "rule", "shape", "source")
         rows = [
-            (str(i), u.path or "-", f"{u.kind}:{u.name}" if u.name else u.kind, u.rule, "×".join(map(str, u.shape)) or "()", _short(u.source))
+            (
+                str(i),
+                u.path or "-",
+                f"{u.kind}:{u.name}" if u.name else u.kind,
+                u.rule,
+                "×".join(map(str, u.shape)) or "()",
+                _short(u.source),
+            )
             for i, u in enumerate(self.units)
         ]
         widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *rows]
+        ]
         lines += [f"matched nothing: {text}" for text in self.unmatched]
         return "\n".join([*lines, *self.notes])
 
@@ -128,7 +137,13 @@ class Orientation:
     refused: list[tuple[Unit, str]] = dataclasses.field(default_factory=list)
 
 
-def flow(level: Level, flowing_inputs: Sequence[bool], rules: Mapping[Unit, Rule | None], tapped: frozenset[Value], into: set[Value]) -> None:
+def flow(
+    level: Level,
+    flowing_inputs: Sequence[bool],
+    rules: Mapping[Unit, Rule | None],
+    tapped: frozenset[Value],
+    into: set[Value],
+) -> None:
     """Adds to `into` all values from which relevance can reach an explained input or a tapped value."""
     into.update(v for v, f in zip(level.graph.inputs, flowing_inputs, strict=True) if f)
     into.update(v for v in level.graph.inputs if v in tapped)
@@ -162,7 +177,12 @@ def carry_of(unit: Unit) -> tuple[int, int]:
 
 
 def orient(
-    level: Level, live: Sequence[bool], forms: Sequence[str], rules: Mapping[Unit, Rule | None], found: Orientation, tapped: frozenset[Value]
+    level: Level,
+    live: Sequence[bool],
+    forms: Sequence[str],
+    rules: Mapping[Unit, Rule | None],
+    found: Orientation,
+    tapped: frozenset[Value],
 ) -> None:
     """Decides liveness and form of every value of a level, given those of its outputs. Results are added to `found`."""
     votes: dict[Value, set[str]] = {}
@@ -192,7 +212,9 @@ def orient(
         else:
             form = PLAIN if any(found.form[v] == PLAIN for v in outs) else RATIO
             found.given[unit], emits = unit_forms(unit, rules[unit], form)
-            emitted = {} if emits is None else {v: emits for v in passing(unit, rules[unit]) if v in found.flowing}
+            emitted = (
+                {} if emits is None else {v: emits for v in passing(unit, rules[unit]) if v in found.flowing}
+            )
         found.emits[unit] = emitted
         for v, emits in emitted.items():
             votes.setdefault(v, set()).add(emits)
@@ -200,7 +222,9 @@ def orient(
         settle(v)
 
 
-def _orient_bodies(unit: Unit, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: frozenset[Value]) -> dict[Value, str]:
+def _orient_bodies(
+    unit: Unit, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: frozenset[Value]
+) -> dict[Value, str]:
     live = [v in found.live for v in unit.outputs]
     forms = [found.form.get(v, RATIO) for v in unit.outputs]
     operands = unit.nodes[0].inputs[1:] if unit.kind == "cond" else unit.nodes[0].inputs
@@ -234,7 +258,9 @@ def passing(unit: Unit, rule: Rule | None) -> list[Value]:
         return [v for v in unit.operands if v not in unit.activated] or unit.passing
     if isinstance(rule.share, int):
         if not -len(unit.operands) <= rule.share < len(unit.operands):
-            raise RuleError(f"Product: share={rule.share}, but the product at {unit.main.source} has {len(unit.operands)} factors")
+            raise RuleError(
+                f"Product: share={rule.share}, but the product at {unit.main.source} has {len(unit.operands)} factors"
+            )
         return [unit.operands[rule.share]]
     return unit.operands
 
@@ -272,7 +298,9 @@ def is_probability(level: Level, value: Value) -> bool:
         unit = owner[value.node]
         if unit.kind == "softmax":
             return True
-        if unit.kind == "affine" and value.node.name == "sub" or unit.kind == "sum" and value.node.name == "sub":  # u − log Σ exp(u)
+        if (unit.kind == "affine" and value.node.name == "sub") or (
+            unit.kind == "sum" and value.node.name == "sub"
+        ):  # u − log Σ exp(u)
             value = value.node.inputs[1]
         elif unit.kind == "structural" and len(value.node.carriers()) == 1:
             value = value.node.carriers()[0]
@@ -281,7 +309,12 @@ def is_probability(level: Level, value: Value) -> bool:
     return False
 
 
-def describe(level: Level, assignment: Assignment, found: Orientation, explained: Callable[[Unit], bool] = lambda u: True) -> Plan:
+def describe(
+    level: Level,
+    assignment: Assignment,
+    found: Orientation,
+    explained: Callable[[Unit], bool] = lambda u: True,
+) -> Plan:
     """The table of a plan: all units that relevance reaches."""
     planned = []
     for unit in level.walk():
@@ -289,7 +322,11 @@ def describe(level: Level, assignment: Assignment, found: Orientation, explained
             rule = assignment.rules[unit]
             text = str(rule) if rule is not None else default_text(unit)
             aval = unit.out.aval
-            planned.append(Planned(path_of(unit), unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main))
+            planned.append(
+                Planned(
+                    path_of(unit), unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main
+                )
+            )
     return Plan(planned, assignment.unmatched, [])
 
 
@@ -318,4 +355,3 @@ def refuse(found: Orientation) -> None:
         node = unit.nodes[-1]
         lines.append(f"  {node.name} in '{node.path or '(no module path)'}' at {node.source}: {reason}")
     raise UnsupportedError("relevance cannot be propagated through\n" + "\n".join(lines))
-

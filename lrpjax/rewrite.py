@@ -12,107 +12,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
-from lrpjax import _compat
+from lrpjax.cotangents import convert, detach, scale, unbroadcast, wide, with_backward
+from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
-from lrpjax.plan import Orientation, carry_of, is_native, passing
-from lrpjax.rules import PLAIN, RATIO, Epsilon, Gradient, Layer, Norm, Pass, Product, Rule, Sum, divide, positive, stabilize
+from lrpjax.plan import Orientation, carry_of, is_native
+from lrpjax.rules import (
+    PLAIN,
+    RATIO,
+    Epsilon,
+    Gradient,
+    Norm,
+    Pass,
+    Product,
+    Rule,
+    Sum,
+    divide,
+)
 from lrpjax.units import Level, Unit
-
-AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
 
 DEFAULT = Epsilon(1e-6)
 """The rule of weighted layers that no composite names."""
-
-# ------------------------------------------------------------------------------------------------------ identities with another derivative
-
-
-@jax.custom_jvp
-def detach(x: jax.Array) -> jax.Array:
-    """x, through which no relevance flows. Unlike `stop_gradient` it leaves derivatives *of* the relevance alone."""
-    return x
-
-
-def _detach_jvp(primals, tangents):
-    return primals[0], SymbolicZero(jax.typeof(primals[0]))
-
-
-detach.defjvp(_detach_jvp, symbolic_zeros=True)
-
-
-@jax.custom_vjp
-def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x, whose cotangent is multiplied by `weight`."""
-    return x
-
-
-scale.defvjp(lambda x, w: (x, w), lambda w, c: (c * w.astype(c.dtype), None))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convert(x: jax.Array, epsilon: jax.Array | None, have: str, want: str, rectified: bool = False) -> jax.Array:
-    """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
-
-    With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever linear map made x.
-    `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU keeps anyway, can be kept in place of x.
-    """
-    return x
-
-
-def _convert_fwd(x, epsilon, have, want, rectified):
-    return x, (positive(x) if rectified else x, epsilon)
-
-
-def _convert_bwd(have, want, rectified, residuals, c):
-    x, epsilon = residuals
-    dtype = c.dtype
-    x, c = wide(x), wide(c)
-    if have == RATIO and (want == PLAIN or epsilon is not None):
-        c = c * x
-        have = PLAIN
-    if have == PLAIN and want == RATIO:
-        c = divide(c, x if epsilon is None else stabilize(x, epsilon))
-    return c.astype(dtype), None
-
-
-convert.defvjp(_convert_fwd, _convert_bwd)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """x in the precision that rules compute in: at least float32."""
-    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
-
-
-def with_backward(forward: Callable, backward: Callable, x: jax.Array, *rest: Any, rectified: bool = False) -> jax.Array:
-    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
-
-    `rectified` as in `convert`: the backward function is given y⁺ for y.
-    """
-
-    @jax.custom_vjp
-    def call(x, *rest):
-        return forward(x, *rest)
-
-    def fwd(x, *rest):
-        y = forward(x, *rest)
-        return y, (x, rest, positive(y) if rectified else y)
-
-    def bwd(residuals, c):
-        x, rest, y = residuals
-        return (backward(x, rest, y, c).astype(x.dtype), *([None] * len(rest)))
-
-    call.defvjp(fwd, bwd)
-    return call(x, *rest)
-
-
-def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Sums an array over the axes along which something of this shape was broadcast to it."""
-    c = c.sum(tuple(range(c.ndim - len(shape))))
-    axes = tuple(d for d, n in enumerate(shape) if n == 1 and c.shape[d] != 1)
-    return c.sum(axes, keepdims=True) if axes else c
 
 
 # ------------------------------------------------------------------------------------------------------------------------- execution
@@ -130,7 +51,9 @@ class Rewritten:
         self.tapped = {v: i for i, v in enumerate(tapped)}
         self.owner = {node: unit for unit in found.given for node in unit.nodes}
 
-    def run(self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]) -> tuple[list, dict[int, Any]]:
+    def run(
+        self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]
+    ) -> tuple[list, dict[int, Any]]:
         """(outputs, {index of a tapped value: its value}) of a level."""
         frame = _Frame(self, level, taps)
         for value, array in zip(level.graph.inputs, inputs, strict=True):
@@ -147,7 +70,11 @@ class Rewritten:
             unit = self.owner.get(user)
             if unit is None:
                 continue
-            if unit.kind == "activation" and unit.name in ("relu", "relu6") and isinstance(self.rules[unit], (Pass, type(None))):
+            if (
+                unit.kind == "activation"
+                and unit.name in ("relu", "relu6")
+                and isinstance(self.rules[unit], (Pass, type(None)))
+            ):
                 continue
             if not (unit.kind == "structural" or unit.name == "max_pool") or not all(
                 self.rectified(v) for v in unit.outputs if v in self.found.live
@@ -229,7 +156,9 @@ class _Frame:
         if emits is None:
             return self.fixed(value)
         array = self.env[value]
-        return convert(array, None, emits, self.found.form[value]) if emits != self.found.form[value] else array
+        return (
+            convert(array, None, emits, self.found.form[value]) if emits != self.found.form[value] else array
+        )
 
     def rectified(self, unit: Unit) -> bool:
         """Whether relevance reaches a unit only where its output is positive: all of it comes through ReLUs, in ratio form."""
@@ -242,9 +171,9 @@ class _Frame:
         elif unit.kind in ("dense", "conv") and not is_native(unit, rule):
             self.layer(unit, rule)
         elif unit.kind == "activation":
-            self.custom(unit, *_activation(unit, rule, form[unit.out]), rule)
+            self.custom(unit, *activation(unit, rule, form[unit.out]), rule)
         elif given == PLAIN and unit.kind in ("affine", "norm", "quotient"):
-            self.custom(unit, *_passing(unit, form[unit.out]), rule)
+            self.custom(unit, *passing_on(unit, form[unit.out]), rule)
         elif unit.kind == "product":
             self.product(unit, rule)
         elif isinstance(rule, Sum) and rule.share != "native":
@@ -272,23 +201,33 @@ class _Frame:
         last = unit.nodes[-1]
         for value, array in zip(last.outputs, _bind(last, [read(v) for v in last.inputs]), strict=True):
             if value in self.found.live and (self.found.form[value] != given or epsilon is not None):
-                array = convert(array, epsilon, self.found.form[value], given, epsilon is not None and self.rectified(unit))
+                array = convert(
+                    array,
+                    epsilon,
+                    self.found.form[value],
+                    given,
+                    epsilon is not None and self.rectified(unit),
+                )
             self.define(value, array)
 
-    def custom(self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None) -> None:
+    def custom(
+        self, unit: Unit, forward: Callable, backward: Callable, externals: list[Value], rule: Rule | None
+    ) -> None:
         """Evaluates a unit of one relevant operand and one output with a backward function of its own."""
         (x,) = self.found.emits[unit] or unit.passing[:1]
         rest = [self.fixed(v) for v in externals]
-        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, _arrays(rule)))
+        self.define(unit.out, with_backward(forward, backward, self.operand(unit, x), rest, arrays_of(rule)))
 
     def layer(self, unit: Unit, rule: Rule | None) -> None:
         """A weighted layer whose rule is more than the native transpose."""
         (x,) = self.found.emits[unit]
         rectified = self.rectified(unit)
-        weighted = _Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified)
-        externals, leaves = [self.fixed(v) for v in weighted.externals], _arrays(rule)
+        weighted = Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified)
+        externals, leaves = [self.fixed(v) for v in weighted.externals], arrays_of(rule)
         rest = externals, weighted.prepare([self.known(v) for v in weighted.externals], leaves), leaves
-        y = with_backward(weighted.forward, weighted.backward, self.operand(unit, x), *rest, rectified=rectified)
+        y = with_backward(
+            weighted.forward, weighted.backward, self.operand(unit, x), *rest, rectified=rectified
+        )
         self.define(unit.out, y)
 
     def product(self, unit: Unit, rule: Rule | None) -> None:
@@ -297,7 +236,9 @@ class _Frame:
         if unit.name == "reduce_product":
             (x,) = emits
             number = math.prod(x.shape[a] for a in unit.nodes[0].params["axes"])
-            self.native(unit, operand=lambda v: scale(self.operand(unit, v), jnp.asarray(1 / number, jnp.float32)))
+            self.native(
+                unit, operand=lambda v: scale(self.operand(unit, v), jnp.asarray(1 / number, jnp.float32))
+            )
             return
         factors = [v for v in unit.operands if v in emits]
         share = rule.share if isinstance(rule, Product) else "uniform"
@@ -337,7 +278,10 @@ class _Frame:
             else:
                 part = jnp.asarray({"uniform": 0.5, 0: 1.0, 1: 0.0}[share], y.dtype)
             parts = (R * part, R * (1 - part))
-            return tuple(unbroadcast(p, s).astype(v.dtype) for p, s, v in zip(parts, shapes, residuals[:2], strict=True))
+            return tuple(
+                unbroadcast(p, s).astype(v.dtype)
+                for p, s, v in zip(parts, shapes, residuals[:2], strict=True)
+            )
 
         def fwd(a, b):
             y = call(a, b)
@@ -370,7 +314,9 @@ class _Frame:
         for outer, inner, array in zip(unit.outputs, body.graph.outputs, outputs, strict=True):
             have = self.found.form.get(outer, RATIO)
             want = self.found.form.get(inner, RATIO) if inner in self.found.live else have
-            converted.append(convert(array, None, have, want) if have != want and outer in self.found.live else array)
+            converted.append(
+                convert(array, None, have, want) if have != want and outer in self.found.live else array
+            )
         return converted
 
     def run_remat(self, unit: Unit, node: Node, arrays: list) -> list:
@@ -381,7 +327,9 @@ class _Frame:
             outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs, arrays), taps)
             return self.leave(unit, body, outputs), seen
 
-        outputs, seen = jax.checkpoint(run, prevent_cse=node.params["prevent_cse"], policy=node.params["policy"])(arrays, taps)
+        outputs, seen = jax.checkpoint(
+            run, prevent_cse=node.params["prevent_cse"], policy=node.params["policy"]
+        )(arrays, taps)
         self.seen.update(seen)
         return outputs
 
@@ -392,7 +340,9 @@ class _Frame:
         def branch(body: Level) -> Callable:
             def run(arrays, taps):
                 outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
-                return self.leave(unit, body, outputs), {i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()}
+                return self.leave(unit, body, outputs), {
+                    i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()
+                }
 
             return run
 
@@ -411,11 +361,16 @@ class _Frame:
         def step(carry, slices):
             xs, taps = slices
             outputs, seen = self.program.run(body, [*consts, *carry, *xs], taps)
-            carry = [self.carry_over(o, a, f) for o, a, f in zip(body.graph.outputs[:count], outputs[:count], forms, strict=True)]
+            carry = [
+                self.carry_over(o, a, f)
+                for o, a, f in zip(body.graph.outputs[:count], outputs[:count], forms, strict=True)
+            ]
             return carry, (outputs[count:], seen)
 
         p = node.params
-        carry, (ys, seen) = lax.scan(step, list(init), (list(xs), taps), p["length"], p["reverse"], p["unroll"])
+        carry, (ys, seen) = lax.scan(
+            step, list(init), (list(xs), taps), p["length"], p["reverse"], p["unroll"]
+        )
         self.seen.update(seen)
         outside = [
             convert(a, None, self.found.form[v], f) if v in self.found.live and self.found.form[v] != f else a
@@ -429,12 +384,13 @@ class _Frame:
         return convert(array, None, have, want) if value in self.found.live and have != want else array
 
 
-# ------------------------------------------------------------------------------------------------------- what the custom units compute
-
-
 def _bind(node: Node, values: Sequence[Any]) -> list:
     """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there)."""
-    if node.name in ("max", "min") and {"relu", "relu6"} & set(node.within) and sum(v.carries for v in node.inputs) == 1:
+    if (
+        node.name in ("max", "min")
+        and {"relu", "relu6"} & set(node.within)
+        and sum(v.carries for v in node.inputs) == 1
+    ):
         at = 0 if node.inputs[0].carries else 1
         x, bound = values[at], values[1 - at]
         return [with_backward(functools.partial(_pair, node, at), _mask, x, bound)]
@@ -453,179 +409,8 @@ def _epsilon(unit: Unit, rule: Rule | None) -> Any:
     """The stabiliser at the output of a unit whose nodes are bound as they are; None for none."""
     if rule is None and unit.kind in ("dense", "conv"):
         rule = DEFAULT
-    if not isinstance(rule, (Epsilon, Norm)) or (isinstance(rule.epsilon, (int, float)) and rule.epsilon == 0):
+    if not isinstance(rule, (Epsilon, Norm)) or (
+        isinstance(rule.epsilon, (int, float)) and rule.epsilon == 0
+    ):
         return None
     return jnp.asarray(rule.epsilon)
-
-
-def _evaluate(unit: Unit, x_value: Value, externals: Sequence[Value], x: Any, rest: Sequence[Any]) -> Any:
-    env = {x_value: x, **dict(zip(externals, rest, strict=True))}
-    for node in unit.nodes:
-        values = [v.constant if v.constant is not None else env[v] for v in node.inputs]
-        env.update(zip(node.outputs, node.bind(*values), strict=True))
-    return env[unit.out]
-
-
-def _externals(unit: Unit, x: Value) -> list[Value]:
-    """What a unit reads besides x, its own values and literals."""
-    inner = {v for node in unit.nodes for v in node.outputs}
-    read = dict.fromkeys(v for node in unit.nodes for v in node.inputs)
-    return [v for v in read if v is not x and v not in inner and v.constant is None]
-
-
-def _relevance(y: jax.Array, c: jax.Array, have: str) -> jax.Array:
-    return wide(c) if have == PLAIN else wide(c) * wide(y)
-
-
-def _activation(unit: Unit, rule: Rule | None, have: str) -> tuple[Callable, Callable, list[Value]]:
-    x_value = unit.passing[0]
-    externals = _externals(unit, x_value)
-    forward = lambda x, rest, leaves: _evaluate(unit, x_value, externals, x, rest)
-    static = _static(rule)
-    precise = x_value.node is None or x_value.node.name not in ("dot_general", "conv_general_dilated", "add", "sub")
-    name = unit.name
-
-    def derivative(x, rest):
-        return jax.jvp(lambda x: forward(x, rest, []), (x,), (jnp.ones_like(x),))[1]
-
-    def backward(x, rest, y, c):
-        rest, leaves = rest
-        if hasattr(rule, "through"):
-            return unbroadcast(static(leaves).through(wide(x), wide(y), _relevance(y, c, have), None), x.shape)
-        if have == PLAIN:
-            return unbroadcast(c, x.shape)
-        if name == "relu":
-            return c * (y > 0).astype(c.dtype)
-        wx, wy = wide(x), wide(y)
-        tiny = jnp.abs(wx) < jnp.finfo(wx.dtype).tiny
-        ratio = divide(wy, jnp.where(tiny, jnp.zeros_like(wx), wx))
-        if precise:  # φ(0) = 0: the limit of φ(x) / x. Upstream of a weighted layer it cannot matter, for R = 0 there
-            limit = wide(derivative(x, rest))
-            ratio = jnp.where(tiny & (wy == 0) & jnp.isfinite(limit), limit, ratio)
-        return unbroadcast(wide(c) * ratio, x.shape)
-
-    return forward, backward, externals
-
-
-def _passing(unit: Unit, have: str) -> tuple[Callable, Callable, list[Value]]:
-    """Affine maps and normalisations to which relevance comes in plain form: it passes to the signal unchanged."""
-    x_value = unit.passing[0]
-    externals = _externals(unit, x_value)
-    forward = lambda x, rest, leaves: _evaluate(unit, x_value, externals, x, rest)
-    return forward, lambda x, rest, y, c: unbroadcast(_relevance(y, c, have), x.shape), externals
-
-
-def _arrays(rule: Rule | None) -> list:
-    return [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
-
-
-def _static(rule: Rule | None) -> Callable[[list], Any]:
-    """A function from a rule's array leaves to the rule; numbers are static."""
-    leaves, treedef = jax.tree.flatten(rule)
-    numbers = [leaf if isinstance(leaf, (bool, int, float)) else None for leaf in leaves]
-
-    def rebuild(arrays):
-        arrays = iter(arrays)
-        return jax.tree.unflatten(treedef, [next(arrays) if n is None else n for n in numbers])
-
-    return rebuild
-
-
-class _Weighted:
-    """A weighted layer with a rule of its own: the static part, from which forward and backward functions are made."""
-
-    def __init__(self, unit: Unit, x_value: Value, rule: Rule, have: str, rectified: bool):
-        assert unit.core is not None
-        self.unit, self.core, self.x_value, self.have, self.rectified = unit, unit.core, x_value, have, rectified
-        self.externals = _externals(unit, x_value)
-        self.rebuild = _static(rule)
-        self.at = self.core.inputs.index(x_value)
-        self.moves = [n for n in unit.nodes[1:] if n.name not in AFFINE]
-
-    def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
-        return _evaluate(self.unit, self.x_value, self.externals, x, externals)
-
-    def backward(self, x: Any, rest: Any, z: Any, c: Any) -> Any:
-        externals, prepared, leaves = rest
-        rule = self.rebuild(leaves)
-        if prepared is None:
-            w, b = self.merge([_compat.late(a, c) for a in externals])
-            prepared = rule.kernels(w), b
-        x = _compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
-        return rule.back(self.layer(x, *prepared), wide(x), wide(z), _relevance(z, c, self.have))
-
-    def prepare(self, externals: list, leaves: list) -> Any:
-        """The merged kernels and bias, computed now, if all they depend on is known now; else None."""
-        if any(a is None or isinstance(a, jax.core.Tracer) for a in [*externals, *leaves]):
-            return None
-        with jax.ensure_compile_time_eval():
-            w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
-            return self.rebuild([np.asarray(a) for a in leaves]).kernels(w), b
-
-    def merge(self, externals: list) -> tuple[Any, Any]:
-        """Kernel and bias, with the affine constants behind the layer folded in."""
-        env = dict(zip(self.externals, externals, strict=True))
-        read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
-        w, b = read(self.core.inputs[1 - self.at]), 0.0
-        value = self.core.out
-        for node in self.unit.nodes[1:]:
-            t = None if len(node.inputs) == 1 else wide(read(next(v for v in node.inputs if v is not value)))
-            if node.name in ("add", "add_any"):
-                b = b + t
-            elif node.name == "sub":
-                w, b = (w, b - t) if node.inputs[0] is value else (-w, t - b)
-            elif node.name in AFFINE:
-                factor = np.asarray(-1.0, wide(w).dtype) if t is None else t if node.name == "mul" else 1 / t
-                w, b = w * _along(factor, self.unit.scales[node], w.ndim).astype(w.dtype), b * factor
-            elif not isinstance(b, float):
-                b = node.bind(jnp.broadcast_to(b, value.shape))[0]
-            value = node.out
-        return w, b
-
-    def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
-        def apply(x, w):
-            z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
-            for node in self.moves:
-                z = node.bind(z)[0]
-            return z
-
-        dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        out = jax.eval_shape(apply, x, kernels[0]).dtype
-
-        def transpose(s, w):
-            s = jnp.broadcast_to(s, shape).astype(out)
-            return jax.linear_transpose(lambda x: apply(x, w), x)(s)[0].astype(wide_dtype)
-
-        def ones():
-            alike = [] if self.moves else _batch_dims(self.core, self.at)
-            shape = [1 if d in alike else n for d, n in enumerate(x.shape)]
-            return lax.optimization_barrier(jnp.ones(shape, wide_dtype))  # or XLA convolves constants when compiling, slowly
-
-        return Layer(
-            lambda x, w: apply(x.astype(dtype), w).astype(wide_dtype),
-            transpose,
-            kernels,
-            b,
-            self.x_value.nonnegative,
-            self.rectified,
-            ones,
-        )
-
-
-def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
-    """A factor of a layer's output, laid along the dimensions of the kernel that it belongs to."""
-    factor = factor.reshape([n for n in factor.shape if n > 1])
-    factor = factor.transpose(sorted(range(len(dims)), key=lambda i: dims[i]))
-    shape = [1] * rank
-    for d, n in zip(sorted(dims), factor.shape, strict=True):
-        shape[d] = n
-    return factor.reshape(shape)
-
-
-def _batch_dims(core: Node, at: int) -> list[int]:
-    """The dimensions of a layer's input along which all denominators that do not look at the input are alike."""
-    p = core.params
-    if core.name == "conv_general_dilated":
-        return [p["dimension_numbers"].lhs_spec[0]] if at == 0 and p["batch_group_count"] == 1 else []
-    contract, batch = p["dimension_numbers"][0][at], p["dimension_numbers"][1][at]
-    return [d for d in range(len(core.inputs[at].shape)) if d not in contract and d not in batch]

@@ -61,7 +61,9 @@ class Layer:
             return self.apply(x, above)
         return self.apply(positive(x), above) + self.apply(negative(x), below)
 
-    def pull(self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array) -> jax.Array:
+    def pull(
+        self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array
+    ) -> jax.Array:
         """s(w⁺, w⁻) where x_i > 0 and s(w⁻, w⁺) where x_i < 0: the two halves of a sum over x⁺ and x⁻ in ratio form."""
         if self.nonnegative:
             return s(above, below)
@@ -70,12 +72,20 @@ class Layer:
 
 def positive(x: Any) -> Any:
     """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`."""
-    return np.maximum(x, np.zeros((), x.dtype)) if isinstance(x, np.ndarray) else jnp.maximum(x, jnp.zeros((), x.dtype))
+    return (
+        np.maximum(x, np.zeros((), x.dtype))
+        if isinstance(x, np.ndarray)
+        else jnp.maximum(x, jnp.zeros((), x.dtype))
+    )
 
 
 def negative(x: Any) -> Any:
     """x⁻ = min(x, 0)."""
-    return np.minimum(x, np.zeros((), x.dtype)) if isinstance(x, np.ndarray) else jnp.minimum(x, jnp.zeros((), x.dtype))
+    return (
+        np.minimum(x, np.zeros((), x.dtype))
+        if isinstance(x, np.ndarray)
+        else jnp.minimum(x, jnp.zeros((), x.dtype))
+    )
 
 
 def is_zero(value: Any) -> bool:
@@ -106,7 +116,11 @@ class Rule:
             value = getattr(self, field.name)
             if field.name == "bias" and value is True:
                 continue
-            text = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else _brief(value)
+            text = (
+                f"{value:g}"
+                if isinstance(value, (int, float)) and not isinstance(value, bool)
+                else _brief(value)
+            )
             shown.append(f"{field.name}={text}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
@@ -121,7 +135,9 @@ def rule(*static: str) -> Callable[[type], type]:
     def register(cls: type) -> type:
         cls = dataclasses.dataclass(frozen=True)(cls)
         names = [f.name for f in dataclasses.fields(cls)]
-        return jax.tree_util.register_dataclass(cls, [n for n in names if n not in static], [n for n in names if n in static])
+        return jax.tree_util.register_dataclass(
+            cls, [n for n in names if n not in static], [n for n in names if n in static]
+        )
 
     return register
 
@@ -153,7 +169,11 @@ class Epsilon(Rule):
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
 
     def __post_init__(self):
-        _check(lambda e: e >= 0, self.epsilon, message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}")
+        _check(
+            lambda e: e >= 0,
+            self.epsilon,
+            message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}",
+        )
 
     def kernels(self, w):
         return (w,)
@@ -187,7 +207,9 @@ class Gamma(Rule):
     bias: bool = True
 
     def __post_init__(self):
-        _check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
+        _check(
+            lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
+        )
 
     def kernels(self, w):
         g = (np if isinstance(w, np.ndarray) else jnp).asarray(self.gamma, w.dtype)
@@ -200,11 +222,15 @@ class Gamma(Rule):
         z_above = layer.positive(x, above, below)
         denominator = linear + b + g * (z_above + positive(b))
         if not layer.rectified:
-            denominator = jnp.where(z > 0, denominator, linear + b + g * (negative(linear - z_above) + negative(b)))
+            denominator = jnp.where(
+                z > 0, denominator, linear + b + g * (negative(linear - z_above) + negative(b))
+            )
         s = divide(R, stabilize(denominator, self.epsilon))
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
 
-        def pull(w_above, w_below):  # the kernels that favour positive and negative contributions for this sign of x
+        def pull(
+            w_above, w_below
+        ):  # the kernels that favour positive and negative contributions for this sign of x
             c = layer.transpose(s_above, w_above)
             return c if layer.rectified else c + layer.transpose(s_below, w_below)
 
@@ -289,7 +315,9 @@ class ZBox(Rule):
         w, above, below = layer.kernels
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
-        s = divide(R, stabilize(z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon))
+        s = divide(
+            R, stabilize(z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
+        )
         return x * layer.transpose(s, w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
 
 
@@ -444,8 +472,15 @@ class Product(Rule):
     kinds: ClassVar = ("product",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in ("gate", "activated", "uniform", "magnitude"):
-            raise RuleError(f"Product: share must be 'gate', 'activated', 'uniform', 'magnitude' or the number of a factor, but is {self.share!r}")
+        if not isinstance(self.share, int) and self.share not in (
+            "gate",
+            "activated",
+            "uniform",
+            "magnitude",
+        ):
+            raise RuleError(
+                f"Product: share must be 'gate', 'activated', 'uniform', 'magnitude' or the number of a factor, but is {self.share!r}"
+            )
 
 
 @rule("share")
@@ -461,4 +496,6 @@ class Sum(Rule):
 
     def __post_init__(self):
         if not isinstance(self.share, int) and self.share not in ("native", "uniform", "magnitude"):
-            raise RuleError(f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}")
+            raise RuleError(
+                f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
+            )

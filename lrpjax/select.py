@@ -96,7 +96,9 @@ def matches(glob: str, path: str) -> bool:
     >>> matches("encoder/*", "Net/encoder/Dense_0"), matches("encoder", "Net/encoder/Dense_0")
     (True, False)
     """
-    return fnmatch.fnmatchcase(path, glob) or ("/" in path and fnmatch.fnmatchcase(path.split("/", 1)[1], glob))
+    return fnmatch.fnmatchcase(path, glob) or (
+        "/" in path and fnmatch.fnmatchcase(path.split("/", 1)[1], glob)
+    )
 
 
 def path(glob: str) -> Selector:

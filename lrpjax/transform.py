@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax import _compat, graph, naming, plan as planning, units
+from lrpjax import _compat, graph, naming, units
+from lrpjax import plan as planning
 from lrpjax.composites import Composite
 from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
 from lrpjax.graph import Graph, Value
@@ -112,14 +113,18 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
     y, _, pull = program.linearise()
 
     def pull_checked(seed: Any) -> Any:
-        if jax.tree.structure(seed) != jax.tree.structure(y) or jax.tree.map(jnp.shape, seed) != jax.tree.map(jnp.shape, y):
+        if jax.tree.structure(seed) != jax.tree.structure(y) or jax.tree.map(jnp.shape, seed) != jax.tree.map(
+            jnp.shape, y
+        ):
             raise TargetError(f"the seed has {_shapes(seed)}, but the output has {_shapes(y)}")
         return pull(seed)
 
     return y, pull_checked
 
 
-def plan(f: Callable, composite: Composite | None, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any) -> Plan:
+def plan(
+    f: Callable, composite: Composite | None, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any
+) -> Plan:
     """What `relevance(f, composite)` would do with these arguments: one entry for each unit, and as `str` a table. Computes nothing.
 
     >>> import jax.numpy as jnp, lrpjax
@@ -135,10 +140,19 @@ class Program:
     """A function, traced, grouped, planned and ready to run: the one place where the stages meet."""
 
     def __init__(
-        self, f: Callable, composite: Composite, args: Sequence[Any], kwargs: dict, argnums: int | Sequence[int], at: Any, has_aux: bool
+        self,
+        f: Callable,
+        composite: Composite,
+        args: Sequence[Any],
+        kwargs: dict,
+        argnums: int | Sequence[int],
+        at: Any,
+        has_aux: bool,
     ):
         if not isinstance(composite, Composite):
-            raise TypeError(f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}")
+            raise TypeError(
+                f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
+            )
         self.composite = composite
         self.has_aux = has_aux
         self.argnums = argnums
@@ -165,8 +179,16 @@ class Program:
         inputs = len(self.leaves)
         floats = [_compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
-        sources = frozenset(v for v in wanted.values()) | (frozenset() if at is None else graph.token_sources(g, explained))
-        graph.mark(g, [e and f for e, f in zip(explained, floats, strict=True)], [False] * len(g.inputs), sources, families)
+        sources = frozenset(v for v in wanted.values()) | (
+            frozenset() if at is None else graph.token_sources(g, explained)
+        )
+        graph.mark(
+            g,
+            [e and f for e, f in zip(explained, floats, strict=True)],
+            [False] * len(g.inputs),
+            sources,
+            families,
+        )
         self.level = units.find(g, families, frozenset(wanted.values()))
         self.taps = dict(_aliased(self.level, wanted))
         if isinstance(at, str) and not _is_glob(at):
@@ -184,7 +206,9 @@ class Program:
         live = [i < count for i in range(len(outs))]
         planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
         planning.refuse(self.found)
-        if self.composite.method == "relevance" and any(planning.is_probability(self.level, v) for v in outs[:count]):
+        if self.composite.method == "relevance" and any(
+            planning.is_probability(self.level, v) for v in outs[:count]
+        ):
             warnings.warn(
                 "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
                 ProbabilityWarning,
@@ -202,7 +226,9 @@ class Program:
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         for leaf in y_leaves:
             if not _compat.is_float(leaf):
-                raise TargetError(f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained")
+                raise TargetError(
+                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
+                )
         shapes = {i: _tap_shape(self.level, v) for i, v in enumerate(self.tapped)}
         zeros = {i: jnp.zeros(s, v.aval.dtype) for (i, s), v in zip(shapes.items(), self.tapped, strict=True)}
 
@@ -249,8 +275,12 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
         return jax.tree.map(weigh, y)
     if callable(target):
         seed = target(y)
-        if jax.tree.structure(seed) != jax.tree.structure(y) or jax.tree.map(jnp.shape, seed) != jax.tree.map(jnp.shape, y):
-            raise TargetError(f"the target function returned {_shapes(seed)}, but the output has {_shapes(y)}")
+        if jax.tree.structure(seed) != jax.tree.structure(y) or jax.tree.map(jnp.shape, seed) != jax.tree.map(
+            jnp.shape, y
+        ):
+            raise TargetError(
+                f"the target function returned {_shapes(seed)}, but the output has {_shapes(y)}"
+            )
         return seed
     leaves = jax.tree.leaves(y)
     if len(leaves) != 1:
@@ -262,17 +292,27 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
         _need_axis(out)
         return jax.tree.map(lambda y: _class_mask(y.argmax(-1), y) * weigh(y), y)
     array = target if isinstance(target, jax.Array) else np.asarray(target)
-    if array.dtype == bool or not (jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
-        raise TargetError(f"a target is None, 'max', a class (int), an array of the output's shape or a callable, but this has dtype {array.dtype}")
+    if array.dtype == bool or not (
+        jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
+    ):
+        raise TargetError(
+            f"a target is None, 'max', a class (int), an array of the output's shape or a callable, but this has dtype {array.dtype}"
+        )
     if jnp.issubdtype(array.dtype, jnp.floating):
         if array.shape != out.shape:
             raise TargetError(f"the target has shape {array.shape}, but the output has {out.shape}")
         return jax.tree.map(lambda y: jnp.asarray(array), y)
     _need_axis(out)
     if array.shape not in ((), out.shape[:-1]):
-        raise TargetError(f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int or shape {out.shape[:-1]}")
+        raise TargetError(
+            f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int or shape {out.shape[:-1]}"
+        )
     classes = out.shape[-1]
-    if not isinstance(array, jax.core.Tracer) and array.size and not (-classes <= np.min(array) and np.max(array) < classes):
+    if (
+        not isinstance(array, jax.core.Tracer)
+        and array.size
+        and not (-classes <= np.min(array) and np.max(array) < classes)
+    ):
         raise TargetError(f"target {target} is out of range: the output has {classes} classes")
     return jax.tree.map(lambda y: _class_mask(jnp.asarray(array), y) * weigh(y), y)
 
@@ -293,7 +333,11 @@ def _need_axis(y: jax.Array) -> None:
 
 def _shapes(tree: Any) -> str:
     leaves, treedef = jax.tree.flatten(tree)
-    return f"shape {jnp.shape(leaves[0])}" if len(leaves) == 1 else f"{treedef} of shapes {[jnp.shape(leaf) for leaf in leaves]}"
+    return (
+        f"shape {jnp.shape(leaves[0])}"
+        if len(leaves) == 1
+        else f"{treedef} of shapes {[jnp.shape(leaf) for leaf in leaves]}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- arguments, paths
@@ -302,12 +346,17 @@ def _shapes(tree: Any) -> str:
 def _checked_numbers(numbers: Sequence[int], count: int) -> Sequence[int]:
     for i in numbers:
         if not -count <= i < count:
-            raise InputError(f"argnums names argument {i}, but the function was called with {count} positional arguments")
+            raise InputError(
+                f"argnums names argument {i}, but the function was called with {count} positional arguments"
+            )
     return numbers
 
 
 def _checked_leaf(leaf: Any, allow_integers: bool) -> Any:
-    if not (isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, jax.ShapeDtypeStruct)) or (isinstance(leaf, int) and not isinstance(leaf, bool))):
+    if not (
+        isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, jax.ShapeDtypeStruct))
+        or (isinstance(leaf, int) and not isinstance(leaf, bool))
+    ):
         raise InputError(f"the argument to be explained holds {leaf!r}, which is no array")
     aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(jnp.asarray(leaf))
     if _compat.is_float(aval):
@@ -348,17 +397,30 @@ def _leaving(g: Graph, path: str) -> Value:
         for node in level.nodes:
             for v in node.outputs:
                 leaves = v.returned or any(not inside(u) for u in v.users)
-                if inside(node) and leaves and _compat.is_float(v.aval) and not (node.bodies and all(inside(n) for b in node.bodies for n in b.nodes)):
+                if (
+                    inside(node)
+                    and leaves
+                    and _compat.is_float(v.aval)
+                    and not (node.bodies and all(inside(n) for b in node.bodies for n in b.nodes))
+                ):
                     last = v
         if last is not None:
             return last
     known = sorted({node.path for node in g.walk() if node.path})
-    raise PathError(f"no value leaves the scope {path!r}. Scopes of this function: {', '.join(known[:40]) or '(none)'}{', …' if len(known) > 40 else ''}")
+    raise PathError(
+        f"no value leaves the scope {path!r}. Scopes of this function: {', '.join(known[:40]) or '(none)'}{', …' if len(known) > 40 else ''}"
+    )
 
 
 def _aliased(level: units.Level, wanted: dict[str, Value]) -> list[tuple[str, Value]]:
     """A value inside a unit (a convolution before its BatchNorm) has the relevance of the unit's output."""
-    inner = {v: u.out for u in level.walk() if u.kind in ("dense", "conv", "pool", "affine") for n in u.nodes[:-1] for v in n.outputs}
+    inner = {
+        v: u.out
+        for u in level.walk()
+        if u.kind in ("dense", "conv", "pool", "affine")
+        for n in u.nodes[:-1]
+        for v in n.outputs
+    }
     return [(path, inner[v] if v in inner and inner[v].shape == v.shape else v) for path, v in wanted.items()]
 
 
@@ -368,9 +430,15 @@ def _globbed(level: units.Level, at: Any) -> dict[str, Value]:
     for glob in [] if at is None else [at] if isinstance(at, str) else at:
         if not _is_glob(glob):
             continue
-        hits = [u for u in level.walk() if u.kind in units.SHOWN and matches(glob, planning.path_of(u)) and u.out.carries]
+        hits = [
+            u
+            for u in level.walk()
+            if u.kind in units.SHOWN and matches(glob, planning.path_of(u)) and u.out.carries
+        ]
         if not hits:
-            raise PathError(f"the glob {glob!r} matches no unit; str(lrpjax.plan(f, composite, *args)) lists them")
+            raise PathError(
+                f"the glob {glob!r} matches no unit; str(lrpjax.plan(f, composite, *args)) lists them"
+            )
         for unit in hits:
             path = base = planning.path_of(unit) or unit.kind
             number = 1
@@ -398,5 +466,3 @@ def _tap_shape(level: units.Level, value: Value) -> tuple[int, ...]:
     if shape is None:
         raise PathError("a value inside a loop that carries no relevance cannot be explained")
     return shape
-
-

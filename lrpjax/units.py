@@ -6,11 +6,24 @@ only move or scale values become units of one node, of kind "structural" and "af
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
+from lrpjax import activations, dimensions
 from lrpjax.graph import Graph, Node, Value
 
-SHOWN = ("conv", "dense", "activation", "sum", "pool", "product", "quotient", "norm", "softmax", "affine", "linear")
+SHOWN = (
+    "conv",
+    "dense",
+    "activation",
+    "sum",
+    "pool",
+    "product",
+    "quotient",
+    "norm",
+    "softmax",
+    "affine",
+    "linear",
+)
 """The kinds of unit that a plan lists and a selector can find; further ones are "structural" and those of structured control flow."""
 
 STRUCTURED = ("scan", "cond", "while", "remat", "shard_map")
@@ -82,7 +95,9 @@ class _Finder:
         self.families = families
         self.kept = kept
         self.unit_of: dict[Node, Unit] = {}
-        self.live = [n for n in graph.nodes if any(v.carries for v in n.inputs) and any(v.carries for v in n.outputs)]
+        self.live = [
+            n for n in graph.nodes if any(v.carries for v in n.inputs) and any(v.carries for v in n.outputs)
+        ]
 
     def family(self, node: Node) -> str:
         return self.families.get(node.name, "unknown")
@@ -115,7 +130,12 @@ class _Finder:
                     continue
                 unit = self.unit_of.get(top)
                 nodes = unit.nodes if unit else [top]
-                waiting = [v.node for n in nodes for v in n.inputs if v.node and v.node not in done and v.node not in nodes]
+                waiting = [
+                    v.node
+                    for n in nodes
+                    for v in n.inputs
+                    if v.node and v.node not in done and v.node not in nodes
+                ]
                 if waiting:
                     stack.extend(waiting)
                     continue
@@ -163,7 +183,12 @@ class _Finder:
             if node.name not in ("exp", "exp2") or node in self.unit_of:
                 continue
             numerators = self.forward(node.out, through)
-            sums = [u for v in numerators for u in v.users if u.name in ("reduce_sum", "cumsum", "reduce_window_sum", "dot_general")]
+            sums = [
+                u
+                for v in numerators
+                for u in v.users
+                if u.name in ("reduce_sum", "cumsum", "reduce_window_sum", "dot_general")
+            ]
             sums = [s for s in sums if s.name != "dot_general" or len(s.carriers()) == 1]
             for total in sums:
                 if total in self.unit_of:
@@ -174,14 +199,20 @@ class _Finder:
                         if end is not None and end not in self.unit_of:
                             self.softmax(node, end)
         for node in self.live:
-            if node.name in ("exp", "exp2") and node not in self.unit_of and node.carriers()[0].node is not None:
+            if (
+                node.name in ("exp", "exp2")
+                and node not in self.unit_of
+                and node.carriers()[0].node is not None
+            ):
                 inner = node.carriers()[0].node
                 if inner.name == "sub" and inner.inputs[1].carries:
                     origin = self.origin(inner.inputs[1], (*through,))
                     if origin is not None and origin in self.unit_of:
                         self.add(Unit("softmax", [node], node.carriers(), node.carriers(), "softmax"))
 
-    def softmax_end(self, user: Node, denominator: Value, numerators: list[Value], through: tuple[str, ...]) -> Node | None:
+    def softmax_end(
+        self, user: Node, denominator: Value, numerators: list[Value], through: tuple[str, ...]
+    ) -> Node | None:
         if user.name == "div" and user.inputs[1] is denominator:
             if user.inputs[0] in numerators:
                 return user
@@ -199,7 +230,9 @@ class _Finder:
         if nodes is None or any(n in self.unit_of for n in nodes):
             return
         source = start.carriers()
-        self.add(Unit("softmax", [start, *nodes], source, source, "logsumexp" if end.name == "log" else "softmax"))
+        self.add(
+            Unit("softmax", [start, *nodes], source, source, "logsumexp" if end.name == "log" else "softmax")
+        )
 
     def between(self, start: Value, end: Node) -> list[Node] | None:
         """The nodes on the ways from `start` to `end`, in order, or None if relevance enters them from elsewhere."""
@@ -232,22 +265,29 @@ class _Finder:
             if region is None or not any(self.nonlinear(n) for n in region):
                 continue
             source, region = self.extend(source, region, dominators)
-            self.add(Unit("activation", region, [source], [source], _activation_name(region)))
+            self.add(Unit("activation", region, [source], [source], activations.name_of(region)))
 
     def extend(self, source: Value, region: list[Node], dominators: dict) -> tuple[Value, list[Node]]:
         """Grows an activation upwards over scalar constants to an earlier non-linear node of the same value."""
         value, prefix = source, []
-        while value.node is not None and value.node not in self.unit_of and value not in self.kept and not value.returned:
+        while (
+            value.node is not None
+            and value.node not in self.unit_of
+            and value not in self.kept
+            and not value.returned
+        ):
             node = value.node
             if any(u not in region and u not in prefix for u in value.users) or not self.elementwise(node):
                 break
             start = dominators.get(node)
             inner = None if start is None else self.region(start, node)
-            if inner is None or not all(v.carries or _is_scalar(v) for n in inner for v in n.inputs):
+            if inner is None or not all(
+                v.carries or activations.is_scalar(v) for n in inner for v in n.inputs
+            ):
                 break
             prefix = inner + prefix
             if any(self.nonlinear(n) for n in inner):
-                source, region, prefix = start, prefix + region, []
+                source, region, prefix = start, prefix + region, []  # type: ignore[assignment]
             value = start
         return source, region
 
@@ -297,7 +337,18 @@ class _Finder:
         family = self.family(node)
         if len(node.outputs) != 1 or not (
             family in ("elementwise", "predicate", "quotient", "negation")
-            or node.name in ("add", "sub", "mul", "select_n", "convert_element_type", "copy", "add_any", "reduce_precision", "stop_gradient")
+            or node.name
+            in (
+                "add",
+                "sub",
+                "mul",
+                "select_n",
+                "convert_element_type",
+                "copy",
+                "add_any",
+                "reduce_precision",
+                "stop_gradient",
+            )
         ):
             return False
         return all(v.shape == node.out.shape for v in node.inputs if self.depends(v))
@@ -322,7 +373,13 @@ class _Finder:
             for v in stack.pop().inputs:
                 if v is source or not self.depends(v) or v.node in found:
                     continue
-                if v.node is None or v.node in self.unit_of or not self.elementwise(v.node) or v in self.kept or v.returned:
+                if (
+                    v.node is None
+                    or v.node in self.unit_of
+                    or not self.elementwise(v.node)
+                    or v in self.kept
+                    or v.returned
+                ):
                     return None
                 found.add(v.node)
                 stack.append(v.node)
@@ -338,12 +395,25 @@ class _Finder:
             if node in self.unit_of or len(node.carriers()) != 1:
                 continue
             if node.name in ("dot_general", "conv_general_dilated"):
-                kind, labels = ("dense", _dot_labels(node)) if node.name == "dot_general" else ("conv", _conv_labels(node))
+                kind, labels = (
+                    ("dense", dimensions.of_dot(node))
+                    if node.name == "dot_general"
+                    else ("conv", dimensions.of_convolution(node))
+                )
                 nodes, scales = self.chain(node, labels)
                 self.add(Unit(kind, nodes, node.carriers(), node.carriers(), core=node, scales=scales))
             elif node.name in ("reduce_sum", "reduce_window_sum"):
                 nodes, _ = self.chain(node, [0] * len(node.out.shape), bias=False)
-                self.add(Unit("pool", nodes, node.carriers(), node.carriers(), "sum_pool" if len(nodes) == 1 else "avg_pool", core=node))
+                self.add(
+                    Unit(
+                        "pool",
+                        nodes,
+                        node.carriers(),
+                        node.carriers(),
+                        "sum_pool" if len(nodes) == 1 else "avg_pool",
+                        core=node,
+                    )
+                )
             elif self.affine(node):
                 nodes, _ = self.chain(node, [0] * len(node.out.shape), grow_structure=False)
                 self.add(Unit("affine", nodes, node.carriers(), node.carriers(), core=node))
@@ -352,9 +422,13 @@ class _Finder:
         """Adding, or multiplying with, something that carries no relevance."""
         if len(node.carriers()) != 1 or len(node.outputs) != 1:
             return False
-        return node.name in ("add", "sub", "mul", "neg", "add_any") or (node.name == "div" and node.inputs[0].carries)
+        return node.name in ("add", "sub", "mul", "neg", "add_any") or (
+            node.name == "div" and node.inputs[0].carries
+        )
 
-    def chain(self, node: Node, labels: list, bias: bool = True, grow_structure: bool = True) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
+    def chain(
+        self, node: Node, labels: list, bias: bool = True, grow_structure: bool = True
+    ) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
         """Follows the single use of a layer's output over constants (and the reshapes before them) as long as a kernel can absorb them.
 
         `labels` says for each dimension of the output which dimension of the kernel it comes from, or None.
@@ -366,20 +440,31 @@ class _Finder:
             user = value.users[0]
             if user in self.unit_of or not user.outputs or not user.out.carries:
                 break
-            if grow_structure and user.name in ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy"):
+            if grow_structure and user.name in (
+                "reshape",
+                "transpose",
+                "squeeze",
+                "expand_dims",
+                "convert_element_type",
+                "copy",
+            ):
                 if value in self.kept and user.out.shape != value.shape:
                     break
-                labels = _move_labels(user, labels, value.shape)
+                labels = dimensions.moved(user, labels, value.shape)
                 pending.append(user)
-            elif grow_structure and user.name == "broadcast_in_dim" and _size(user.out) == _size(value):
-                labels = _move_labels(user, labels, value.shape)
+            elif (
+                grow_structure
+                and user.name == "broadcast_in_dim"
+                and activations.size(user.out) == activations.size(value)
+            ):
+                labels = dimensions.moved(user, labels, value.shape)
                 pending.append(user)
             elif self.affine(user) and user.out.shape == value.shape:
                 if user.name in ("add", "sub", "add_any"):
                     if not bias:
                         break
                 else:
-                    varies = _varying(user, value)
+                    varies = dimensions.varying(user, value)
                     if any(labels[d] is None for d in varies):
                         break
                     scales[user] = tuple(labels[d] for d in varies)
@@ -416,7 +501,7 @@ class _Finder:
 
     def reciprocal(self, value: Value) -> bool:
         origin = self.origin(value, ("structural", "affine"))
-        return origin is not None and _divides(origin)
+        return origin is not None and activations.divides(origin)
 
     def products(self) -> None:
         """Multilinear trees: `a * b * c` is one product of three factors, however it is associated."""
@@ -426,14 +511,22 @@ class _Finder:
             nodes, leaves = self.factors(node)
             gates = [self.is_gate(v) for v in leaves]
             signals = [v for v, g in zip(leaves, gates, strict=True) if not g]
-            unit = Unit("product", nodes, leaves, leaves, activated=[v for v in leaves if self.origin_kind(v) == "activation"])
+            unit = Unit(
+                "product",
+                nodes,
+                leaves,
+                leaves,
+                activated=[v for v in leaves if self.origin_kind(v) == "activation"],
+            )
             if signals and len(signals) < len(leaves):
                 unit.name = "gate"
                 unit.passing = signals
             self.add(unit)
 
     def bilinear(self, node: Node) -> bool:
-        return self.family(node) == "bilinear" and len(node.inputs) == 2 and all(v.carries for v in node.inputs)
+        return (
+            self.family(node) == "bilinear" and len(node.inputs) == 2 and all(v.carries for v in node.inputs)
+        )
 
     def factors(self, node: Node) -> tuple[list[Node], list[Value]]:
         nodes, leaves = [node], []
@@ -451,7 +544,12 @@ class _Finder:
         return sorted(set(nodes), key=lambda n: n.index), leaves
 
     def sole(self, node: Node) -> bool:
-        return len(node.out.users) == 1 and not node.out.returned and node.out not in self.kept and node not in self.unit_of
+        return (
+            len(node.out.users) == 1
+            and not node.out.returned
+            and node.out not in self.kept
+            and node not in self.unit_of
+        )
 
     def origin_kind(self, value: Value) -> str | None:
         origin = self.origin(value, ("structural",))
@@ -462,7 +560,12 @@ class _Finder:
         """Sigmoids (and one minus them): they decide how much of the signal passes and receive no relevance (Arras et al. 2017)."""
         origin = self.origin(value, ("structural", "affine"))
         unit = self.unit_of.get(origin) if origin is not None else None
-        return unit is not None and unit.kind == "activation" and unit.name in ("sigmoid", "hard_sigmoid") and unit.nodes[-1] is origin
+        return (
+            unit is not None
+            and unit.kind == "activation"
+            and unit.name in ("sigmoid", "hard_sigmoid")
+            and unit.nodes[-1] is origin
+        )
 
     # ---------------------------------------------------------------------------------------------------------------------- the rest
 
@@ -473,7 +576,11 @@ class _Finder:
             unit.bodies = [find(body, self.families, self.kept) for body in node.bodies]
         elif family == "structural":
             pooled = node.name in ("reduce_window_max", "reduce_window_min", "reduce_max", "reduce_min")
-            unit = Unit("pool", [node], carriers, carriers, "max_pool") if pooled else Unit("structural", [node], carriers, carriers)
+            unit = (
+                Unit("pool", [node], carriers, carriers, "max_pool")
+                if pooled
+                else Unit("structural", [node], carriers, carriers)
+            )
         elif family == "sum":
             unit = Unit("sum" if len(carriers) > 1 else "linear", [node], carriers, carriers)
         elif family == "reduce_product":
@@ -481,130 +588,9 @@ class _Finder:
         elif node.name in ("max", "min") and len(carriers) > 1:  # the larger, or smaller, one takes all
             unit = Unit("structural", [node], carriers, carriers)
         elif family in ("elementwise", "quotient") and len(node.outputs) == 1 and len(carriers) == 1:
-            unit = Unit("activation", [node], carriers, carriers, _activation_name([node]))
+            unit = Unit("activation", [node], carriers, carriers, activations.name_of([node]))
         elif family == "bilinear" and len(carriers) == 1:
             unit = Unit("linear", [node], carriers, carriers)
         else:
             unit = Unit("unknown", [node], carriers, carriers)
         self.add(unit)
-
-
-_NAMED = frozenset(
-    """relu relu6 silu swish gelu elu selu celu leaky_relu softplus mish hard_silu hard_swish hard_tanh log_sigmoid soft_sign squareplus
-    sparse_plus sparse_sigmoid hard_sigmoid identity logaddexp prelu""".split()
-)
-"""Library functions whose name, where they are a call of their own, names the activation in a plan."""
-
-
-def _divides(node: Node) -> bool:
-    if node.name == "rsqrt" or (node.name == "div" and not node.inputs[0].carries):
-        return True
-    if node.name == "integer_pow":
-        return node.params["y"] < 0
-    if node.name == "pow" and node.inputs[0].carries:
-        exponent = node.inputs[1]
-        while exponent.constant is None and exponent.node is not None and exponent.node.name in ("convert_element_type", "broadcast_in_dim"):
-            exponent = exponent.node.inputs[0]
-        return exponent.constant is not None and bool((exponent.constant < 0).all() if hasattr(exponent.constant, "all") else exponent.constant < 0)
-    return False
-
-
-def _activation_name(nodes: Sequence[Node]) -> str:
-    """The function's name: from the call that holds all its nodes, else from the primitive."""
-    common = nodes[0].within
-    for node in nodes[1:]:
-        common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
-    names = [n.name for n in nodes if n.name not in ("convert_element_type", "copy")]
-    if names == ["max"] and any(v.constant is not None and _is_scalar(v) and v.constant == 0 for v in _literals(nodes[-1])):
-        return "relu"
-    if names == ["logistic"] or (names in (["neg", "exp", "add", "div"], ["exp", "add", "div"]) and not nodes[-1].inputs[0].carries):
-        return "sigmoid"
-    if "hard_sigmoid" in common and "hard_silu" not in common[common.index("hard_sigmoid") :]:
-        return "hard_sigmoid"
-    for name in reversed(common):
-        if name in _NAMED:
-            return {"logaddexp": "softplus", "swish": "silu"}.get(name, name)
-    return {"logistic": "sigmoid"}.get(names[0], names[0]) if len(names) == 1 else _shape_name(names)
-
-
-def _shape_name(names: list[str]) -> str:
-    for inner, name in (("erf", "gelu"), ("erfc", "gelu"), ("logistic", "silu"), ("tanh", "tanh"), ("max", "clip"), ("min", "clip")):
-        if inner in names:
-            return "gelu" if inner == "tanh" and "mul" in names and len(names) > 4 else name
-    return "+".join(dict.fromkeys(names))[:24]
-
-
-def _literals(node: Node) -> list[Value]:
-    found = []
-    for v in node.inputs:
-        while v.constant is None and v.node is not None and v.node.name in ("convert_element_type", "broadcast_in_dim"):
-            v = v.node.inputs[0]
-        found.append(v)
-    return found
-
-
-def _is_scalar(value: Value) -> bool:
-    return _size(value) == 1 or (value.node is not None and value.node.name == "broadcast_in_dim" and _size(value.node.inputs[0]) == 1)
-
-
-def _size(value: Value) -> int:
-    size = 1
-    for n in value.shape:
-        size *= n
-    return size
-
-
-def _varying(node: Node, value: Value) -> list[int]:
-    """The dimensions along which the constant operand of an affine node is not one number."""
-    if len(node.inputs) == 1:
-        return []
-    other = next(v for v in node.inputs if v is not value)
-    return [d for d, n in enumerate(other.shape) if n > 1]
-
-
-def _dot_labels(node: Node) -> list[int | None]:
-    """For each output dimension of a dot, the dimension of the constant operand that it comes from."""
-    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = node.params["dimension_numbers"]
-    data_left = node.inputs[0].carries
-    weights = node.inputs[1] if data_left else node.inputs[0]
-    batch, contract = (rhs_batch, rhs_contract) if data_left else (lhs_batch, lhs_contract)
-    free = [d for d in range(len(weights.shape)) if d not in batch and d not in contract]
-    others = [None] * (len(node.out.shape) - len(batch) - len(free))
-    return [*batch, *others, *free] if data_left else [*batch, *free, *others]
-
-
-def _conv_labels(node: Node) -> list[int | None]:
-    dn = node.params["dimension_numbers"]
-    labels: list[int | None] = [None] * len(node.out.shape)
-    if node.inputs[0].carries:
-        labels[dn.out_spec[1]] = dn.rhs_spec[0]
-    elif node.params["batch_group_count"] == 1:
-        labels[dn.out_spec[0]] = dn.lhs_spec[0]
-    return labels
-
-
-def _move_labels(node: Node, labels: list, shape: tuple[int, ...]) -> list:
-    """Carries the labels of dimensions through a node that only moves elements."""
-    p, new = node.params, node.out.shape
-    if node.name == "transpose":
-        return [labels[d] for d in p["permutation"]]
-    if node.name == "squeeze":
-        gone = {d % len(shape) for d in p["dimensions"]}
-        return [label for d, label in enumerate(labels) if d not in gone]
-    if node.name == "broadcast_in_dim":
-        moved: list = [None] * len(new)
-        for d, label in zip(p["broadcast_dimensions"], labels, strict=True):
-            moved[d] = label
-        return moved
-    if node.name in ("convert_element_type", "copy"):
-        return labels
-    moved = [None] * len(new)
-    head = 0
-    while head < min(len(shape), len(new)) and shape[head] == new[head]:
-        moved[head] = labels[head]
-        head += 1
-    tail = 1
-    while tail <= min(len(shape), len(new)) - head and shape[-tail] == new[-tail]:
-        moved[-tail] = labels[-tail]
-        tail += 1
-    return moved

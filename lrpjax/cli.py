@@ -1,0 +1,59 @@
+"""The `lrpjax` command: one sub-command for each module of `COMMANDS`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import lrpjax
+from lrpjax import demo
+
+# Each has add_parser(subparsers), which returns a parser whose default `run` is a function of its arguments.
+COMMANDS = (demo,)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser("lrpjax", description=f"{lrpjax.__doc__} See what it does: lrpjax demo")
+    parser.add_argument("--version", action="version", version=f"lrpjax {lrpjax.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for command in COMMANDS:
+        added = command.add_parser(subparsers)
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user (its message goes to stderr), 130 if interrupted.
+
+    Raises:
+        SystemExit: from argparse, for --help, --version and arguments that do not parse.
+
+    Example:
+        >>> from lrpjax import cli
+        >>> cli.main(["--version"])
+        Traceback (most recent call last):
+            ...
+        SystemExit: 0
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (lrpjax.LrpjaxError, ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"lrpjax {args.command}: {error} (--debug shows the traceback)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lrpjax {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

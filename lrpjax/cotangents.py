@@ -1,0 +1,104 @@
+"""Identities with another derivative: the few `jax.custom_vjp` functions through which relevance is steered. They close over static data only."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from lrpjax.rules import PLAIN, RATIO, divide, positive, stabilize
+
+
+@jax.custom_jvp
+def detach(x: jax.Array) -> jax.Array:
+    """x, through which no relevance flows. Unlike `stop_gradient` it leaves derivatives *of* the relevance alone."""
+    return x
+
+
+def _detach_jvp(primals, tangents):
+    return primals[0], SymbolicZero(jax.typeof(primals[0]))
+
+
+detach.defjvp(_detach_jvp, symbolic_zeros=True)
+
+
+@jax.custom_vjp
+def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x, whose cotangent is multiplied by `weight`."""
+    return x
+
+
+scale.defvjp(lambda x, w: (x, w), lambda w, c: (c * w.astype(c.dtype), None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convert(
+    x: jax.Array, epsilon: jax.Array | None, have: str, want: str, rectified: bool = False
+) -> jax.Array:
+    """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
+
+    With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever linear map made x.
+    `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU keeps anyway, can be kept in place of x.
+    """
+    return x
+
+
+def _convert_fwd(x, epsilon, have, want, rectified):
+    return x, (positive(x) if rectified else x, epsilon)
+
+
+def _convert_bwd(have, want, rectified, residuals, c):
+    x, epsilon = residuals
+    dtype = c.dtype
+    x, c = wide(x), wide(c)
+    if have == RATIO and (want == PLAIN or epsilon is not None):
+        c = c * x
+        have = PLAIN
+    if have == PLAIN and want == RATIO:
+        c = divide(c, x if epsilon is None else stabilize(x, epsilon))
+    return c.astype(dtype), None
+
+
+convert.defvjp(_convert_fwd, _convert_bwd)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """x in the precision that rules compute in: at least float32."""
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+
+
+def with_backward(
+    forward: Callable, backward: Callable, x: jax.Array, *rest: Any, rectified: bool = False
+) -> jax.Array:
+    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
+
+    `rectified` as in `convert`: the backward function is given y⁺ for y.
+    """
+
+    @jax.custom_vjp
+    def call(x, *rest):
+        return forward(x, *rest)
+
+    def fwd(x, *rest):
+        y = forward(x, *rest)
+        return y, (x, rest, positive(y) if rectified else y)
+
+    def bwd(residuals, c):
+        x, rest, y = residuals
+        return (backward(x, rest, y, c).astype(x.dtype), *([None] * len(rest)))
+
+    call.defvjp(fwd, bwd)
+    return call(x, *rest)
+
+
+def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Sums an array over the axes along which something of this shape was broadcast to it."""
+    c = c.sum(tuple(range(c.ndim - len(shape))))
+    axes = tuple(d for d, n in enumerate(shape) if n == 1 and c.shape[d] != 1)
+    return c.sum(axes, keepdims=True) if axes else c
+
+
+def relevance_of(y: jax.Array, c: jax.Array, have: str) -> jax.Array:
+    return wide(c) if have == PLAIN else wide(c) * wide(y)

@@ -1,0 +1,319 @@
+"""`lrpjax demo`: train a small network on handwritten digits, and show why it says 3 and not 9.
+
+The figure follows Bach et al. (2015), "On pixel-wise explanations for non-linear classifier decisions by
+layer-wise relevance propagation", which explains an image for the class it belongs to and for one it does
+not: the second shows what speaks against that class. `load_digits` and `train` also serve examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+import lrpjax
+from lrpjax import composites, viz
+
+SIZE = 16
+LOW, HIGH = 0.0, 1.0  # black and white: the bounds that the z^B-rule needs to know
+BATCH = 64
+EPOCHS = 30
+TIMED, ROUNDS = 128, 30  # images in one call, and calls, to take the run times from
+
+# (class, rival): classes that share strokes, so that the difference has a place in the image.
+PAIRS = ((3, 9), (4, 9), (7, 1), (8, 3), (5, 6), (9, 3), (6, 0), (2, 1), (1, 7), (0, 6))
+
+SENSITIVITY = "sensitivity"  # |gradient|
+METHODS = {
+    "LRP-ε": composites.epsilon(),
+    "LRP-z⁺ / flat": composites.epsilon_plus_flat(),
+    "LRP-α2β1": composites.epsilon_alpha2_beta1(),
+    "LRP-γ / box": composites.epsilon_gamma_box(LOW, HIGH),
+    "Deep Taylor": composites.deep_taylor(LOW, HIGH),
+    "gradient × input": composites.input_x_gradient(),
+    SENSITIVITY: composites.gradient(),
+}
+
+
+class Digits(NamedTuple):
+    """Images, float32 (N, 16, 16, 1) in [0, 1], and their classes, int32 (N,), to train and to test with."""
+
+    train_images: NDArray[np.float32]
+    train_labels: NDArray[np.int32]
+    test_images: NDArray[np.float32]
+    test_labels: NDArray[np.int32]
+
+
+class CNN(nn.Module):
+    """Three convolutions with average pooling, then two dense layers: images to the logits of ten classes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3))(x))
+        x = nn.relu(nn.Conv(32, (3, 3))(x))
+        x = _average_pool(x)
+        x = nn.relu(nn.Conv(32, (3, 3))(x))
+        x = _average_pool(x)
+        x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
+        return nn.Dense(10)(x)
+
+
+def _average_pool(x):
+    # What nn.avg_pool does, which refuses strict dtype promotion because it divides by a NumPy integer.
+    return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
+
+
+def load_digits() -> Digits:
+    """The 1797 handwritten digits that ship with scikit-learn, a quarter of them for testing.
+
+    The 8×8 images are enlarged to 16×16 (cubic), so that a picture of relevance has more to show. The split
+    is stratified and always the same.
+
+    Returns:
+        `Digits`: 1347 images to train with and 450 to test with.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    Example:
+        >>> from lrpjax import demo
+        >>> digits = demo.load_digits()
+        >>> digits.train_images.shape, digits.test_images.shape, digits.test_images.max().item()
+        ((1347, 16, 16, 1), (450, 16, 16, 1), 1.0)
+    """
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        raise ImportError('the digits come with scikit-learn: pip install "lrpjax[demo]"') from error
+    data = datasets.load_digits()
+    small = (data.images / 16).astype(np.float32)
+    images = jax.image.resize(small, (len(small), SIZE, SIZE), "cubic")
+    images = np.clip(np.asarray(images)[..., None], LOW, HIGH)
+    labels = data.target.astype(np.int32)
+    train_x, test_x, train_y, test_y = model_selection.train_test_split(
+        images, labels, test_size=450, random_state=0, stratify=labels
+    )
+    return Digits(train_x, train_y, test_x, test_y)
+
+
+def train(
+    digits: Digits,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    on_epoch: Callable[[float], object] = lambda loss: None,
+) -> Callable[[jax.Array], jax.Array]:
+    """Trains `CNN` with Adam on the digits, each shifted by up to one pixel at random.
+
+    Args:
+        digits: from `load_digits`.
+        epochs: passes over the training images.
+        seed: of the initial weights, the order of the images and their shifts.
+        on_epoch: called after each epoch with the loss of its last batch.
+
+    Returns:
+        The trained network: images (N, 16, 16, 1) to logits (N, 10).
+
+    Raises:
+        ValueError: epochs below 1, or a negative seed.
+
+    Example:
+        >>> from lrpjax import demo
+        >>> digits = demo.load_digits()
+        >>> logits = demo.train(digits, epochs=1)
+        >>> logits(digits.test_images).shape
+        (450, 10)
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; it is {epochs}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative; it is {seed}")
+    steps = len(digits.train_images) // BATCH
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, 3e-3, warmup_steps=steps, decay_steps=steps * epochs + 1
+    )
+    optimizer = optax.adamw(schedule)
+    model = CNN()
+
+    @jax.jit
+    def step(variables, state, images, labels):
+        def loss(variables):
+            logits = model.apply(variables, images)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, gradient = jax.value_and_grad(loss)(variables)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not run under strict promotion
+            updates, state = optimizer.update(gradient, state, variables)
+        return optax.apply_updates(variables, updates), state, value
+
+    variables = jax.jit(model.init)(jax.random.key(seed), digits.train_images[:1])
+    state = optimizer.init(variables)
+    random = np.random.default_rng(seed)
+    # One call for each batch: on a CPU, XLA runs convolutions inside a loop of its own ten times slower.
+    for _ in range(epochs):
+        for images, labels in _batches(digits, steps, random):
+            variables, state, value = step(variables, state, images, labels)
+        on_epoch(float(value))
+    return functools.partial(model.apply, variables)  # type: ignore[return-value]
+
+
+def _batches(digits: Digits, steps: int, random: np.random.Generator) -> Iterator[tuple[NDArray, NDArray]]:
+    padded = np.pad(digits.train_images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = np.lib.stride_tricks.sliding_window_view(padded[..., 0], (SIZE, SIZE), axis=(1, 2))
+    order = random.permutation(len(padded))[: steps * BATCH].reshape(steps, BATCH)
+    for chosen in order:
+        down, right = random.integers(0, 3, (2, BATCH))
+        yield shifted[chosen, down, right][..., None], digits.train_labels[chosen]
+
+
+def choose(logits: NDArray, labels: NDArray, images: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Which test images to show: for each of the first `PAIRS`, a clear case that has something of the rival.
+
+    That is the image of the class with the largest product of the two logits, among those that the network
+    gets right with the rival as runner-up; if there are none, among those that it gets right; else among all.
+
+    Args:
+        logits: shape (N, 10).
+        labels: shape (N,), the true classes.
+        images: how many.
+
+    Returns:
+        Indices into the test images and rival classes, both int32 (images,).
+    """
+    ranked = np.argsort(-logits, axis=1)
+    chosen = []
+    for own, rival in PAIRS[:images]:
+        keys = (logits[:, own] * logits[:, rival], ranked[:, 1] == rival, ranked[:, 0] == own, labels == own)
+        chosen.append(np.lexsort(keys)[-1])
+    return np.array(chosen, np.int32), np.array([rival for _, rival in PAIRS[:images]], np.int32)
+
+
+def explainers(logits: Callable) -> dict[str, Callable]:
+    """Each of `METHODS` for a network, jitted: from (images, classes) to relevance, shaped as the images."""
+
+    def explainer(composite):
+        def explain(x, classes):
+            return lrpjax.relevance(logits, composite, target=classes)(x)
+
+        return explain
+
+    functions = {name: explainer(composite) for name, composite in METHODS.items()}
+    gradient = functions[SENSITIVITY]
+    functions[SENSITIVITY] = lambda x, classes: jnp.abs(gradient(x, classes))
+    return {name: jax.jit(function) for name, function in functions.items()}
+
+
+def run_times(functions: dict[str, Callable], *args) -> dict[str, float]:
+    """Seconds that each function takes: the least of several rounds in which all take turns."""
+    for function in functions.values():
+        jax.block_until_ready(function(*args))
+    seconds = dict.fromkeys(functions, np.inf)
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function(*args))
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+def demo(out: Path, epochs: int = EPOCHS, seed: int = 0, images: int = 4) -> None:
+    """Trains, explains, prints the table and writes the picture: what `lrpjax demo` does.
+
+    Args:
+        out: the picture's path; its ending names the format.
+        epochs, seed: of the training.
+        images: how many digits to show, each for its own class and for a rival.
+
+    Raises:
+        ValueError: a number out of range, or a format that matplotlib does not write.
+        OSError: `out` cannot be written; found before the training starts.
+        ImportError: scikit-learn or matplotlib is not installed.
+    """
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Table
+
+    if not 1 <= images <= len(PAIRS):
+        raise ValueError(f"images must be from 1 to {len(PAIRS)}; it is {images}")
+    viz.check_path(out)
+    console = Console()
+    digits = load_digits()
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("training, epoch", total=epochs)
+        logits = train(digits, epochs, seed, lambda loss: bar.advance(task))
+    values = np.asarray(jax.jit(logits)(digits.test_images))
+    accuracy = np.mean(values.argmax(1) == digits.test_labels)
+    console.print(f"test accuracy: {accuracy:.1%} of {len(values)} images")
+
+    index, rivals = choose(values, digits.test_labels, images)
+    shown = np.repeat(index, 2)
+    classes = np.stack([digits.test_labels[index], rivals], axis=1).reshape(-1)
+    shown_logits = values[shown, classes]
+    functions = explainers(logits)
+    with console.status("explaining"):
+        relevances = {
+            name: np.asarray(function(digits.test_images[shown], classes))
+            for name, function in functions.items()
+        }
+        plain = jax.jit(jax.grad(lambda x, classes: logits(x)[jnp.arange(len(x)), classes].sum()))
+        seconds = run_times({"": plain, **functions}, digits.test_images[:TIMED], digits.test_labels[:TIMED])
+
+    table = Table("method")
+    for heading in ("ΣR / Σlogit\nown class", "ΣR / Σlogit\nrival class", "run time\n/ gradient"):
+        table.add_column(heading, justify="right")
+    for name, R in relevances.items():
+        own, rival = R.reshape(images, 2, -1).sum((0, 2)) / shown_logits.reshape(images, 2).sum(0)
+        table.add_row(name, f"{own:.3f}", f"{rival:.3f}", f"{seconds[name] / seconds['']:.2f}")
+    console.print(table)
+    console.print(f"sums: over the {images} images shown; 1 if nothing is lost to biases and stabilisers")
+    console.print(f"run times: {TIMED} images at once, compiled, best of {ROUNDS} rounds")
+    _picture(digits.test_images[shown], classes, shown_logits, relevances, out)
+    console.print(f"picture: {out}", soft_wrap=True)
+
+
+def _picture(
+    images: NDArray, classes: NDArray, logits: NDArray, relevances: dict[str, NDArray], out: Path
+) -> None:
+    columns = [viz.heatmap(images, limit=HIGH, symmetric=False, cmap="gray")]
+    columns += [viz.heatmap(R) for R in relevances.values()]
+    questions = ("why {}?\nlogit {:.1f}", "why not {}?\nlogit {:.1f}")
+    labels = [questions[i % 2].format(*row) for i, row in enumerate(zip(classes, logits, strict=True))]
+    viz.sheet(
+        list(zip(*columns, strict=True)),
+        labels,
+        ["image", *relevances],
+        group=2,
+        title="What speaks for a class, and what against it",
+        footer="Each heatmap has its own symmetric range; white is zero. Sensitivity is |gradient|: no sign.",
+        colorbar="seismic",
+        path=out,
+    )
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Adds the command to the command line."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="train on handwritten digits and picture why the network says 3 and not 9",
+        description="Trains a small CNN on the handwritten digits of scikit-learn, explains test images, "
+        "each for its own class and for a rival, prints a table of the methods and writes one picture.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("lrpjax-demo.png"), help="the picture (.png, .pdf, .svg)"
+    )
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--images", type=int, default=4, help=f"how many digits to show, 1 to {len(PAIRS)}")
+    parser.set_defaults(run=lambda args: demo(args.out, args.epochs, args.seed, args.images))
+    return parser
