@@ -4,6 +4,8 @@ from lrpjax import composites as composites
 from lrpjax import rules as rules
 from lrpjax import select as select
 from lrpjax.composites import Composite as Composite
+from lrpjax.custom import custom_relevance as custom_relevance
+from lrpjax.custom import tag as tag
 from lrpjax.errors import InputError as InputError
 from lrpjax.errors import LrpjaxError as LrpjaxError
 from lrpjax.errors import PathError as PathError

@@ -131,3 +131,38 @@ _late.def_abstract_eval(lambda array, probe: array)
 mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
 ad.primitive_jvps[_late] = _late_jvp
 batching.primitive_batchers[_late] = _late_batch
+
+
+# --------------------------------------------------------------------------------------------------------------------------- custom calls
+# The primitive of `custom_relevance`: a call that stays visible in the jaxpr under jit, vmap, remat and scan, and is its function to everything else.
+
+custom_call = core.Primitive("custom_relevance_call")
+custom_call.multiple_results = True
+
+
+def _custom_shapes(*avals: Any, call: Any) -> list:
+    shapes = jax.eval_shape(call, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+
+
+def _custom_jvp(primals: Any, tangents: Any, *, call: Any) -> Any:
+    return jax.jvp(lambda *values: call(*values), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
+
+
+def _custom_batch(args: Any, dims: Any, *, call: Any) -> Any:
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    moved = [
+        jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+        for a, d in zip(args, dims, strict=True)
+    ]
+    out = custom_call.bind(*moved, call=call.batched())
+    return out, [0] * len(out)
+
+
+custom_call.def_impl(lambda *values, call: call(*values))
+custom_call.def_abstract_eval(_custom_shapes)
+mlir.register_lowering(
+    custom_call, mlir.lower_fun(lambda *values, call: call(*values), multiple_results=True)
+)
+ad.primitive_jvps[custom_call] = _custom_jvp
+batching.primitive_batchers[custom_call] = _custom_batch

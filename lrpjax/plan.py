@@ -112,6 +112,9 @@ def assign(level: Level, composite: Composite) -> Assignment:
     chosen, unmatched = composite.assign(views)
     rules: dict[Unit, Rule | None] = dict.fromkeys(units, composite.default)
     rules.update(zip(shown, chosen, strict=True))
+    for unit in units:
+        if unit.kind == "custom" and rules[unit] is None:
+            rules[unit] = unit.main.params["call"].function.rule
     texts = [f"({selector}, {rule})" for selector, rule in unmatched]
     if texts and not composite.preset and not getattr(composite, "_warned", False):
         object.__setattr__(composite, "_warned", True)
@@ -147,7 +150,10 @@ def flow(
     """Adds to `into` all values from which relevance can reach an explained input or a tapped value."""
     into.update(v for v, f in zip(level.graph.inputs, flowing_inputs, strict=True) if f)
     into.update(v for v in level.graph.inputs if v in tapped)
-    for unit in level.units:
+    for unit in level.order:
+        if isinstance(unit, Node):  # made from what carries nothing: an embedding's rows
+            into.update(v for v in unit.outputs if v in tapped)
+            continue
         inputs = unit.nodes[0].inputs
         if unit.bodies:
             flows = [v in into for v in inputs]
@@ -196,14 +202,18 @@ def orient(
             found.live.add(v)
             found.form[v] = PLAIN if PLAIN in votes.get(v, ()) else RATIO
 
-    for unit in reversed(level.units):
+    for unit in reversed(level.order):
         for v in unit.outputs:
             settle(v)
+        if isinstance(unit, Node):
+            continue
         outs = [v for v in unit.outputs if v in found.live]
         if not outs:
             found.given.pop(unit, None)
             continue
         reason = _REFUSED.get(unit.kind)
+        if unit.kind == "custom" and rules[unit] is None and unit.main.params["call"].function.bwd is None:
+            reason = "give it a rule, custom_relevance(f, rule=...), or forward and backward functions by defrelevance"
         if reason is not None and not (unit.kind == "unknown" and isinstance(rules[unit], (Gradient, Stop))):
             found.refused.append((unit, reason.format(name=unit.nodes[-1].name)))
         if unit.bodies:
@@ -255,7 +265,7 @@ def passing(unit: Unit, rule: Rule | None) -> list[Value]:
     if unit.kind != "product" or not isinstance(rule, Product) or rule.share == "gate":
         return unit.passing
     if rule.share == "activated":
-        return [v for v in unit.operands if v not in unit.activated] or unit.passing
+        return [v for v in unit.passing if v not in unit.activated] or unit.passing
     if isinstance(rule.share, int):
         if not -len(unit.operands) <= rule.share < len(unit.operands):
             raise RuleError(
@@ -270,6 +280,8 @@ def unit_forms(unit: Unit, rule: Rule | None, form: str) -> tuple[str, str | Non
     if isinstance(rule, Stop):
         return form, None
     if isinstance(rule, Gradient):
+        return PLAIN, PLAIN
+    if unit.kind == "custom" and not isinstance(rule, (Epsilon, Norm)):
         return PLAIN, PLAIN
     if unit.kind in LAYERS:
         if is_native(unit, rule):
@@ -338,6 +350,8 @@ def default_text(unit: Unit) -> str:
         return "denominator fixed"
     if unit.kind == "pool" and unit.name == "max_pool":
         return "winner takes all"
+    if unit.kind == "custom":
+        return "its own"
     return {
         "conv": "Epsilon(epsilon=1e-06)",
         "dense": "Epsilon(epsilon=1e-06)",

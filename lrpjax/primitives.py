@@ -64,7 +64,12 @@ FAMILIES = types.MappingProxyType(
     | dict.fromkeys(_BILINEAR, "bilinear")
     | dict.fromkeys(_ELEMENTWISE, "elementwise")
     | dict.fromkeys(_PREDICATE, "predicate")
-    | {"div": "quotient", "neg": "negation", "reduce_prod": "reduce_product"}
+    | {
+        "div": "quotient",
+        "neg": "negation",
+        "reduce_prod": "reduce_product",
+        "custom_relevance_call": "custom",
+    }
     | {"cumlogsumexp": "structural", "logsumexp": "structural", "stop_gradient": "stop"}
     | {
         "scan": "scan",
@@ -77,7 +82,7 @@ FAMILIES = types.MappingProxyType(
     | {"shard_map": "shard_map"}
 )
 """Primitive name -> family: structural, sum, bilinear, elementwise, predicate, quotient, negation, reduce_product,
-stop, or one of the structured scan, cond, while, remat, shard_map."""
+custom, stop, or one of the structured scan, cond, while, remat, shard_map."""
 
 CHOICES = ("structural", "sum", "elementwise", "stop")
 """The families that a user may give to a primitive of their own."""

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrpjax.cotangents import convert, detach, scale, unbroadcast, wide, with_backward
+from lrpjax.cotangents import convert, detach, relevance_of, scale, unbroadcast, wide, with_backward
+from lrpjax.errors import RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, carry_of, is_native
@@ -176,6 +177,8 @@ class _Frame:
             self.custom(unit, *passing_on(unit, form[unit.out]), rule)
         elif unit.kind == "product":
             self.product(unit, rule)
+        elif unit.kind == "custom" and not isinstance(rule, (Epsilon, Norm)):
+            self.called(unit, rule)
         elif isinstance(rule, Sum) and rule.share != "native":
             self.shared_sum(unit, rule)
         else:
@@ -258,6 +261,45 @@ class _Frame:
             return scale(array, jnp.asarray(weight, wide(array).real.dtype))
 
         self.native(unit, epsilon=_epsilon(unit, rule), operand=operand)
+
+    def called(self, unit: Unit, rule: Rule | None) -> None:
+        """A function with a relevance of its own (or `Pass`): relevance goes in and comes out as such."""
+        node = unit.nodes[0]
+        call, count = node.params["call"], len(node.inputs) - node.params["call"].consts
+        forms = [self.found.form.get(v, PLAIN) for v in node.outputs]
+        if rule is not None and (
+            count != 1 or node.inputs[-1].shape != node.out.shape or len(node.outputs) != 1
+        ):
+            raise RuleError(
+                f"Pass cannot explain {call}: it must map one array to one array of the same shape"
+            )
+
+        @jax.custom_vjp
+        def run(*values):
+            return list(call(*values))
+
+        def fwd(*values):
+            out, residuals = (call(*values), None) if rule is not None else call.forward(*values)
+            return list(out), (residuals, list(values), list(out))
+
+        def bwd(residuals, cotangents):
+            residuals, values, out = residuals
+            R = [
+                relevance_of(y, c, form).astype(y.dtype)
+                for y, c, form in zip(out, cotangents, forms, strict=True)
+            ]
+            relevances = R if rule is not None else call.backward(residuals, R)
+            flat = [None] * (len(values) - count) + list(relevances)
+            return tuple(
+                None if r is None else jnp.asarray(r).astype(v.dtype)
+                for r, v in zip(flat, values, strict=True)
+            )
+
+        run.defvjp(fwd, bwd)
+        for value, array in zip(
+            node.outputs, run(*(self.operand(unit, v) for v in node.inputs)), strict=True
+        ):
+            self.define(value, array)
 
     def shared_sum(self, unit: Unit, rule: Sum) -> None:
         """y = a ± b with shares of the relevance that do not follow the terms."""

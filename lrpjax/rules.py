@@ -22,7 +22,7 @@ RATIO, PLAIN = "ratio", "plain"
 """The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
 
 LAYERS = ("dense", "conv")
-LINEAR = (*LAYERS, "sum", "pool", "linear", "affine")
+LINEAR = (*LAYERS, "sum", "pool", "linear", "affine", "custom")
 
 
 def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
@@ -403,7 +403,7 @@ def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 class Pass(Rule):
     """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`)."""
 
-    kinds: ClassVar = ("activation", "affine", "norm")
+    kinds: ClassVar = ("activation", "affine", "norm", "custom")
 
 
 @rule()

@@ -123,7 +123,12 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
 
 
 def plan(
-    f: Callable, composite: Composite | None, *args: Any, argnums: int | Sequence[int] = 0, **kwargs: Any
+    f: Callable,
+    composite: Composite | None,
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    at: str | Sequence[str] | None = None,
+    **kwargs: Any,
 ) -> Plan:
     """What `relevance(f, composite)` would do with these arguments: one entry for each unit, and as `str` a table. Computes nothing.
 
@@ -132,7 +137,7 @@ def plan(
     >>> [(u.kind, u.rule, u.shape) for u in p.units]
     [('dense', 'Epsilon(epsilon=1e-06)', (1, 2)), ('activation', 'Pass()', (1, 2))]
     """
-    program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
+    program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
     return planning.describe(program.level, program.assignment, program.found)
 
 
@@ -190,7 +195,7 @@ class Program:
             families,
         )
         self.level = units.find(g, families, frozenset(wanted.values()))
-        self.taps = dict(_aliased(self.level, wanted))
+        self.taps = dict(_aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         if isinstance(at, str) and not _is_glob(at):
             self.single = True
         else:
@@ -383,8 +388,14 @@ def _scopes(g: Graph, at: Any) -> dict[str, Value]:
         if not isinstance(path, str):
             raise PathError(f"`at` takes module paths, but got {path!r}")
         if not _is_glob(path):
-            found[path] = _leaving(g, path)
+            found[path] = _tagged(g, path) or _leaving(g, path)
     return found
+
+
+def _tagged(g: Graph, name: str) -> Value | None:
+    """The last value that `lrpjax.tag` gave this name."""
+    hits = [node.out for node in g.walk() if node.name == "name" and node.params.get("name") == name]
+    return hits[-1] if hits else None
 
 
 def _leaving(g: Graph, path: str) -> Value:

@@ -23,6 +23,7 @@ SHOWN = (
     "softmax",
     "affine",
     "linear",
+    "custom",
 )
 """The kinds of unit that a plan lists and a selector can find; further ones are "structural" and those of structured control flow."""
 
@@ -501,7 +502,7 @@ class _Finder:
 
     def reciprocal(self, value: Value) -> bool:
         origin = self.origin(value, ("structural", "affine"))
-        return origin is not None and activations.divides(origin)
+        return origin is not None and activations.divides(origin) and not self.is_gate(value)
 
     def products(self) -> None:
         """Multilinear trees: `a * b * c` is one product of three factors, however it is associated."""
@@ -583,6 +584,10 @@ class _Finder:
             )
         elif family == "sum":
             unit = Unit("sum" if len(carriers) > 1 else "linear", [node], carriers, carriers)
+        elif family == "custom":
+            unit = Unit(
+                "custom", [node], carriers, carriers, getattr(node.params["call"].function, "__name__", "")
+            )
         elif family == "reduce_product":
             unit = Unit("product", [node], carriers, carriers, family)
         elif node.name in ("max", "min") and len(carriers) > 1:  # the larger, or smaller, one takes all
