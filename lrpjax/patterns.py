@@ -17,23 +17,19 @@ shifted-data algorithm, Chan, Golub & LeVeque 1983, The American Statistician 37
 
 import dataclasses
 import itertools
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from lrpjax import _compat, rules, transform, units
-from lrpjax.composites import Composite
-from lrpjax.errors import PathError, PatternError, UnsupportedError
-from lrpjax.graph import Value
-from lrpjax.plan import carry_of, path_of
-from lrpjax.rewrite import AFFINE, Rewritten, _Weighted, wide
-from lrpjax.rules import PLAIN, Gradient, Rule
+from lrpjax import rules
+from lrpjax.errors import PathError, PatternError
+from lrpjax.layers import Network, Site, numbered
+from lrpjax.rules import Rule
 from lrpjax.select import Selector, matches
-from lrpjax.units import Level, Unit
 
 KINDS = ("relu", "linear", "relu.negative")
 
@@ -55,7 +51,9 @@ class Patterns(Mapping):
     marks: tuple[tuple[float, ...], ...] = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, path: str) -> jax.Array:
-        found = [i for i, name in enumerate(self.names) if name == path] or [i for i, name in enumerate(self.names) if matches(path, name)]
+        found = [i for i, name in enumerate(self.names) if name == path] or [
+            i for i, name in enumerate(self.names) if matches(path, name)
+        ]
         if len(found) != 1:
             reason = "names several layers" if found else "is no layer that patterns were fitted to"
             raise PathError(f"{path!r} {reason}; there are {', '.join(self.names)}")
@@ -91,20 +89,6 @@ class Layer(Selector):
 
     def __str__(self) -> str:
         return repr(self.names[self.index])
-
-
-def numbered(paths: Iterable[str]) -> tuple[str, ...]:
-    """Paths made unique: the second layer of a path gets "#2", the third "#3".
-
-    >>> numbered(["conv", "dense", "dense"])
-    ('conv', 'dense', 'dense#2')
-    """
-    counts: dict[str, int] = {}
-    names = []
-    for path in paths:
-        counts[path] = counts.get(path, 0) + 1
-        names.append(path if counts[path] == 1 else f"{path}#{counts[path]}")
-    return tuple(names)
 
 
 def _difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
@@ -160,9 +144,9 @@ def merge(a: Moments, b: Moments) -> Moments:
     >>> data = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
     >>> both = patterns.merge(patterns.collect(f, [data[:2]]), patterns.collect(f, [data[2:]]))
     >>> print(both.samples, patterns.finish(both)["dense"].ravel().round(4))
-    4 [ 1.0714  0.0714]
+    4 [1.5 0.5]
     """
-    _same_model(a, b)
+    same_model(a, b)
     if a.kinds != b.kinds:
         raise PatternError(f"moments of kinds {a.kinds} cannot be merged with those of kinds {b.kinds}")
     merged = []
@@ -178,7 +162,9 @@ def merge(a: Moments, b: Moments) -> Moments:
                 {k: p.xy[k] + q.xy[k] + shift * q.x[k] for k in a.kinds},
             )
         )
-    return dataclasses.replace(a, layers=tuple(merged), batches=a.batches + b.batches, samples=a.samples + b.samples)
+    return dataclasses.replace(
+        a, layers=tuple(merged), batches=a.batches + b.batches, samples=a.samples + b.samples
+    )
 
 
 def finish(moments: Moments) -> Any:
@@ -193,18 +179,28 @@ def finish(moments: Moments) -> Any:
         arrays = []
         for name, layer in zip(moments.names, moments.layers, strict=True):
             if not bool(jnp.any(layer.x[kind]) | jnp.any(layer.xy[kind])):
-                when = {"relu": "active", "relu.negative": "inactive", "linear": "reached by anything but zeros"}[kind]
-                raise PatternError(f"layer {name!r} was never {when} in {int(moments.samples)} examples: its pattern of kind {kind!r} is 0/0")
+                when = {
+                    "relu": "active",
+                    "relu.negative": "inactive",
+                    "linear": "reached by anything but zeros",
+                }[kind]
+                raise PatternError(
+                    f"layer {name!r} was never {when} in {int(moments.samples)} examples: its pattern of kind {kind!r} is 0/0"
+                )
             arrays.append(_pattern(layer, kind))
         fitted.append(Patterns(tuple(arrays), moments.names, kind, moments.marks))
     return fitted[0] if len(fitted) == 1 else tuple(fitted)
 
 
 @jax.jit
-def _pattern_of(kernel: jax.Array, reference: jax.Array, mean: jax.Array, x: jax.Array, xy: jax.Array) -> jax.Array:
+def _pattern_of(
+    kernel: jax.Array, reference: jax.Array, mean: jax.Array, x: jax.Array, xy: jax.Array
+) -> jax.Array:
     covariance = xy - x * mean
     axes = tuple(d for d, n in enumerate(reference.shape) if n == 1)
-    return rules.divide(covariance, jnp.broadcast_to((kernel * covariance).sum(axes, keepdims=True), covariance.shape))
+    return rules.divide(
+        covariance, jnp.broadcast_to((kernel * covariance).sum(axes, keepdims=True), covariance.shape)
+    )
 
 
 def _pattern(layer: LayerMoments, kind: str) -> jax.Array:
@@ -212,7 +208,9 @@ def _pattern(layer: LayerMoments, kind: str) -> jax.Array:
 
 
 def _check_finite(moments: Moments) -> None:
-    fine = jax.device_get([jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(layer)]).all() for layer in moments.layers])
+    fine = jax.device_get(
+        [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(layer)]).all() for layer in moments.layers]
+    )
     bad = [name for name, ok in zip(moments.names, fine, strict=True) if not ok]
     if bad:
         raise PatternError(
@@ -221,12 +219,14 @@ def _check_finite(moments: Moments) -> None:
         )
 
 
-def _same_model(a: "Moments | Patterns", b: "Moments | Patterns") -> None:
+def same_model(a: "Moments | Patterns", b: "Moments | Patterns") -> None:
     if a.names != b.names:
         raise PatternError(f"these are of different models: {_difference(a.names, b.names)}")
     other = [n for n, p, q in zip(a.names, a.marks, b.marks, strict=True) if not rules.same_mark(p, q)]
     if other:
-        raise PatternError(f"these are of models with different weights, in {', '.join(map(repr, other[:8]))}")
+        raise PatternError(
+            f"these are of models with different weights, in {', '.join(map(repr, other[:8]))}"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ fitting
@@ -276,7 +276,7 @@ def fit(
 
 def start(f: Callable, batch: Any, kind: str | Sequence[str] = "relu") -> Moments:
     """Empty moments, with the references taken from a batch. Shards that start from the same ones can be combined by addition; see `fit`."""
-    return _Network(f, batch).start(batch, _kinds(kind))
+    return _Fitter(f, batch).start(batch, _kinds(kind))
 
 
 def _kinds(kind: str | Sequence[str]) -> tuple[str, ...]:
@@ -302,8 +302,8 @@ def collect(
     first = next(stream, None)
     if first is None:
         raise PatternError("there are no batches to fit patterns to")
-    network = _Network(f, first)
-    fresh = network.start(first, moments.kinds if moments is not None else _kinds(kind))
+    fitter = _Fitter(f, first)
+    fresh = fitter.start(first, moments.kinds if moments is not None else _kinds(kind))
     skip = 0
     if checkpoint is not None and _steps(checkpoint):
         moments = load(checkpoint)
@@ -311,16 +311,22 @@ def collect(
             raise PatternError(f"{checkpoint} holds patterns, not the moments of a pass")
         skip = int(moments.batches)
     if moments is not None:
-        _same_model(moments, fresh)
+        same_model(moments, fresh)
         if moments.kinds != fresh.kinds:
-            raise PatternError(f"the checkpoint {checkpoint} is of kind {moments.kinds}, but {fresh.kinds} is wanted")
+            raise PatternError(
+                f"the checkpoint {checkpoint} is of kind {moments.kinds}, but {fresh.kinds} is wanted"
+            )
     moments = fresh if moments is None else moments
     all_batches = itertools.islice(itertools.chain([first], stream), skip, None)
     total = len(batches) - skip if isinstance(batches, Sized) else None
-    for number, (leaves, valid) in enumerate(_bar(network.padded(all_batches), total, progress), 1):
-        jax.block_until_ready(moments.layers)  # or the host runs ahead, and keeps all batches that it has read
-        layers = network.update(moments.layers, leaves, valid)
-        moments = dataclasses.replace(moments, layers=layers, batches=moments.batches + 1, samples=moments.samples + valid)
+    for number, (leaves, valid) in enumerate(_bar(fitter.network.padded(all_batches), total, progress), 1):
+        jax.block_until_ready(
+            moments.layers
+        )  # or the host runs ahead, and keeps all batches that it has read
+        layers = fitter.update(moments.layers, leaves, valid)
+        moments = dataclasses.replace(
+            moments, layers=layers, batches=moments.batches + 1, samples=moments.samples + valid
+        )
         if checkpoint is not None and number % every == 0:
             save(checkpoint, moments)
     _check_finite(moments)
@@ -339,209 +345,85 @@ def _bar(iterable: Iterator, total: int | None, progress: bool) -> Iterable:
     return track(iterable, "fitting patterns", total)
 
 
-@dataclasses.dataclass(eq=False)
-class _Site:
-    """A weighted layer where it stands in a program: its unit, the value behind its activation, and the loops around it."""
-
-    unit: Unit
-    post: Value
-    loops: int
-    constants: Mapping[Value, Any]
-
-    def __post_init__(self):
-        assert self.unit.core is not None
-        self.core = self.unit.core
-        self.x = self.unit.operands[0]
-        self.weighted = _Weighted(self.unit, self.x, Gradient(), PLAIN, False)
-        self.at = self.weighted.at
-        self.kernel_shape = self.core.inputs[1 - self.at].shape
-        self.labels = (units._dot_labels if self.unit.kind == "dense" else units._conv_labels)(self.core)
-
-    def neurons(self, v: jax.Array, weights: jax.Array) -> jax.Array:
-        """Σ over samples of an array of the layer's output; shaped as the kernel, with one entry for each neuron."""
-        lead = 1 + self.loops
-        v = v.sum((*range(1, lead), *(lead + d for d, label in enumerate(self.labels) if label is None)))
-        v = (v * weights.reshape(-1, *[1] * (v.ndim - 1))).sum(0)
-        kept = [label for label in self.labels if label is not None]
-        shape = [n if d in kept else 1 for d, n in enumerate(self.kernel_shape)]
-        return v.transpose(np.argsort(kept)).reshape(shape)
-
-    def spread(self, k: jax.Array) -> jax.Array:
-        """An array with one entry for each neuron, so that it broadcasts against the layer's output."""
-        kept = [label for label in self.labels if label is not None]
-        k = k.reshape([self.kernel_shape[d] for d in sorted(kept)]).transpose([sorted(kept).index(d) for d in kept])
-        return k.reshape([1 if label is None else self.kernel_shape[label] for label in self.labels])
-
-    def unmoved(self, v: jax.Array) -> jax.Array:
-        """An array of the unit's output, as an array of the dot's or convolution's own output: undoes the reshapes between."""
-
-        def moves(z):
-            for node in self.weighted.moves:
-                z = node.bind(z)[0]
-            return z
-
-        if not self.weighted.moves:
-            return wide(v)
-        undo = lambda v: jax.linear_transpose(moves, jax.ShapeDtypeStruct(self.core.out.shape, self.core.out.aval.dtype))(v)[0]
-        return wide(_mapped(undo, 1 + self.loops)(v))
-
-    def outer(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Σ over samples of x_i c_j, shaped as the kernel: the derivative of the layer with respect to its kernel, with c for cotangent."""
-        params = self.core.params | {"precision": (lax.Precision.HIGHEST,) * 2, "preferred_element_type": c.dtype}
-
-        def apply(w):
-            bind = lambda x: _compat.bind(self.core.primitive, params, *((x, w) if self.at == 0 else (w, x)))[0]
-            with self.core.eqn.ctx.manager:
-                return _mapped(bind, 1 + self.loops)(x.astype(c.dtype))
-
-        return jax.linear_transpose(apply, jax.ShapeDtypeStruct(self.kernel_shape, c.dtype))(c)[0]
-
-
-def _mapped(function: Callable, times: int) -> Callable:
-    for _ in range(times):
-        function = jax.vmap(function)
-    return function
-
-
-class _Network:
-    """A function of a batch, traced for one example, with its weighted layers."""
+class _Fitter:
+    """The compiled steps of a pass."""
 
     def __init__(self, f: Callable, batch: Any):
-        leaves, self.treedef = jax.tree.flatten(batch)
-        if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
-            raise PatternError("a batch is an array, or a pytree of arrays, with the examples along the first axis")
-        leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
-        self.size = _size(leaves, 1)
-        self.shapes = [jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-        example = jax.tree.unflatten(self.treedef, [jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for s in self.shapes])
-        composite = Composite((), default=Gradient(), method="gradient")
-        self.program = transform.Program(f, composite, (example,), {}, 0, None, False)
-        self.sites = list(_sites(self.program.level))
-        if not self.sites:
-            raise PatternError("the function has no dense layer or convolution that patterns could be fitted to")
-        self.names = numbered([path_of(s.unit) or s.unit.kind for s in self.sites])
-        self._update = jax.jit(self._step)
-
-    def observe(self, values: Iterable[Value], consts: Sequence[Any], leaves: Sequence[Any]) -> dict[Value, Any]:
-        """The values that a run of one example (as a batch of one) computes; those in loops are stacked over the steps."""
-        values = list(dict.fromkeys(values))
-        level = self.program.level
-        zeros = {i: jnp.zeros(transform._tap_shape(level, v), v.aval.dtype) for i, v in enumerate(values)}
-        rewritten = Rewritten(self.program.assignment.rules, self.program.found, values)
-        _, seen = rewritten.run(level, [*consts, *leaves], zeros)
-        return {v: seen[i] for i, v in enumerate(values)}
-
-    def observe_all(self, values: Iterable[Value], consts: Sequence[Any], leaves: Sequence[Any]) -> dict[Value, Any]:
-        """`observe` of every example of a batch, stacked."""
-        values = list(dict.fromkeys(values))
-        run = lambda *leaves: list(self.observe(values, consts, [leaf[None] for leaf in leaves]).values())
-        return dict(zip(values, jax.vmap(run)(*leaves), strict=True))
-
-    def kernels(self, consts: Sequence[Any]) -> list[jax.Array]:
-        """The kernel of every layer, with the affine constants behind it folded in."""
-        wanted = [v for site in self.sites for v in site.weighted.externals if v not in site.constants]
-        seen = self.observe(wanted, consts, [jnp.zeros((1, *s.shape), s.dtype) for s in self.shapes])
-        read = lambda site, v: site.constants[v] if v in site.constants else seen[v][(0,) * site.loops]
-        return [wide(s.weighted.merge([read(s, v) for v in s.weighted.externals])[0]) for s in self.sites]
+        self.network = Network(f, batch)
+        self.step = jax.jit(self._step)
 
     def start(self, batch: Any, kinds: tuple[str, ...]) -> Moments:
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
+        network = self.network
 
         @jax.jit
         def prepare(consts, leaves):
-            seen = self.observe_all([s.unit.out for s in self.sites], consts, leaves)
+            seen = network.observe_all([s.unit.out for s in network.sites], consts, leaves)
             layers = []
-            for site, kernel in zip(self.sites, self.kernels(consts), strict=True):
+            for site, kernel in zip(network.sites, network.kernels(consts), strict=True):
                 z = site.unmoved(seen[site.unit.out])
-                total = site.neurons(z, jnp.ones(self.size, z.dtype))
-                reference, empty = total * (total.size / z.size), jnp.zeros(site.kernel_shape, z.dtype)
-                zeros = lambda empty=empty: dict.fromkeys(kinds, empty)
-                layers.append(LayerMoments(kernel, reference, jnp.zeros((), z.dtype), jnp.zeros_like(reference), zeros(), zeros()))
+                total = site.neurons(z, jnp.ones(network.size, z.dtype))
+                empty = dict.fromkeys(kinds, jnp.zeros(site.kernel_shape, z.dtype))
+                reference, nothing = total * (total.size / z.size), jnp.zeros((), z.dtype)
+                layers.append(
+                    LayerMoments(kernel, reference, nothing, jnp.zeros_like(total), empty, dict(empty))
+                )
             return tuple(layers)
 
-        layers = prepare(self.program.consts, leaves)
-        marks = tuple(rules.mark_of(np.asarray(layer.kernel)) for layer in layers)
-        return Moments(layers, 0, 0, self.names, kinds, marks)
+        layers = prepare(network.consts, [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)])
+        marks = tuple(rules.mark_of(layer.kernel) for layer in layers)
+        return Moments(layers, 0, 0, network.names, kinds, marks)
 
-    def update(self, layers: tuple[LayerMoments, ...], leaves: Sequence[Any], valid: int) -> tuple[LayerMoments, ...]:
+    def update(
+        self, layers: tuple[LayerMoments, ...], leaves: Sequence[Any], valid: int
+    ) -> tuple[LayerMoments, ...]:
         """The moments with a batch added, of which the first `valid` examples count."""
-        return self._update(self.program.consts, layers, leaves, valid)
+        references = [layer.reference for layer in layers]
+        sums = [(layer.count, layer.y, layer.x, layer.xy) for layer in layers]
+        sums = self.step(self.network.consts, references, sums, leaves, valid)
+        new = zip(layers, sums, strict=True)
+        return tuple(LayerMoments(layer.kernel, layer.reference, *sums) for layer, sums in new)
 
-    def _step(self, consts: Sequence[Any], layers: tuple[LayerMoments, ...], leaves: Sequence[Any], valid: Any) -> tuple[LayerMoments, ...]:
-        seen = self.observe_all([v for s in self.sites for v in (s.x, s.unit.out, s.post)], consts, leaves)
-        used = jnp.arange(self.size) < valid
-        return tuple(self._add(s, layer, used, seen[s.x], seen[s.unit.out], seen[s.post]) for s, layer in zip(self.sites, layers, strict=True))
-
-    def _add(self, site: _Site, layer: LayerMoments, used: jax.Array, x: jax.Array, z: jax.Array, post: jax.Array) -> LayerMoments:
-        y = site.unmoved(z) - site.spread(layer.reference)  # with the bias: a covariance does not see it
-        post = site.unmoved(post)
-        each = (-1, *[1] * (y.ndim - 1))
-        weights = used.astype(y.dtype)
-        sums_x, sums_xy = dict(layer.x), dict(layer.xy)
-        for kind in layer.x:
-            if kind == "linear":
-                mask = jnp.broadcast_to(weights.reshape(each), y.shape)
-            else:  # the threshold leaves the unused examples out, at no cost for each neuron
-                limit = jnp.where(used, 0.0, jnp.inf if kind == "relu" else -jnp.inf).astype(y.dtype).reshape(each)
-                mask = (post > limit if kind == "relu" else post <= limit).astype(y.dtype)
-            sums_x[kind] += site.outer(x, mask)
-            sums_xy[kind] += site.outer(x, mask * y)
-        count = weights.sum() * (y.size // (self.size * layer.reference.size))
-        return LayerMoments(layer.kernel, layer.reference, layer.count + count, layer.y + site.neurons(y, weights), sums_x, sums_xy)
-
-    def padded(self, batches: Iterable[Any]) -> Iterator[tuple[list, int]]:
-        """(leaves, number of examples) of each batch; a shorter last one is filled up with copies of its last example."""
-        short = None
-        for number, batch in enumerate(batches, 1):
-            leaves, treedef = jax.tree.flatten(batch)
-            leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for leaf in leaves]
-            shapes = [jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-            if treedef != self.treedef or shapes != self.shapes:
-                described = lambda shapes: ", ".join(f"{s.dtype}{list(s.shape)}" for s in shapes)
-                raise PatternError(f"batch {number} holds examples of {described(shapes)}, but the first one has {described(self.shapes)}")
-            size = _size(leaves, number)
-            if short is not None or size > self.size:
-                number, size = (number, size) if short is None else short
-                raise PatternError(f"batch {number} has {size} examples, others have {self.size}: only the last batch may be shorter")
-            if size < self.size:
-                short = number, size
-                leaves = [np.concatenate([leaf, np.repeat(leaf[-1:], self.size - size, 0)]) for leaf in map(np.asarray, leaves)]
-            yield leaves, size
+    def _step(self, consts: Sequence[Any], references: list, sums: list, leaves: list, valid: Any) -> list:
+        network = self.network
+        used = jnp.arange(network.size) < valid
+        seen = network.observe_all(
+            [v for s in network.sites for v in (s.x, s.unit.out, s.post)], consts, leaves
+        )
+        return [
+            _add(site, reference, old, used, seen[site.x], seen[site.unit.out], seen[site.post])
+            for site, reference, old in zip(network.sites, references, sums, strict=True)
+        ]
 
 
-def _size(leaves: Sequence[Any], number: int) -> int:
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
-    if len(sizes) != 1 or 0 in sizes:
-        raise PatternError(f"batch {number} has no examples, or arrays with different numbers of them: {sorted(sizes)}")
-    return sizes.pop()
+def _add(
+    site: Site,
+    reference: jax.Array,
+    sums: tuple,
+    used: jax.Array,
+    x: jax.Array,
+    z: jax.Array,
+    post: jax.Array,
+) -> tuple:
+    """The sums of a layer with those over a batch added; `used` says which examples count."""
+    count, total, of_x, of_xy = sums
+    y = site.unmoved(z) - site.spread(reference)  # with the bias: a covariance does not see it
+    weights = used.astype(y.dtype)
+    masks = {kind: _mask(kind, used.reshape(-1, *[1] * (y.ndim - 1)), site.unmoved(post)) for kind in of_x}
+    cotangents = jnp.stack([c for mask in masks.values() for c in (mask, mask * y)])
+    new = jax.vmap(lambda c: site.outer(x, c))(cotangents)  # at once, so that x is read once
+    of_x = {kind: of_x[kind] + new[2 * i] for i, kind in enumerate(masks)}
+    of_xy = {kind: of_xy[kind] + new[2 * i + 1] for i, kind in enumerate(masks)}
+    count = count + weights.sum() * (y.size // (y.shape[0] * reference.size))
+    return count, total + site.neurons(y, weights), of_x, of_xy
 
 
-def _sites(level: Level, loops: int = 0, varying: frozenset[Value] = frozenset()) -> Iterator[_Site]:
-    """The weighted layers of a level and of its loops, in execution order. `varying` are inputs that change from step to step."""
-    changing = set(varying)
-    for node in level.graph.nodes:
-        if any(v in changing for v in node.inputs):
-            changing.update(node.outputs)
-    owner = {node: unit for unit in level.units for node in unit.nodes}
-    for unit in level.units:
-        if unit.kind in rules.LAYERS:
-            activations = [owner[n] for n in unit.out.users if n in owner and owner[n].kind == "activation"]
-            post = next((a.out for a in activations if a.operands == [unit.out] and a.out.shape == unit.out.shape), unit.out)
-            site = _Site(unit, post, loops, level.graph.constants)
-            if any(v in changing for v in site.weighted.externals):
-                raise UnsupportedError(
-                    f"the layer {path_of(unit)!r} at {unit.main.source} stands in a loop and has another kernel in every step: unroll the loop "
-                    "to fit patterns"
-                )
-            yield site
-        elif unit.kind in ("scan", "remat"):
-            first, _ = carry_of(unit)
-            body, inputs = unit.bodies[0], unit.nodes[0].inputs
-            inner = unit.bodies[0].graph.inputs
-            new = [v for i, v in enumerate(inner) if (unit.kind == "scan" and i >= first) or inputs[i] in changing]
-            yield from _sites(body, loops + (unit.kind == "scan"), frozenset(new))
-        elif any(u.kind in rules.LAYERS for body in unit.bodies for u in body.walk()):
-            raise UnsupportedError(f"the {unit.kind} at {unit.main.source} holds weighted layers: patterns cannot be fitted inside it")
+def _mask(kind: str, used: jax.Array, post: jax.Array) -> jax.Array:
+    """One where a sample counts, else zero. The threshold leaves unused examples out, at no cost for each neuron."""
+    if kind == "linear":
+        return jnp.broadcast_to(used, post.shape).astype(post.dtype)
+    beyond = jnp.inf if kind == "relu" else -jnp.inf
+    limit = jnp.where(used, jnp.zeros((), post.dtype), jnp.asarray(beyond, post.dtype))
+    return (post > limit if kind == "relu" else post <= limit).astype(post.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------------- saving, loading
@@ -616,8 +498,6 @@ def _orbax() -> Any:
 
 
 def _manager(path: Any, create: bool) -> Any:
-    import pathlib
-
     ocp = _orbax()
     options = ocp.CheckpointManagerOptions(max_to_keep=1, create=create, enable_async_checkpointing=False)
     return ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
@@ -625,8 +505,6 @@ def _manager(path: Any, create: bool) -> Any:
 
 def _steps(path: Any) -> list[int]:
     """The steps that a folder of checkpoints holds."""
-    import pathlib
-
     if not pathlib.Path(path).is_dir():
         return []
     with _manager(path, create=False) as manager:

@@ -1,0 +1,200 @@
+"""Signal estimators other than fitted patterns, and the quality of all of them (Kindermans et al. 2018, arXiv 1705.05598, sections 3 and 4.1).
+
+Every estimator here is S(x) = a (w·x): with fitted patterns (`lrpjax.patterns`) the linear one or, with a pair of them, the two-component one;
+with the kernel itself the filter one; with noise the random one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrpjax import rules
+from lrpjax.errors import PatternError
+from lrpjax.layers import Network
+from lrpjax.patterns import Patterns, same_model
+
+
+def filters(f: Callable, batch: Any) -> Patterns:
+    """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018, section 3; the w²-rule).
+
+    >>> import jax.numpy as jnp
+    >>> from lrpjax import estimators
+    >>> print(estimators.filters(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)))["dense"].ravel())
+    [0.12 0.16]
+    """
+    return _scaled(f, batch, "filter", lambda kernel, number: kernel)
+
+
+def random(f: Callable, batch: Any, key: jax.Array) -> Patterns:
+    """The random estimator S(x) = u / (w·u) (w·x) with u normal: the worst that a pattern can be expected to be (ibid., figure 3).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from lrpjax import estimators
+    >>> a = estimators.random(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)), jax.random.key(0))["dense"]
+    >>> print((jnp.array([[3.0], [4.0]]) * a).sum().round(5))
+    1.0
+    """
+    draw = lambda kernel, number: jax.random.normal(
+        jax.random.fold_in(key, number), kernel.shape, kernel.dtype
+    )
+    return _scaled(f, batch, "random", draw)
+
+
+def _scaled(f: Callable, batch: Any, kind: str, direction: Callable) -> Patterns:
+    network = Network(f, batch)
+
+    @jax.jit
+    def run(consts):
+        kernels = network.kernels(consts)
+        arrays = []
+        for number, (site, w) in enumerate(zip(network.sites, kernels, strict=True)):
+            u = direction(w, number)
+            axes = tuple(d for d in range(w.ndim) if d not in site.labels)
+            arrays.append(rules.divide(u, jnp.broadcast_to((w * u).sum(axes, keepdims=True), w.shape)))
+        return kernels, tuple(arrays)
+
+    kernels, arrays = run(network.consts)
+    return Patterns(arrays, network.names, kind, tuple(map(rules.mark_of, kernels)))
+
+
+def quality(
+    f: Callable,
+    estimator: Patterns | tuple[Patterns, Patterns] | None,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    *,
+    key: jax.Array,
+    positions: int = 4,
+    neurons: int | None = None,
+) -> dict[str, jax.Array]:
+    """How little is left of y in what an estimator calls the distractor: ρ(S) = 1 − max_v corr(w·x, v·(x − S(x))).
+
+    Kindermans et al. 2018, eq. 3. The best v is the least-squares predictor of y = w·x from the distractor on `train`; the correlation is that
+    on `test`. 1 is best; the identity S(x) = x calls nothing a distractor and has 1 by definition, which says nothing for it.
+
+    Args:
+        f: the function that the patterns were fitted to.
+        estimator: patterns a for S(x) = a (w·x); a pair for the two-component estimator, the first where the unit is active (its output
+            behind the activation is positive), the second elsewhere; None for the identity.
+        train: an iterable of batches, as in `fit`, to find v with.
+        test: an iterable of batches to measure on.
+        key: of the random positions.
+        positions: how many samples are taken of each layer from each example (all, where it has no more).
+        neurons: for how many neurons of each layer, evenly spaced, it is measured. None: for all.
+
+    Returns:
+        For each layer's path, ρ of each neuron, in the order of the kernel's output dimensions. NaN for a neuron whose y does not vary.
+
+    Raises:
+        PatternError: fewer samples in `train` than twice the inputs of a neuron, or patterns of another model.
+        UnsupportedError: a convolution whose data are its kernel.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from lrpjax import estimators, patterns
+    >>> x = jax.random.normal(jax.random.key(0), (2000, 2)) @ jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> for estimator in (estimators.filters(f, x), patterns.fit(f, [x], kind="linear")):
+    ...     rho = estimators.quality(f, estimator, [x[:1000]], [x[1000:]], key=jax.random.key(1))
+    ...     print(rho["dense"].round(1))
+    [0.5]
+    [1.]
+    """
+    keys = jax.random.split(key)
+    network, kernels, inputs, active = _samples(f, train, positions, keys[0])
+    _, _, test_inputs, test_active = _samples(f, test, positions, keys[1])
+    pair = estimator if isinstance(estimator, tuple) else (estimator, estimator)
+    for patterns in pair:
+        if patterns is not None:
+            marks = tuple(map(rules.mark_of, kernels))
+            same_model(patterns, Patterns((), network.names, "", marks))
+    result = {}
+    for i, (name, site) in enumerate(zip(network.names, network.sites, strict=True)):
+        w = site.kernel_rows(kernels[i])
+        groups, number, fan_in = w.shape
+        if len(inputs[i]) < 2 * fan_in:
+            raise PatternError(
+                f"layer {name!r} has {fan_in} inputs, but there are {len(inputs[i])} samples to fit v to: give more "
+                "examples or more positions"
+            )
+        chosen = np.arange(groups * number)
+        if neurons is not None and neurons < len(chosen):
+            chosen = np.linspace(0, len(chosen) - 1, neurons).astype(int)
+        if estimator is None:
+            result[name] = jnp.ones(len(chosen), w.dtype)
+            continue
+        patterns = [site.kernel_rows(p.arrays[i].astype(w.dtype)) for p in pair]  # type: ignore[union-attr]
+        data = inputs[i], active[i], test_inputs[i], test_active[i]
+        result[name] = _rho(w, *patterns, *data, chosen // number, chosen % number)
+    return result
+
+
+@jax.jit
+def _rho(
+    w: jax.Array,
+    above: jax.Array,
+    below: jax.Array,
+    x: jax.Array,
+    active: jax.Array,
+    test_x: jax.Array,
+    test_active: jax.Array,
+    groups: jax.Array,
+    numbers: jax.Array,
+) -> jax.Array:
+    def split(x, active, g, j):
+        """y and the distractor of a neuron, about their means."""
+        x = x[:, g]
+        y = jnp.matmul(x, w[g, j], precision="highest")
+        signal = jnp.where(active[:, g, j, None], above[g, j], below[g, j]) * y[:, None]
+        d = x - signal
+        return y - y.mean(), d - d.mean(0)
+
+    def one(index):
+        y, d = split(x, active, *index)
+        gram = jnp.matmul(d.T, d, precision="highest")
+        v = jnp.linalg.lstsq(gram, jnp.matmul(d.T, y, precision="highest"))[0]
+        y, d = split(test_x, test_active, *index)
+        u = jnp.matmul(d, v, precision="highest")
+        return 1 - jnp.vdot(u, y) / (jnp.linalg.norm(u) * jnp.linalg.norm(y))
+
+    return jax.lax.map(one, (groups, numbers))
+
+
+def _samples(
+    f: Callable, batches: Iterable[Any], positions: int, key: jax.Array
+) -> tuple[Network, list[jax.Array], list[jax.Array], list[jax.Array]]:
+    """(network, kernels, inputs, activity): for each layer, `positions` samples of each example as samples × groups × inputs, and whether
+    each neuron is active in them."""
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise PatternError("there are no batches to measure patterns on")
+    network = Network(f, first)
+
+    @jax.jit
+    def take(consts, leaves, key):
+        seen = network.observe_all([v for s in network.sites for v in (s.x, s.post)], consts, leaves)
+        taken = []
+        for number, site in enumerate(network.sites):
+            x = site.mapped(site.input_rows)(seen[site.x])
+            post = site.mapped(site.output_rows)(site.unmoved(seen[site.post]))
+            x, post = (a.reshape(network.size, -1, *a.shape[-2:]) for a in (x, post))
+            count = min(positions, x.shape[1])
+            keys = jax.random.split(jax.random.fold_in(key, number), network.size)
+            draw = lambda key, x=x, count=count: jax.random.choice(key, x.shape[1], (count,), replace=False)
+            at = jax.vmap(draw)(keys)[:, :, None, None]
+            taken.append((jnp.take_along_axis(x, at, 1), jnp.take_along_axis(post, at, 1) > 0))
+        return taken
+
+    collected = []
+    for number, (leaves, valid) in enumerate(network.padded(itertools.chain([first], stream))):
+        taken = take(network.consts, leaves, jax.random.fold_in(key, number))
+        collected.append([[a[:valid].reshape(-1, *a.shape[2:]) for a in pair] for pair in taken])
+    inputs, active = (
+        [jnp.concatenate([batch[i][which] for batch in collected]) for i in range(len(network.sites))]
+        for which in (0, 1)
+    )
+    return network, jax.jit(network.kernels)(network.consts), inputs, active
