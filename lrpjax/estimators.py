@@ -1,4 +1,4 @@
-"""Signal estimators other than fitted patterns, and the quality of all of them (Kindermans et al. 2018, arXiv 1705.05598, sections 3 and 4.1).
+"""Signal estimators other than fitted patterns, and the quality of all of them (Kindermans et al. 2018, arXiv 1705.05598, sections 4.1 and 4.2).
 
 Every estimator here is S(x) = a (w·x): with fitted patterns (`lrpjax.patterns`) the linear one or, with a pair of them, the two-component one;
 with the kernel itself the filter one; with noise the random one.
@@ -19,7 +19,7 @@ from lrpjax.patterns import Patterns, same_model
 
 
 def filters(f: Callable, batch: Any) -> Patterns:
-    """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018, section 3; the w²-rule).
+    """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018, section 4.2; the w²-rule).
 
     >>> import jax.numpy as jnp
     >>> from lrpjax import estimators
@@ -73,7 +73,7 @@ def quality(
 ) -> dict[str, jax.Array]:
     """How little is left of y in what an estimator calls the distractor: ρ(S) = 1 − max_v corr(w·x, v·(x − S(x))).
 
-    Kindermans et al. 2018, eq. 3. The best v is the least-squares predictor of y = w·x from the distractor on `train`; the correlation is that
+    Kindermans et al. 2018, eq. 1. The best v is the least-squares predictor of y = w·x from the distractor on `train`; the correlation is that
     on `test`. 1 is best; the identity S(x) = x calls nothing a distractor and has 1 by definition, which says nothing for it.
 
     Args:

@@ -6,8 +6,8 @@ the signal lies, S(x) = a·(w·x). It is
 
     a = (E_m[x y] − E_m[x] E[y]) / (w·E_m[x y] − w·E_m[x] E[y])
 
-with E_m the mean over the samples in a mask m and E over all samples: all of them for kind "linear" (then a = cov[x, y] / var[y], eq. 6),
-those with positive (or not positive) output of the unit for "relu" and "relu.negative" (the two-component estimator, eq. 7). Every position of a
+with E_m the mean over the samples in a mask m and E over all samples: all of them for kind "linear" (then a = cov[x, y] / var[y], eq. 4),
+those with positive (or not positive) output of the unit for "relu" and "relu.negative" (the two-component estimator, eq. 8). Every position of a
 convolution is a sample. This is what iNNvestigate 1.0.9 computes; where the denominator is 0 (a neuron that was never active), the pattern is 0.
 
 The sums over samples are those of x ⊗ (y − K) and of x over the mask: each is the layer's own derivative with respect to its kernel, so no
@@ -241,7 +241,7 @@ def fit(
     checkpoint: Any = None,
     every: int = 100,
 ) -> Any:
-    """Fits the pattern of every weighted layer of a function in one pass over batches (Kindermans et al. 2018, eq. 6 and 7).
+    """Fits the pattern of every weighted layer of a function in one pass over batches (Kindermans et al. 2018, eq. 4 and 8).
 
     The layers are those that `lrpjax.plan(f, None, x)` lists as "dense" and "conv", with the affine constants behind them (a BatchNorm)
     folded in. f is applied to each example by itself, as a batch of one: its examples must not depend on each other.

@@ -362,7 +362,7 @@ class Flat(Rule):
 class Pattern(Rule):
     """PatternNet: the layer is propagated with its pattern a for kernel, R_i = Σ_j a_ij R_j; PatternAttribution (`attribution`): with a ⊙ w.
 
-    Kindermans et al. 2018, section 4. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
+    Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
     (see `mark_of`) say which kernel the pattern was fitted to.
     """
 
@@ -374,10 +374,14 @@ class Pattern(Rule):
 
     def kernels(self, w):
         if tuple(w.shape) != tuple(self.pattern.shape):
-            raise PatternError(f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's kernel has shape {w.shape}")
+            raise PatternError(
+                f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's kernel has shape {w.shape}"
+            )
         known = isinstance(w, np.ndarray)
         if known and self.mark and not same_mark(mark_of(w), self.mark):
-            raise PatternError(f"the pattern of layer {self.path!r} was fitted to other weights: fit the patterns again after training")
+            raise PatternError(
+                f"the pattern of layer {self.path!r} was fitted to other weights: fit the patterns again after training"
+            )
         pattern = (np if known else jnp).asarray(self.pattern, w.dtype)
         return (pattern * w if self.attribution else pattern,)
 
@@ -391,7 +395,11 @@ class Pattern(Rule):
 def mark_of(w: Any) -> tuple[float, ...]:
     """Three numbers by which a kernel is known again: its mean, its root mean square and a projection, over at most 65536 entries."""
     entries = np.asarray(w).ravel()[:: max(1, w.size // 65536)].astype(np.float64)
-    return float(entries.mean()), float(np.sqrt((entries**2).mean())), float((entries * np.cos(np.arange(entries.size))).mean())
+    return (
+        float(entries.mean()),
+        float(np.sqrt((entries**2).mean())),
+        float((entries * np.cos(np.arange(entries.size))).mean()),
+    )
 
 
 def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
