@@ -146,9 +146,7 @@ def _custom_shapes(*avals: Any, call: Any) -> list:
 
 
 def _custom_jvp(primals: Any, tangents: Any, *, call: Any) -> Any:
-    return jax.jvp(
-        lambda *values: call(*values), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents)
-    )
+    return jax.jvp(lambda *values: call(*values), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
 
 
 def _custom_batch(args: Any, dims: Any, *, call: Any) -> Any:
