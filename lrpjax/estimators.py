@@ -5,7 +5,7 @@ with the kernel itself the filter one; with noise the random one.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,33 +61,39 @@ def _scaled(f: Callable, batch: Any, kind: str, direction: Callable) -> Patterns
     return Patterns(arrays, network.names, kind, tuple(map(rules.mark_of, kernels)))
 
 
+Estimator = Patterns | tuple[Patterns, Patterns] | None
+"""Patterns a for S(x) = a (w·x); a pair of them for the two-component estimator, the first where the unit is active (its output behind the
+activation is positive), the second elsewhere; None for the identity S(x) = x."""
+
+
 def quality(
     f: Callable,
-    estimator: Patterns | tuple[Patterns, Patterns] | None,
+    estimators: Mapping[str, Estimator],
     train: Iterable[Any],
     test: Iterable[Any],
     *,
     key: jax.Array,
     positions: int = 4,
     neurons: int | None = None,
-) -> dict[str, jax.Array]:
+) -> dict[str, dict[str, jax.Array]]:
     """How little is left of y in what an estimator calls the distractor: ρ(S) = 1 − max_v corr(w·x, v·(x − S(x))).
 
     Kindermans et al. 2018, eq. 1. The best v is the least-squares predictor of y = w·x from the distractor on `train`; the correlation is that
-    on `test`. 1 is best; the identity S(x) = x calls nothing a distractor and has 1 by definition, which says nothing for it.
+    on `test`. 1 is best, up to sampling errors of both signs; the identity calls nothing a distractor and has 1 by definition, which says
+    nothing for it.
 
     Args:
         f: the function that the patterns were fitted to.
-        estimator: patterns a for S(x) = a (w·x); a pair for the two-component estimator, the first where the unit is active (its output
-            behind the activation is positive), the second elsewhere; None for the identity.
-        train: an iterable of batches, as in `fit`, to find v with.
+        estimators: what to measure, by name; all are measured on the same samples. See `Estimator`.
+        train: an iterable of batches, as in `lrpjax.patterns.fit`, to find v with.
         test: an iterable of batches to measure on.
         key: of the random positions.
         positions: how many samples are taken of each layer from each example (all, where it has no more).
         neurons: for how many neurons of each layer, evenly spaced, it is measured. None: for all.
 
     Returns:
-        For each layer's path, ρ of each neuron, in the order of the kernel's output dimensions. NaN for a neuron whose y does not vary.
+        For each estimator and each layer's path, ρ of each neuron, in the order of the kernel's output dimensions. NaN for a neuron whose y does
+        not vary.
 
     Raises:
         PatternError: fewer samples in `train` than twice the inputs of a neuron, or patterns of another model.
@@ -97,39 +103,41 @@ def quality(
     >>> from lrpjax import estimators, patterns
     >>> x = jax.random.normal(jax.random.key(0), (2000, 2)) @ jnp.array([[1.0, 0.0], [1.0, 1.0]])
     >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-    >>> for estimator in (estimators.filters(f, x), patterns.fit(f, [x], kind="linear")):
-    ...     rho = estimators.quality(f, estimator, [x[:1000]], [x[1000:]], key=jax.random.key(1))
-    ...     print(rho["dense"].round(1))
-    [0.5]
-    [1.]
+    >>> compared = {"filter": estimators.filters(f, x), "linear": patterns.fit(f, [x], kind="linear")}
+    >>> rho = estimators.quality(f, compared, [x[:1000]], [x[1000:]], key=jax.random.key(1))
+    >>> print(rho["filter"]["dense"].round(1), rho["linear"]["dense"].round(1))
+    [0.5] [1.]
     """
     keys = jax.random.split(key)
     network, kernels, inputs, active = _samples(f, train, positions, keys[0])
     _, _, test_inputs, test_active = _samples(f, test, positions, keys[1])
-    pair = estimator if isinstance(estimator, tuple) else (estimator, estimator)
-    for patterns in pair:
-        if patterns is not None:
-            marks = tuple(map(rules.mark_of, kernels))
-            same_model(patterns, Patterns((), network.names, "", marks))
-    result = {}
-    for i, (name, site) in enumerate(zip(network.names, network.sites, strict=True)):
+    ours = Patterns((), network.names, "", tuple(map(rules.mark_of, kernels)))
+    for estimator in estimators.values():
+        for patterns in _pair(estimator):
+            same_model(patterns, ours)
+    result: dict[str, dict[str, jax.Array]] = {name: {} for name in estimators}
+    for i, (path, site) in enumerate(zip(network.names, network.sites, strict=True)):
         w = site.kernel_rows(kernels[i])
         groups, number, fan_in = w.shape
         if len(inputs[i]) < 2 * fan_in:
             raise PatternError(
-                f"layer {name!r} has {fan_in} inputs, but there are {len(inputs[i])} samples to fit v to: give more "
+                f"layer {path!r} has {fan_in} inputs, but there are {len(inputs[i])} samples to fit v to: give more "
                 "examples or more positions"
             )
         chosen = np.arange(groups * number)
         if neurons is not None and neurons < len(chosen):
             chosen = np.linspace(0, len(chosen) - 1, neurons).astype(int)
-        if estimator is None:
-            result[name] = jnp.ones(len(chosen), w.dtype)
-            continue
-        patterns = [site.kernel_rows(p.arrays[i].astype(w.dtype)) for p in pair]  # type: ignore[union-attr]
-        data = inputs[i], active[i], test_inputs[i], test_active[i]
-        result[name] = _rho(w, *patterns, *data, chosen // number, chosen % number)
+        data = inputs[i], active[i], test_inputs[i], test_active[i], chosen // number, chosen % number
+        for name, estimator in estimators.items():
+            pair = [site.kernel_rows(p.arrays[i].astype(w.dtype)) for p in _pair(estimator)]
+            result[name][path] = _rho(w, *pair, *data) if pair else jnp.ones(len(chosen), w.dtype)
     return result
+
+
+def _pair(estimator: Estimator) -> tuple[Patterns, ...]:
+    if estimator is None:
+        return ()
+    return estimator if isinstance(estimator, tuple) else (estimator, estimator)
 
 
 @jax.jit
