@@ -1,8 +1,11 @@
 """Layer-wise relevance propagation as a JAX function transform."""
 
 from lrpjax import composites as composites
+from lrpjax import gradients as gradients
+from lrpjax import metrics as metrics
 from lrpjax import rules as rules
 from lrpjax import select as select
+from lrpjax.batches import explain_batches as explain_batches
 from lrpjax.composites import Composite as Composite
 from lrpjax.custom import custom_relevance as custom_relevance
 from lrpjax.custom import tag as tag
@@ -14,6 +17,7 @@ from lrpjax.errors import RuleError as RuleError
 from lrpjax.errors import TargetError as TargetError
 from lrpjax.errors import UnmatchedWarning as UnmatchedWarning
 from lrpjax.errors import UnsupportedError as UnsupportedError
+from lrpjax.store import open_store as open_store
 from lrpjax.transform import plan as plan
 from lrpjax.transform import relevance as relevance
 from lrpjax.transform import value_and_relevance as value_and_relevance

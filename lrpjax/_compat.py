@@ -126,7 +126,7 @@ def _late_batch(args: Any, dims: Any) -> Any:
     return _late.bind(array, probe), dims[0]
 
 
-_late.def_impl(lambda array, probe: array)
+_late.def_impl(lambda array, probe: jnp.asarray(array))
 _late.def_abstract_eval(lambda array, probe: array)
 mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
 ad.primitive_jvps[_late] = _late_jvp
@@ -146,7 +146,9 @@ def _custom_shapes(*avals: Any, call: Any) -> list:
 
 
 def _custom_jvp(primals: Any, tangents: Any, *, call: Any) -> Any:
-    return jax.jvp(lambda *values: call(*values), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
+    return jax.jvp(
+        lambda *values: call(*values), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents)
+    )
 
 
 def _custom_batch(args: Any, dims: Any, *, call: Any) -> Any:

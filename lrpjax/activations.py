@@ -53,6 +53,14 @@ def divides(node: Node) -> bool:
     return False
 
 
+def call_of(nodes: Sequence[Node]) -> tuple[str, ...] | None:
+    """The outermost named library call that holds all the nodes: the calls from the outside down to it, or None."""
+    common = nodes[0].within
+    for node in nodes[1:]:
+        common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
+    return next((common[: i + 1] for i, name in enumerate(common) if name in _NAMED), None)
+
+
 def name_of(nodes: Sequence[Node]) -> str:
     """The function's name: from the call that holds all its nodes, else from the primitive."""
     common = nodes[0].within

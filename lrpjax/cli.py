@@ -1,14 +1,14 @@
-"""The `lrpjax` command: one sub-command for each module of `COMMANDS`."""
+"""The `lrpjax` command: one sub-command for each entry of `COMMANDS`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
 import lrpjax
-from lrpjax import demo
+from lrpjax import commands, demo
 
-# Each has add_parser(subparsers), which returns a parser whose default `run` is a function of its arguments.
-COMMANDS = (demo,)
+# Each adds its parser to the sub-parsers and returns it; the parser's default `run` is a function of its arguments.
+COMMANDS = (demo.add_parser, commands.add_explain_parser, commands.add_plan_parser, commands.add_show_parser)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lrpjax {lrpjax.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for command in COMMANDS:
-        added = command.add_parser(subparsers)
+        added = command(subparsers)
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error of the user (its message goes to stderr), 130 if interrupted.
+        The exit code: 0 or what the command says, 2 for an error of the user (its message goes to stderr), 130 if interrupted.
 
     Raises:
         SystemExit: from argparse, for --help, --version and arguments that do not parse.
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (lrpjax.LrpjaxError, ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lrpjax {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

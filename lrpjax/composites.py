@@ -50,7 +50,7 @@ class Composite:
                 raise RuleError(
                     f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()"
                 )
-            if isinstance(pair[1], str) or pair[1] is None:
+            if not isinstance(pair[1], Rule):
                 raise RuleError(
                     f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}"
                 )

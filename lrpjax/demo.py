@@ -12,14 +12,14 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 import lrpjax
 from lrpjax import composites, viz
@@ -95,15 +95,15 @@ def load_digits() -> Digits:
         from sklearn import datasets, model_selection
     except ImportError as error:
         raise ImportError('the digits come with scikit-learn: pip install "lrpjax[demo]"') from error
-    data = datasets.load_digits()
-    small = (data.images / 16).astype(np.float32)
-    images = jax.image.resize(small, (len(small), SIZE, SIZE), "cubic")
-    images = np.clip(np.asarray(images)[..., None], LOW, HIGH)
-    labels = data.target.astype(np.int32)
-    train_x, test_x, train_y, test_y = model_selection.train_test_split(
-        images, labels, test_size=450, random_state=0, stratify=labels
+    pixels, classes = datasets.load_digits(return_X_y=True)
+    small = np.asarray(pixels, np.float32).reshape(-1, 8, 8) / np.float32(16)
+    large = jax.image.resize(small, (len(small), SIZE, SIZE), "cubic")
+    images = np.clip(np.asarray(large)[..., None], LOW, HIGH)
+    labels = np.asarray(classes, np.int32)
+    train, test = model_selection.train_test_split(
+        np.arange(len(images)), test_size=450, random_state=0, stratify=labels
     )
-    return Digits(train_x, train_y, test_x, test_y)
+    return Digits(images[train], labels[train], images[test], labels[test])
 
 
 def train(
@@ -111,7 +111,7 @@ def train(
     epochs: int = EPOCHS,
     seed: int = 0,
     on_epoch: Callable[[float], object] = lambda loss: None,
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[ArrayLike], Any]:
     """Trains `CNN` with Adam on the digits, each shifted by up to one pixel at random.
 
     Args:
@@ -138,32 +138,31 @@ def train(
     if seed < 0:
         raise ValueError(f"seed must not be negative; it is {seed}")
     steps = len(digits.train_images) // BATCH
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, 3e-3, warmup_steps=steps, decay_steps=steps * epochs + 1
-    )
-    optimizer = optax.adamw(schedule)
-    model = CNN()
-
-    @jax.jit
-    def step(variables, state, images, labels):
-        def loss(variables):
-            logits = model.apply(variables, images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        value, gradient = jax.value_and_grad(loss)(variables)
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not run under strict promotion
-            updates, state = optimizer.update(gradient, state, variables)
-        return optax.apply_updates(variables, updates), state, value
-
-    variables = jax.jit(model.init)(jax.random.key(seed), digits.train_images[:1])
-    state = optimizer.init(variables)
+    variables = jax.jit(CNN().init)(jax.random.key(seed), digits.train_images[:1])
+    state = _optimizer(steps, epochs).init(variables)
     random = np.random.default_rng(seed)
     # One call for each batch: on a CPU, XLA runs convolutions inside a loop of its own ten times slower.
     for _ in range(epochs):
         for images, labels in _batches(digits, steps, random):
-            variables, state, value = step(variables, state, images, labels)
-        on_epoch(float(value))
-    return functools.partial(model.apply, variables)  # type: ignore[return-value]
+            variables, state, loss = _step(variables, state, images, labels, steps, epochs)
+        on_epoch(float(loss))
+    return functools.partial(CNN().apply, variables)
+
+
+def _optimizer(steps: int, epochs: int) -> optax.GradientTransformation:
+    return optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps, steps * epochs + 1))
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "epochs"))
+def _step(variables, state, images, labels, steps: int, epochs: int):
+    def loss(variables):
+        logits: Any = CNN().apply(variables, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    value, gradient = jax.value_and_grad(loss)(variables)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not run under strict promotion
+        updates, state = _optimizer(steps, epochs).update(gradient, state, variables)
+    return optax.apply_updates(variables, updates), state, value
 
 
 def _batches(digits: Digits, steps: int, random: np.random.Generator) -> Iterator[tuple[NDArray, NDArray]]:
@@ -294,7 +293,8 @@ def _picture(
         ["image", *relevances],
         group=2,
         title="What speaks for a class, and what against it",
-        footer="Each heatmap has its own symmetric range; white is zero. Sensitivity is |gradient|: no sign.",
+        footer="Of each pair, the second row explains the rival's logit: blue is why it is not that digit.\n"
+        "Each heatmap has its own symmetric range. Deep Taylor has the logit's sign, sensitivity none.",
         colorbar="seismic",
         path=out,
     )
@@ -315,5 +315,19 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--images", type=int, default=4, help=f"how many digits to show, 1 to {len(PAIRS)}")
-    parser.set_defaults(run=lambda args: demo(args.out, args.epochs, args.seed, args.images))
+    parser.add_argument(
+        "--bow",
+        action="store_true",
+        help="explain a bag-of-words model with a kernel SVM next to the network",
+    )
+    parser.set_defaults(run=_run)
     return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.bow:
+        from lrpjax.bow.demo import bow_demo  # which takes the digits and the network from here
+
+        bow_demo(args.out, args.epochs, args.seed, args.images)
+    else:
+        demo(args.out, args.epochs, args.seed, args.images)

@@ -181,6 +181,7 @@ class Weighted:
             self.x_value.nonnegative,
             self.rectified,
             ones,
+            4 * float(jnp.finfo(dtype).eps),
         )
 
 

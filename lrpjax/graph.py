@@ -112,6 +112,7 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
     nodes: list[Node] = []
     constants: dict[Value, Any] = {}
     env: dict[Any, Value] = {}
+    seen: dict[Any, list[Value]] = {}
 
     def read(atom: Any, env: dict) -> Value:
         if isinstance(atom, _compat.Literal):
@@ -124,6 +125,10 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
             path = _join(prefix, _compat.scope_of(eqn))
+            twin = (eqn.primitive.name, inputs[0]) if eqn.primitive.name in ("exp", "exp2") else None
+            if twin in seen:  # a softmax may be written with the same exponential twice
+                env.update(zip(eqn.outvars, seen[twin], strict=True))
+                continue
             key = CALLS.get(eqn.primitive.name)
             if key is not None and key in eqn.params:
                 inner, inner_consts = _compat.open_jaxpr(eqn.params[key])
@@ -144,6 +149,8 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
                 nodes.append(node)
                 outputs = node.outputs
             env.update(zip(eqn.outvars, outputs, strict=True))
+            if twin is not None:
+                seen[twin] = outputs
         return [read(a, env) for a in holder.outvars]
 
     constvars = [Value(v.aval) for v in holder.constvars]

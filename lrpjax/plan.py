@@ -130,13 +130,15 @@ def assign(level: Level, composite: Composite) -> Assignment:
 class Orientation:
     """What `orient` found. `live`: values that relevance reaches. `form`: the form of each live value's cotangent. `given`: the form in which
     a unit wants the cotangents of its outputs. `emits`: the form in which it produces those of its operands. `flowing`: values from which
-    relevance can reach an explained one. `bodies`: for structured units, the orientation of each sub-program."""
+    relevance can reach an explained one. `meant`: values that are PLAIN because a rule wants it, not only because the output is given so.
+    `refused`: units that no rule explains, with the reason."""
 
     live: set[Value] = dataclasses.field(default_factory=set)
     form: dict[Value, str] = dataclasses.field(default_factory=dict)
     given: dict[Unit, str] = dataclasses.field(default_factory=dict)
     emits: dict[Unit, dict[Value, str]] = dataclasses.field(default_factory=dict)
     flowing: set[Value] = dataclasses.field(default_factory=set)
+    meant: set[Value] = dataclasses.field(default_factory=set)
     refused: list[tuple[Unit, str]] = dataclasses.field(default_factory=list)
 
 
@@ -221,13 +223,25 @@ def orient(
             emitted = _orient_bodies(unit, rules, found, tapped)
         else:
             form = PLAIN if any(found.form[v] == PLAIN for v in outs) else RATIO
-            found.given[unit], emits = unit_forms(unit, rules[unit], form)
+            if (
+                form == PLAIN
+                and rules[unit] is None
+                and _shifts(unit)
+                and not any(v in found.meant for v in outs)
+            ):
+                form = RATIO  # at an output a constant takes its share, as it does everywhere but above a rule that emits PLAIN
+                found.given[unit], emits = RATIO, RATIO
+            else:
+                found.given[unit], emits = unit_forms(unit, rules[unit], form)
             emitted = (
                 {} if emits is None else {v: emits for v in passing(unit, rules[unit]) if v in found.flowing}
             )
         found.emits[unit] = emitted
+        meant = rules[unit] is not None or any(v in found.meant for v in outs)
         for v, emits in emitted.items():
             votes.setdefault(v, set()).add(emits)
+            if emits == PLAIN and meant:
+                found.meant.add(v)
     for v in level.graph.inputs:
         settle(v)
 
@@ -235,6 +249,10 @@ def orient(
 def _orient_bodies(
     unit: Unit, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: frozenset[Value]
 ) -> dict[Value, str]:
+    for body in unit.bodies:
+        found.meant.update(
+            i for o, i in zip(unit.outputs, body.graph.outputs, strict=True) if o in found.meant
+        )
     live = [v in found.live for v in unit.outputs]
     forms = [found.form.get(v, RATIO) for v in unit.outputs]
     operands = unit.nodes[0].inputs[1:] if unit.kind == "cond" else unit.nodes[0].inputs
@@ -254,8 +272,14 @@ def _orient_bodies(
     for body in unit.bodies:
         for operand, inner in zip(operands, body.graph.inputs, strict=True):
             if inner in found.live and operand in found.flowing:
+                if inner in found.meant:
+                    found.meant.add(operand)
                 emitted[operand] = PLAIN if PLAIN in (emitted.get(operand), found.form[inner]) else RATIO
     return emitted
+
+
+def _shifts(unit: Unit) -> bool:
+    return unit.kind == "affine" and any(node.name in ("add", "sub", "add_any") for node in unit.nodes)
 
 
 def passing(unit: Unit, rule: Rule | None) -> list[Value]:
@@ -365,7 +389,7 @@ def refuse(found: Orientation) -> None:
     if not found.refused:
         return
     lines = []
-    for unit, reason in dict.fromkeys(found.refused):
+    for unit, reason in reversed(dict.fromkeys(found.refused)):
         node = unit.nodes[-1]
         lines.append(f"  {node.name} in '{node.path or '(no module path)'}' at {node.source}: {reason}")
     raise UnsupportedError("relevance cannot be propagated through\n" + "\n".join(lines))

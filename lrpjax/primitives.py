@@ -70,7 +70,7 @@ FAMILIES = types.MappingProxyType(
         "reduce_prod": "reduce_product",
         "custom_relevance_call": "custom",
     }
-    | {"cumlogsumexp": "structural", "logsumexp": "structural", "stop_gradient": "stop"}
+    | {"cumlogsumexp": "sum", "logsumexp": "sum", "stop_gradient": "stop"}
     | {
         "scan": "scan",
         "cond": "cond",

@@ -44,7 +44,7 @@ class Layer:
     Both take and return arrays of the precision that rules compute in, whatever the model's own.
 
     kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
-    ones: an array of ones for x, of batch size one where possible.
+    ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -54,6 +54,7 @@ class Layer:
     nonnegative: bool
     rectified: bool
     ones: Callable[[], jax.Array]
+    noise: float
 
     def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
         """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
@@ -103,6 +104,14 @@ class Rule:
 
     kinds: ClassVar[tuple[str, ...]] = LAYERS
     emits: ClassVar[str] = RATIO
+
+    def __post_init__(self):
+        epsilon = getattr(self, "epsilon", 0.0)
+        _check(
+            lambda e: e >= 0,
+            epsilon,
+            message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
+        )
 
     def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
         return positive(w), negative(w)
@@ -168,13 +177,6 @@ class Epsilon(Rule):
     bias: bool = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
 
-    def __post_init__(self):
-        _check(
-            lambda e: e >= 0,
-            self.epsilon,
-            message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}",
-        )
-
     def kernels(self, w):
         return (w,)
 
@@ -207,6 +209,7 @@ class Gamma(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
         )
@@ -250,6 +253,7 @@ class AlphaBeta(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
@@ -271,7 +275,8 @@ class AlphaBeta(Rule):
         s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        below = negative(z - b - above)  # Σ_i (x_i w_ij)⁻, without a second forward pass
+        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it counts as large as the rounding
+        below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
         z_below = below + negative(b) if self.bias else below
         s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
         pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
@@ -306,6 +311,7 @@ class ZBox(Rule):
     emits: ClassVar = PLAIN
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
     def kernels(self, w):
@@ -503,7 +509,7 @@ class Sum(Rule):
     kinds: ClassVar = ("sum",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in ("native", "uniform", "magnitude"):
+        if isinstance(self.share, bool) or self.share not in ("native", "uniform", "magnitude", 0, 1):
             raise RuleError(
                 f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
             )

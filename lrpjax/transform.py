@@ -262,7 +262,9 @@ class Program:
         return jax.tree.unflatten(y_tree, y), aux, pull
 
     def read(self, value: Value, x: Any, c: Any) -> Any:
-        """The relevance of a value, from the value and its cotangent."""
+        """The relevance of a value, from the value and its cotangent: none where the plan lets none reach it."""
+        if value not in self.found.live:
+            return jnp.zeros_like(x)
         plain = self.found.form.get(value) == PLAIN and self.composite.method != "input_x_gradient"
         return c if plain else c * x
 

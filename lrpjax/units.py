@@ -168,10 +168,13 @@ class _Finder:
             family = "affine" if node.inputs[0].carries else family
         return family in families and len(node.carriers()) == 1
 
+    def activated(self, node: Node) -> bool:
+        return node in self.unit_of and self.unit_of[node].kind == "activation"
+
     def origin(self, value: Value, families: tuple[str, ...]) -> Node | None:
-        """The node that made `value`, behind nodes of these families."""
+        """The node that made `value`, behind nodes of these families; an activation is not looked into."""
         node = value.node
-        while node is not None and self.light(node, families):
+        while node is not None and self.light(node, families) and not self.activated(node):
             node = node.carriers()[0].node
         return node
 
@@ -265,7 +268,7 @@ class _Finder:
             region = None if source is None else self.region(source, end)
             if region is None or not any(self.nonlinear(n) for n in region):
                 continue
-            source, region = self.extend(source, region, dominators)
+            source, region = self.absorb(*self.extend(source, region, dominators))
             self.add(Unit("activation", region, [source], [source], activations.name_of(region)))
 
     def extend(self, source: Value, region: list[Node], dominators: dict) -> tuple[Value, list[Node]]:
@@ -290,6 +293,40 @@ class _Finder:
             if any(self.nonlinear(n) for n in inner):
                 source, region, prefix = start, prefix + region, []  # type: ignore[assignment]
             value = start
+        return source, region
+
+    def absorb(self, source: Value, region: list[Node]) -> tuple[Value, list[Node]]:
+        """Takes in the scalar constants before and behind an activation that belong to the same library call (`selu`, `hard_sigmoid`)."""
+        call = activations.call_of(region)
+        if call is None:
+            return source, region
+
+        def belongs(node: Node) -> bool:
+            return (
+                node.within[: len(call)] == call
+                and node not in self.unit_of
+                and self.elementwise(node)
+                and len(node.carriers()) == 1
+                and all(v.carries or activations.is_scalar(v) for v in node.inputs)
+            )
+
+        while (
+            len(region[-1].out.users) == 1 and not region[-1].out.returned and region[-1].out not in self.kept
+        ):
+            after = region[-1].out.users[0]
+            if not belongs(after):
+                break
+            region = [*region, after]
+        while (
+            source.node is not None
+            and belongs(source.node)
+            and source not in self.kept
+            and not source.returned
+        ):
+            if any(u not in region for u in source.users):
+                break
+            region = [source.node, *region]
+            source = source.node.carriers()[0]
         return source, region
 
     def dominators(self) -> dict[Node, Value | None]:

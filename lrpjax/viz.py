@@ -7,8 +7,8 @@ matplotlib's, by name, plus zennit's ``"coldnhot"``. matplotlib is optional: ``p
 Three conventions hold throughout. *Symmetric* ranges [−limit, limit] are for signed relevance: zero has the
 colour at the middle of the map (exactly white in the default map, with red for and blue against).
 *One-sided* ranges [0, limit] are for quantities without a sign, such as sensitivity. And a value that is NaN
-or infinite is painted in `BAD`, a green that no common map contains, so that it is seen where it is and never
-taken for a small relevance.
+or infinite is painted in `BAD`, a green that no diverging map contains, so that it is seen where it is and
+never taken for a small relevance.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def _matplotlib():
         import matplotlib.cm
         import matplotlib.colors
         import matplotlib.figure
+        import matplotlib.layout_engine
     except ImportError as error:
         raise ImportError('lrpjax.viz needs matplotlib: pip install "lrpjax[viz]"') from error
     return matplotlib
@@ -264,8 +265,10 @@ def sheet(
     count, columns = len(pictures), len(pictures[0])
     group = group or count
     size = (cell * columns + 1.2, cell * (count + count // group / 4) + 1.2)
-    figure = matplotlib.figure.Figure(figsize=size, dpi=160, layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    layout = matplotlib.layout_engine.ConstrainedLayoutEngine(
+        compress=True, w_pad=0.03, h_pad=0.03, wspace=0, hspace=0
+    )
+    figure = matplotlib.figure.Figure(figsize=size, dpi=160, layout=layout)
 
     # A thin row of the grid stays empty after each group.
     lines = [i + i // group for i in range(count)]

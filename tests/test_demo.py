@@ -19,7 +19,8 @@ def digits():
     return demo.load_digits()
 
 
-def test_the_demo_trains_explains_prints_and_writes_a_picture(tmp_path, capfd):
+def test_the_demo_trains_explains_prints_and_writes_a_picture(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(demo, "ROUNDS", 3)
     out = tmp_path / "picture.png"
     assert cli.main(["demo", "--epochs", "12", "--images", "2", "--out", str(out)]) == 0
     printed = capfd.readouterr().out

@@ -141,7 +141,9 @@ def composite_for(analysis, case):
 def preset_for(analysis, case):
     options = dict(analysis["composite"])
     name = options.pop("name")
-    return getattr(composites, name)(**{k: jnp.asarray(case[v]) if isinstance(v, str) else v for k, v in options.items()})
+    return getattr(composites, name)(
+        **{k: jnp.asarray(case[v]) if isinstance(v, str) else v for k, v in options.items()}
+    )
 
 
 def seed_for(analysis, case):
@@ -162,7 +164,9 @@ def explain(analysis, case):
     if analysis["method"] == "smooth_grad":
         axes = tuple(range(1, x.ndim))
         std = analysis["noise_level"] * (x.max(axes, keepdims=True) - x.min(axes, keepdims=True))
-        return jax.vmap(lambda noise: relevance(x + noise * std))(jnp.asarray(case[analysis["noise"]])).mean(0)
+        return jax.vmap(lambda noise: relevance(x + noise * std))(jnp.asarray(case[analysis["noise"]])).mean(
+            0
+        )
     return relevance(x)
 
 
@@ -202,7 +206,9 @@ def test_relevance_of_inner_nodes_agrees_with_the_peer(file, index):
 
 @pytest.mark.parametrize(
     ("file", "index"),
-    select_analyses(lambda a: a["peer"] == "zennit" and a.get("composite") and hasattr(composites, a["composite"]["name"])),
+    select_analyses(
+        lambda a: a["peer"] == "zennit" and a.get("composite") and hasattr(composites, a["composite"]["name"])
+    ),
 )
 def test_preset_agrees_with_the_composite_of_that_name_in_zennit(file, index):
     case = load(file)

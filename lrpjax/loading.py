@@ -1,0 +1,318 @@
+"""What the command line names: inputs in files, a model and its checkpoint, a composite."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import glob
+import importlib
+import inspect
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from lrpjax import composites
+
+
+class Inputs:
+    """The inputs in files, one after the other; those of a slice are read when it is taken.
+
+    Args:
+      patterns: file names, or globs (whose files are sorted by name).
+      key: array of .npz files that is meant; `None`: the only one.
+      size: "HxW" to resize pictures to; `None`: as they are.
+
+    Raises:
+      FileNotFoundError: a pattern without a file.
+      ValueError: files of another kind, without rows, with rows of another shape than the first file's.
+    """
+
+    def __init__(self, patterns: Sequence[str], key: str | None = None, size: str | None = None):
+        self._key = key
+        self._size = numbers(size, "x", "--size") if size else None
+        if self._size and len(self._size) != 2:
+            raise ValueError(f"--size must be HxW, such as 224x224, not {size!r}")
+        self.paths = [path for pattern in patterns for path in _matching(pattern)]
+        self._load = functools.lru_cache(maxsize=1)(self._load_file)
+        self._ends = np.cumsum([self._count(path) for path in self.paths])
+        self.rows = int(self._ends[-1])
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first = int(np.searchsorted(self._ends, rows.start, side="right"))
+        parts = []
+        for path, end in zip(self.paths[first:], self._ends[first:], strict=True):
+            array, begin = self._load(path), 0
+            begin = end - array.shape[0]
+            parts.append(_as_input(array[max(rows.start - begin, 0) : rows.stop - begin]))
+            if parts[-1].shape[1:] != parts[0].shape[1:]:
+                shape, other = parts[0].shape[1:], parts[-1].shape[1:]
+                raise ValueError(
+                    f"{path} has inputs of shape {other}, {self.paths[first]} of {shape}"
+                    + ("; --size makes pictures alike" if len(shape) == 3 and shape[2:] == other[2:] else "")
+                )
+            if end >= rows.stop:
+                break
+        return np.concatenate(parts)
+
+    def _count(self, path: Path) -> int:
+        """How many inputs a file has, from its header."""
+        if path.suffix.lower() not in (".npy", ".npz"):
+            return 1
+        with readable(path):
+            if path.suffix.lower() == ".npy":
+                shape = np.load(path, mmap_mode="r").shape
+            else:
+                with zipfile.ZipFile(path) as archive, archive.open(f"{self._array(path)}.npy") as file:
+                    version = np.lib.format.read_magic(file)
+                    form = np.lib.format
+                    read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+                    shape = read(file)[0]
+        if not shape or not shape[0]:
+            raise ValueError(f"{path} has no inputs: its array has the shape {shape}")
+        return shape[0]
+
+    def _array(self, path: Path) -> str:
+        with np.load(path) as arrays:
+            names = arrays.files
+        if self._key is None and len(names) != 1:
+            raise ValueError(f"{path} has the arrays {', '.join(names)}; choose one with --key")
+        if self._key is not None and self._key not in names:
+            raise ValueError(f"{path} has the arrays {', '.join(names)}, not {self._key!r}")
+        return self._key or names[0]
+
+    def _load_file(self, path: Path) -> np.ndarray:
+        with readable(path):
+            if path.suffix.lower() == ".npy":
+                return np.load(path, mmap_mode="r")
+            if path.suffix.lower() == ".npz":
+                with np.load(path) as arrays:
+                    return arrays[self._array(path)]
+            return self._load_picture(path)
+
+    def _load_picture(self, path: Path) -> np.ndarray:
+        try:
+            from PIL import Image, ImageOps
+        except ImportError as error:
+            raise ImportError('reading pictures needs Pillow: pip install "lrpjax[viz]"') from error
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            deep = picture.mode.startswith("I")  # 16 bits
+            picture = picture.convert("F" if deep else "L" if picture.mode in ("1", "L") else "RGB")
+            if self._size:
+                height, width = self._size
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            array = np.asarray(picture)
+        array = array / np.float32(65535) if deep else array
+        return array.reshape(1, *array.shape[:2], -1)
+
+
+def load_model(
+    spec: str, checkpoint: str | None = None, mesh: Mesh | None = None, shapes: bool = False
+) -> tuple[Callable[..., Any], Any]:
+    """The function and the params of the model that a command line names.
+
+    Args:
+      spec: "package.module:build"; `build()` returns `(f, params)` with `f(params, x)`.
+      checkpoint: directory of an orbax checkpoint with params of the structure that `build` gives.
+      mesh: devices to restore the checkpoint to, replicated; `None`: the default device.
+      shapes: whether shapes in place of params will do.
+
+    Returns:
+      `(f, params)`.
+
+    Raises:
+      ImportError, ValueError: there is no such function, it fails, or returns something else.
+      FileNotFoundError, ValueError: there is no such checkpoint, or it is another model's.
+    """
+    build = _named_object(spec, "--model")
+    if not callable(build):
+        raise ValueError(f"--model {spec}: it is no function but {type(build).__name__}")
+    try:
+        built = build()
+    except Exception as error:
+        raise ValueError(f"--model {spec}: calling it failed with {type(error).__name__}: {error}") from error
+    if not isinstance(built, tuple) or len(built) != 2 or not callable(built[0]):
+        what = type(built).__name__
+        raise ValueError(
+            f"--model {spec} must return a tuple (f, params) with a function f(params, x), not {what}"
+        )
+    f, params = built
+    if checkpoint is not None:
+        return f, restore(checkpoint, params, mesh)
+    if not shapes and any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise ValueError(
+            f"--model {spec} returns the shapes of its params only; give a checkpoint with --params DIR"
+        )
+    return f, params
+
+
+def restore(checkpoint: str, params: Any, mesh: Mesh | None = None) -> Any:
+    """Params from an orbax checkpoint.
+
+    Args:
+      checkpoint: directory of one checkpoint, or one that holds a single checkpoint further down.
+      params: pytree of arrays or of their shapes: the structure of the params.
+      mesh: devices that get the params, replicated; `None`: the default device.
+
+    Returns:
+      A pytree like `params` of JAX arrays.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint, or more than one.
+      ValueError: the checkpoint is of another model; the first differences are named.
+    """
+    import orbax.checkpoint as ocp
+
+    root = Path(checkpoint).absolute()
+    found = [file.parent for depth in ("", "*/", "*/*/") for file in sorted(root.glob(f"{depth}_METADATA"))]
+    if not found:
+        raise FileNotFoundError(f"--params {checkpoint}: there is no orbax checkpoint")
+    if len(found) > 1:
+        choices = ", ".join(str(Path(checkpoint) / path.relative_to(root)) for path in found)
+        raise FileNotFoundError(
+            f"--params {checkpoint}: there are several checkpoints; give one of {choices}"
+        )
+    sharding = NamedSharding(mesh, PartitionSpec()) if mesh else SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        there = _shapes(checkpointer.metadata(found[0]).item_metadata.tree)
+        here = _shapes(params)
+        differ = [
+            f"{name}: {there.get(name, 'missing')} there, {here.get(name, 'missing')} in the model"
+            for name in {**here, **there}
+            if there.get(name) != here.get(name)
+        ]
+        if differ:
+            more = f"; and {len(differ) - 5} more" if len(differ) > 5 else ""
+            raise ValueError(f"--params {checkpoint} is of another model ({'; '.join(differ[:5])}{more})")
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params
+        )
+        return checkpointer.restore(found[0], wanted)
+
+
+def load_composite(name: str, arguments: Sequence[str]) -> tuple[Any, str]:
+    """The composite that a command line names.
+
+    Args:
+      name: function of `lrpjax.composites`, or "package.module:name" of a composite or a function that makes
+        one.
+      arguments: "name=value" each; values are Python literals.
+
+    Returns:
+      The composite, and how it is written.
+
+    Raises:
+      ValueError: there is no such composite, or it has no such argument.
+
+    Example:
+      >>> load_composite("epsilon_gamma_box", ["low=0", "high=1"])[1]
+      'epsilon_gamma_box(low=0, high=1)'
+    """
+    values = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        try:
+            values[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            equals = ""
+        if not equals:
+            raise ValueError(
+                f"--composite-arg must be NAME=VALUE with a number, such as low=0, not {argument!r}"
+            )
+    if ":" in name:
+        make = _named_object(name, "--composite")
+    elif name in presets():
+        make = getattr(composites, name)
+    else:
+        raise ValueError(f"--composite {name}: there is no such composite; there are {', '.join(presets())}")
+    if isinstance(make, composites.Composite) and not values:
+        return make, name
+    if not callable(make):
+        raise ValueError(
+            f"--composite {name}: it is no composite but {type(make).__name__}, or takes no arguments"
+        )
+    signature = inspect.signature(make)
+    try:
+        signature.bind(**values)
+    except TypeError as error:
+        raise ValueError(
+            f"--composite {name}{signature}: {error}; give arguments with --composite-arg"
+        ) from error
+    return make(**values), f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+
+
+def presets() -> list[str]:
+    """The names of the functions of `lrpjax.composites` that make composites."""
+    functions = inspect.getmembers(composites, inspect.isfunction)
+    return [name for name, f in functions if not name.startswith("_") and f.__module__ == composites.__name__]
+
+
+def _named_object(spec: str, option: str) -> Any:
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"{option} must be MODULE:NAME, such as package.module:build, not {spec!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ImportError(f"{option} {spec}: importing {module_name} failed with {reason}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{option} {spec}: {module_name} has no {name!r}")
+    return getattr(module, name)
+
+
+def _matching(pattern: str) -> list[Path]:
+    paths = (
+        [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    )
+    if not paths:
+        raise FileNotFoundError(f"--inputs {pattern}: there is no such file")
+    for path in paths:
+        if path.suffix.lower() not in (".npy", ".npz", ".png", ".jpg", ".jpeg"):
+            raise ValueError(f"--inputs {path}: inputs are .npy, .npz, .png and .jpg files")
+    return paths
+
+
+def _as_input(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else np.asarray(array)
+
+
+def numbers(text: str, separator: str, option: str) -> tuple[int, ...]:
+    parts = text.split(separator)
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} must be whole numbers with {separator!r} between them, not {text!r}")
+    return tuple(map(int, parts))
+
+
+def _shapes(params: Any) -> dict[str, str]:
+    """Path -> dtype and shape of each leaf, of random keys those of the numbers that they are stored as."""
+
+    def stored(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(stored, params))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, (_, leaf) in zip(names, leaves, strict=True)}
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Names the file in errors of those who read it."""
+    try:
+        yield
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, SyntaxError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error
