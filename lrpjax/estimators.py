@@ -4,6 +4,7 @@ Every estimator here is S(x) = a (w·x): with fitted patterns (`lrpjax.patterns`
 with the kernel itself the filter one; with noise the random one.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lrpjax import rules
-from lrpjax.errors import PatternError
-from lrpjax.layers import Network
+from lrpjax.errors import PatternError, UnsupportedError
+from lrpjax.layers import Network, Site
 from lrpjax.patterns import Patterns, same_model
+from lrpjax.plan import path_of
 
 
 def filters(f: Callable, batch: Any) -> Patterns:
@@ -49,7 +52,7 @@ def _scaled(f: Callable, batch: Any, kind: str, direction: Callable) -> Patterns
 
     @jax.jit
     def run(consts):
-        kernels = network.kernels(consts)
+        kernels = [w for w, _ in network.merged(consts)]
         arrays = []
         for number, (site, w) in enumerate(zip(network.sites, kernels, strict=True)):
             u = direction(w, number)
@@ -117,7 +120,7 @@ def quality(
             same_model(patterns, ours)
     result: dict[str, dict[str, jax.Array]] = {name: {} for name in estimators}
     for i, (path, site) in enumerate(zip(network.names, network.sites, strict=True)):
-        w = site.kernel_rows(kernels[i])
+        w = _kernel_rows(site, kernels[i])
         groups, number, fan_in = w.shape
         if len(inputs[i]) < 2 * fan_in:
             raise PatternError(
@@ -129,7 +132,7 @@ def quality(
             chosen = np.linspace(0, len(chosen) - 1, neurons).astype(int)
         data = inputs[i], active[i], test_inputs[i], test_active[i], chosen // number, chosen % number
         for name, estimator in estimators.items():
-            pair = [site.kernel_rows(p.arrays[i].astype(w.dtype)) for p in _pair(estimator)]
+            pair = [_kernel_rows(site, p.arrays[i].astype(w.dtype)) for p in _pair(estimator)]
             result[name][path] = _rho(w, *pair, *data) if pair else jnp.ones(len(chosen), w.dtype)
     return result
 
@@ -168,7 +171,7 @@ def _rho(
         u = jnp.matmul(d, v, precision="highest")
         return 1 - jnp.vdot(u, y) / (jnp.linalg.norm(u) * jnp.linalg.norm(y))
 
-    return jax.lax.map(one, (groups, numbers))
+    return lax.map(one, (groups, numbers))
 
 
 def _samples(
@@ -187,8 +190,10 @@ def _samples(
         seen = network.observe_all([v for s in network.sites for v in (s.x, s.post)], consts, leaves)
         taken = []
         for number, site in enumerate(network.sites):
-            x = site.mapped(site.input_rows)(seen[site.x])
-            post = site.mapped(site.output_rows)(site.unmoved(seen[site.post]))
+            x = site.mapped(functools.partial(_input_rows, site))(seen[site.x])
+            post = site.mapped(functools.partial(_output_rows, site))(
+                site.mapped(site.unmoved)(seen[site.post])
+            )
             x, post = (a.reshape(network.size, -1, *a.shape[-2:]) for a in (x, post))
             count = min(positions, x.shape[1])
             keys = jax.random.split(jax.random.fold_in(key, number), network.size)
@@ -205,4 +210,76 @@ def _samples(
         [jnp.concatenate([batch[i][which] for batch in collected]) for i in range(len(network.sites))]
         for which in (0, 1)
     )
-    return network, jax.jit(network.kernels)(network.consts), inputs, active
+    kernels = [w for w, _ in jax.jit(network.merged)(network.consts)]
+    return network, kernels, inputs, active
+
+
+# --------------------------------------------------------------------- samples, written out as rows of a matrix
+
+
+def _dot_layout(site: Site) -> tuple[list[int], list[int], list[int], list[int]]:
+    """(dimensions of the input that enumerate samples, those shared with the kernel's groups, those summed over; those of the kernel alike:
+    groups, neurons and inputs in one permutation) of a dot."""
+    (contract, other_contract), (batch, other_batch) = site.core.params["dimension_numbers"]
+    if site.at == 1:
+        contract, other_contract, batch, other_batch = other_contract, contract, other_batch, batch
+    free = [d for d in range(len(site.x.shape)) if d not in contract and d not in batch]
+    neurons = [d for d in range(len(site.kernel_shape)) if d not in other_contract and d not in other_batch]
+    return free, list(batch), list(contract), [*other_batch, *neurons, *other_contract]
+
+
+def _groups(site: Site) -> int:
+    """In how many groups the neurons see different inputs at one position."""
+    if site.unit.kind == "dense":
+        return int(np.prod([site.x.shape[d] for d in _dot_layout(site)[1]], dtype=int))
+    if site.at != 0 or site.core.params["batch_group_count"] != 1:
+        raise UnsupportedError(f"the samples of the convolution {path_of(site.unit)!r} cannot be written out")
+    return site.core.params["feature_group_count"]
+
+
+def _kernel_rows(site: Site, w: jax.Array) -> jax.Array:
+    """A kernel (or pattern) as groups × neurons × inputs."""
+    groups = _groups(site)
+    if site.unit.kind == "dense":
+        _, _, contract, order = _dot_layout(site)
+        inputs = int(np.prod([site.x.shape[d] for d in contract], dtype=int))
+        return w.transpose(order).reshape(groups, -1, inputs)
+    spec = site.core.params["dimension_numbers"].rhs_spec
+    return w.transpose(spec).reshape(groups, w.shape[spec[0]] // groups, -1)
+
+
+def _input_rows(site: Site, x: jax.Array) -> jax.Array:
+    """What one example feeds into the layer, as samples × groups × inputs: the patches of a convolution."""
+    groups = _groups(site)
+    if site.unit.kind == "dense":
+        free, batch, contract, _ = _dot_layout(site)
+        samples = int(np.prod([x.shape[d] for d in free], dtype=int))
+        return x.transpose([*free, *batch, *contract]).reshape(samples, groups, -1)
+    p = site.core.params
+    numbers = p["dimension_numbers"]
+    patches = lax.conv_general_dilated_patches(
+        x,
+        [site.kernel_shape[d] for d in numbers.rhs_spec[2:]],
+        p["window_strides"],
+        p["padding"],
+        p["lhs_dilation"],
+        p["rhs_dilation"],
+        numbers,
+        precision=lax.Precision.HIGHEST,
+    )
+    patches = jnp.moveaxis(patches, (numbers.out_spec[0], numbers.out_spec[1]), (0, -1))
+    return patches.reshape(-1, groups, patches.shape[-1] // groups)
+
+
+def _output_rows(site: Site, z: jax.Array) -> jax.Array:
+    """What one example makes of the layer's output, as samples × groups × neurons."""
+    groups = _groups(site)
+    if site.unit.kind == "dense":
+        shared = [d for d, label in enumerate(site.labels) if label is not None]
+        batch, neurons = shared[: len(_dot_layout(site)[1])], shared[len(_dot_layout(site)[1]) :]
+        samples = [d for d in range(z.ndim) if d not in shared]
+        shape = int(np.prod([z.shape[d] for d in samples], dtype=int)), groups, -1
+        return z.transpose([*samples, *batch, *neurons]).reshape(shape)
+    numbers = site.core.params["dimension_numbers"]
+    z = jnp.moveaxis(z, (numbers.out_spec[0], numbers.out_spec[1]), (0, -1))
+    return z.reshape(-1, groups, z.shape[-1] // groups)

@@ -43,35 +43,37 @@ class Site:
         self.kernel_shape = self.core.inputs[1 - self.at].shape
         labels = dimensions.of_dot if self.unit.kind == "dense" else dimensions.of_convolution
         self.labels = labels(self.core)
+        self.kept = [label for label in self.labels if label is not None]
+        self.neuron_shape = tuple(n if d in self.kept else 1 for d, n in enumerate(self.kernel_shape))
 
     def neurons(self, v: jax.Array, weights: jax.Array) -> jax.Array:
         """Σ over weighted samples of an array of the layer's output; shaped as the kernel, with one entry for each neuron."""
         lead = 1 + self.loops
         v = v.sum((*range(1, lead), *(lead + d for d, label in enumerate(self.labels) if label is None)))
         v = (v * weights.reshape(-1, *[1] * (v.ndim - 1))).sum(0)
-        kept = [label for label in self.labels if label is not None]
-        shape = [n if d in kept else 1 for d, n in enumerate(self.kernel_shape)]
-        return v.transpose(np.argsort(kept)).reshape(shape)
+        return v.transpose(np.argsort(self.kept)).reshape(self.neuron_shape)
 
     def spread(self, k: jax.Array) -> jax.Array:
         """An array with one entry for each neuron, in a shape that broadcasts against the layer's output."""
-        kept = [label for label in self.labels if label is not None]
-        k = k.reshape([self.kernel_shape[d] for d in sorted(kept)])
-        k = k.transpose([sorted(kept).index(d) for d in kept])
+        k = k.reshape([self.kernel_shape[d] for d in sorted(self.kept)])
+        k = k.transpose([sorted(self.kept).index(d) for d in self.kept])
         return k.reshape([1 if label is None else self.kernel_shape[label] for label in self.labels])
 
     def unmoved(self, v: jax.Array) -> jax.Array:
-        """An array of the unit's output as one of the dot's or convolution's own output: the reshapes between them undone."""
+        """The unit's output for one example as the dot's or convolution's own output: the reshapes between them undone."""
 
         def moves(z):
             for node in self.weighted.moves:
                 z = node.bind(z)[0]
             return z
 
-        if not self.weighted.moves:
-            return wide(v)
         own = jax.ShapeDtypeStruct(self.core.out.shape, self.core.out.aval.dtype)
-        return wide(self.mapped(lambda v: jax.linear_transpose(moves, own)(v)[0])(v))
+        return wide(jax.linear_transpose(moves, own)(v)[0])
+
+    def centred(self, z: jax.Array, bias: Any, reference: jax.Array) -> jax.Array:
+        """w·x − K of every sample, from the unit's output z = w·x + b; b may differ from place to place."""
+        b = jnp.broadcast_to(bias, self.unit.out.shape).astype(z.dtype)
+        return self.mapped(self.unmoved)(z) - (self.unmoved(b) + self.spread(reference))
 
     def outer(self, x: jax.Array, c: jax.Array) -> jax.Array:
         """Σ over samples of x_i c_j, shaped as the kernel: the layer's derivative with respect to its kernel, with c for cotangent."""
@@ -94,75 +96,6 @@ class Site:
         for _ in range(1 + self.loops):
             function = jax.vmap(function)
         return function
-
-    # ---------------------------------------------------------------------------------------- samples, written out, as rows of a matrix
-
-    def row_layout(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        """(dimensions of the input that enumerate samples, those shared with the kernel's groups, those summed over; those of the kernel alike:
-        groups, neurons and inputs in one permutation) of a dot."""
-        (contract, other_contract), (batch, other_batch) = self.core.params["dimension_numbers"]
-        if self.at == 1:
-            contract, other_contract, batch, other_batch = other_contract, contract, other_batch, batch
-        free = [d for d in range(len(self.x.shape)) if d not in contract and d not in batch]
-        neurons = [
-            d for d in range(len(self.kernel_shape)) if d not in other_contract and d not in other_batch
-        ]
-        return free, list(batch), list(contract), [*other_batch, *neurons, *other_contract]
-
-    def groups(self) -> int:
-        """In how many groups the neurons see different inputs at one position."""
-        if self.unit.kind == "dense":
-            return int(np.prod([self.x.shape[d] for d in self.row_layout()[1]], dtype=int))
-        if self.at != 0 or self.core.params["batch_group_count"] != 1:
-            raise UnsupportedError(
-                f"the samples of the convolution {path_of(self.unit)!r} cannot be written out"
-            )
-        return self.core.params["feature_group_count"]
-
-    def kernel_rows(self, w: jax.Array) -> jax.Array:
-        """A kernel (or pattern) as groups × neurons × inputs."""
-        groups = self.groups()
-        if self.unit.kind == "dense":
-            _, _, contract, order = self.row_layout()
-            inputs = int(np.prod([self.x.shape[d] for d in contract], dtype=int))
-            return w.transpose(order).reshape(groups, -1, inputs)
-        spec = self.core.params["dimension_numbers"].rhs_spec
-        return w.transpose(spec).reshape(groups, w.shape[spec[0]] // groups, -1)
-
-    def input_rows(self, x: jax.Array) -> jax.Array:
-        """What one example feeds into the layer, as samples × groups × inputs: the patches of a convolution."""
-        groups = self.groups()
-        if self.unit.kind == "dense":
-            free, batch, contract, _ = self.row_layout()
-            samples = int(np.prod([x.shape[d] for d in free], dtype=int))
-            return x.transpose([*free, *batch, *contract]).reshape(samples, groups, -1)
-        p = self.core.params
-        numbers = p["dimension_numbers"]
-        patches = lax.conv_general_dilated_patches(
-            x,
-            [self.kernel_shape[d] for d in numbers.rhs_spec[2:]],
-            p["window_strides"],
-            p["padding"],
-            p["lhs_dilation"],
-            p["rhs_dilation"],
-            numbers,
-            precision=lax.Precision.HIGHEST,
-        )
-        patches = jnp.moveaxis(patches, (numbers.out_spec[0], numbers.out_spec[1]), (0, -1))
-        return patches.reshape(-1, groups, patches.shape[-1] // groups)
-
-    def output_rows(self, z: jax.Array) -> jax.Array:
-        """What one example makes of the layer's output, as samples × groups × neurons."""
-        groups = self.groups()
-        if self.unit.kind == "dense":
-            shared = [d for d, label in enumerate(self.labels) if label is not None]
-            batch, neurons = shared[: len(self.row_layout()[1])], shared[len(self.row_layout()[1]) :]
-            samples = [d for d in range(z.ndim) if d not in shared]
-            shape = int(np.prod([z.shape[d] for d in samples], dtype=int)), groups, -1
-            return z.transpose([*samples, *batch, *neurons]).reshape(shape)
-        numbers = self.core.params["dimension_numbers"]
-        z = jnp.moveaxis(z, (numbers.out_spec[0], numbers.out_spec[1]), (0, -1))
-        return z.reshape(-1, groups, z.shape[-1] // groups)
 
 
 class Network:
@@ -212,12 +145,13 @@ class Network:
         run = lambda *leaves: list(self.observe(values, consts, leaves).values())
         return dict(zip(values, jax.vmap(run)(*leaves), strict=True))
 
-    def kernels(self, consts: Sequence[Any]) -> list[jax.Array]:
-        """The kernel of every layer, with the affine constants behind it folded in."""
+    def merged(self, consts: Sequence[Any]) -> list[tuple[jax.Array, Any]]:
+        """The kernel and bias of every layer, with the affine constants behind it folded in."""
         wanted = [v for site in self.sites for v in site.weighted.externals if v not in site.constants]
         seen = self.observe(wanted, consts, [jnp.zeros(s.shape, s.dtype) for s in self.shapes])
         read = lambda site, v: site.constants[v] if v in site.constants else seen[v][(0,) * site.loops]
-        return [wide(s.weighted.merge([read(s, v) for v in s.weighted.externals])[0]) for s in self.sites]
+        merged = [s.weighted.merge([read(s, v) for v in s.weighted.externals]) for s in self.sites]
+        return [(wide(w), b) for w, b in merged]
 
     def padded(self, batches: Iterable[Any]) -> Iterator[tuple[list, int]]:
         """(leaves, number of examples) of each batch; a shorter last one is filled up with copies of its last example."""

@@ -178,33 +178,34 @@ def finish(moments: Moments) -> Any:
     for kind in moments.kinds:
         arrays = []
         for name, layer in zip(moments.names, moments.layers, strict=True):
-            if not bool(jnp.any(layer.x[kind]) | jnp.any(layer.xy[kind])):
-                when = {
-                    "relu": "active",
-                    "relu.negative": "inactive",
-                    "linear": "reached by anything but zeros",
-                }[kind]
-                raise PatternError(
-                    f"layer {name!r} was never {when} in {int(moments.samples)} examples: its pattern of kind {kind!r} is 0/0"
+            pattern = _pattern(
+                layer.kernel, layer.reference, layer.y / layer.count, layer.x[kind], layer.xy[kind]
+            )
+            if not bool(jnp.any(pattern)):
+                never = {"relu": "was never active, or ", "relu.negative": "was never inactive, or "}.get(
+                    kind, ""
                 )
-            arrays.append(_pattern(layer, kind))
+                raise PatternError(
+                    f"layer {name!r} {never}never varied, in {int(moments.samples)} examples: "
+                    f"its pattern of kind {kind!r} is 0/0"
+                )
+            arrays.append(pattern)
         fitted.append(Patterns(tuple(arrays), moments.names, kind, moments.marks))
     return fitted[0] if len(fitted) == 1 else tuple(fitted)
 
 
 @jax.jit
-def _pattern_of(
+def _pattern(
     kernel: jax.Array, reference: jax.Array, mean: jax.Array, x: jax.Array, xy: jax.Array
 ) -> jax.Array:
+    """cov[x, y] / w·cov[x, y] over a mask, up to its number of samples; 0 where the denominator is no more than its own rounding error."""
     covariance = xy - x * mean
     axes = tuple(d for d, n in enumerate(reference.shape) if n == 1)
-    return rules.divide(
-        covariance, jnp.broadcast_to((kernel * covariance).sum(axes, keepdims=True), covariance.shape)
-    )
-
-
-def _pattern(layer: LayerMoments, kind: str) -> jax.Array:
-    return _pattern_of(layer.kernel, layer.reference, layer.y / layer.count, layer.x[kind], layer.xy[kind])
+    scale = jnp.abs(kernel * xy) + jnp.abs(kernel * x) * (jnp.abs(mean) + jnp.abs(reference))
+    noise = 8 * jnp.finfo(kernel.dtype).eps * scale.sum(axes, keepdims=True)
+    variance = (kernel * covariance).sum(axes, keepdims=True)
+    variance = jnp.where(jnp.abs(variance) > noise, variance, jnp.zeros_like(variance))
+    return rules.divide(covariance, jnp.broadcast_to(variance, covariance.shape))
 
 
 def _check_finite(moments: Moments) -> None:
@@ -359,13 +360,13 @@ class _Fitter:
         def prepare(consts, leaves):
             seen = network.observe_all([s.unit.out for s in network.sites], consts, leaves)
             layers = []
-            for site, kernel in zip(network.sites, network.kernels(consts), strict=True):
-                z = site.unmoved(seen[site.unit.out])
-                total = site.neurons(z, jnp.ones(network.size, z.dtype))
-                empty = dict.fromkeys(kinds, jnp.zeros(site.kernel_shape, z.dtype))
-                reference, nothing = total * (total.size / z.size), jnp.zeros((), z.dtype)
+            for site, (kernel, bias) in zip(network.sites, network.merged(consts), strict=True):
+                nothing = jnp.zeros(site.neuron_shape, kernel.dtype)
+                y = site.centred(seen[site.unit.out], bias, nothing)
+                reference = site.neurons(y, jnp.ones(network.size, y.dtype)) * (nothing.size / y.size)
+                empty = dict.fromkeys(kinds, jnp.zeros_like(kernel))
                 layers.append(
-                    LayerMoments(kernel, reference, nothing, jnp.zeros_like(total), empty, dict(empty))
+                    LayerMoments(kernel, reference, jnp.zeros((), kernel.dtype), nothing, empty, dict(empty))
                 )
             return tuple(layers)
 
@@ -389,31 +390,22 @@ class _Fitter:
         seen = network.observe_all(
             [v for s in network.sites for v in (s.x, s.unit.out, s.post)], consts, leaves
         )
-        return [
-            _add(site, reference, old, used, seen[site.x], seen[site.unit.out], seen[site.post])
-            for site, reference, old in zip(network.sites, references, sums, strict=True)
-        ]
+        new = []
+        of_each = zip(network.sites, network.merged(consts), references, sums, strict=True)
+        for site, (_, bias), reference, old in of_each:
+            y = site.centred(seen[site.unit.out], bias, reference)
+            new.append(_add(site, old, used, seen[site.x], y, site.mapped(site.unmoved)(seen[site.post])))
+        return new
 
 
-def _add(
-    site: Site,
-    reference: jax.Array,
-    sums: tuple,
-    used: jax.Array,
-    x: jax.Array,
-    z: jax.Array,
-    post: jax.Array,
-) -> tuple:
-    """The sums of a layer with those over a batch added; `used` says which examples count."""
+def _add(site: Site, sums: tuple, used: jax.Array, x: jax.Array, y: jax.Array, post: jax.Array) -> tuple:
+    """The sums of a layer with those over a batch added; `used` says which examples count, `y` is w·x − K."""
     count, total, of_x, of_xy = sums
-    y = site.unmoved(z) - site.spread(reference)  # with the bias: a covariance does not see it
     weights = used.astype(y.dtype)
-    masks = {kind: _mask(kind, used.reshape(-1, *[1] * (y.ndim - 1)), site.unmoved(post)) for kind in of_x}
-    cotangents = jnp.stack([c for mask in masks.values() for c in (mask, mask * y)])
-    new = jax.vmap(lambda c: site.outer(x, c))(cotangents)  # at once, so that x is read once
-    of_x = {kind: of_x[kind] + new[2 * i] for i, kind in enumerate(masks)}
-    of_xy = {kind: of_xy[kind] + new[2 * i + 1] for i, kind in enumerate(masks)}
-    count = count + weights.sum() * (y.size // (y.shape[0] * reference.size))
+    masks = {kind: _mask(kind, used.reshape(-1, *[1] * (y.ndim - 1)), post) for kind in of_x}
+    of_x = {kind: of_x[kind] + site.outer(x, mask) for kind, mask in masks.items()}
+    of_xy = {kind: of_xy[kind] + site.outer(x, mask * y) for kind, mask in masks.items()}
+    count = count + weights.sum() * (y.size // (y.shape[0] * total.size))
     return count, total + site.neurons(y, weights), of_x, of_xy
 
 
