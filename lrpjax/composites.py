@@ -184,12 +184,13 @@ def excitation_backprop() -> Composite:
     )
 
 
-def deep_taylor(low: Any = None, high: Any = None) -> Composite:
+def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere."""
     if (low is None) != (high is None):
         raise RuleError("deep_taylor: give both low and high, or neither")
-    first = rules.WSquare(epsilon=1e-6, bias=False) if low is None else rules.ZBox(low, high)
-    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), rules.ZPlus(bias=False)))
+    first = rules.WSquare(epsilon, bias=False) if low is None else rules.ZBox(low, high, epsilon)
+    inner = rules.ZPlus(epsilon, bias=False)
+    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), inner))
 
 
 def gradient() -> Composite:

@@ -23,7 +23,7 @@ BISECTIONS = 60
 """Halvings of a step of a line search: more than float64 can resolve."""
 
 PENALTY = 10.0
-"""The weight of (f(x₀) / f(x))² in the augmented Lagrangian of `nearest`, where distances are measured in those to the root of the tangent."""
+"""The weight of f(x₀)² in the augmented Lagrangian of `nearest`, in units in which the distance to, and the slope at, the starting point are 1."""
 
 
 @jax.tree_util.register_dataclass
@@ -150,13 +150,16 @@ def line(direction: Any = None, *, length: float = 1.0, points: int = 32) -> Sea
         A search for `decompose`.
 
     Raises:
-        RootError: the direction has a shape that does not fit.
+        RootError: points is not positive; in the search, if the direction has a shape that does not fit.
 
     >>> import jax.numpy as jnp
     >>> from lrpjax import taylor
     >>> print(taylor.line()(lambda x: x[0] + 2 * x[1] - 5, jnp.array([2.0, 4.0])).round(3))
     [1. 2.]
     """
+
+    if points < 1:
+        raise RootError(f"points is {points}: it must be at least 1")
 
     def search(f: Callable, x: jax.Array) -> jax.Array:
         if direction is None:
@@ -184,8 +187,9 @@ def nearest(
 ) -> Search:
     """Searches the root of f that is nearest to x: min ‖x₀ − x‖ such that f(x₀) = 0 and low ≤ x₀ ≤ high (Montavon et al. 2017).
 
-    By an augmented Lagrangian (Nocedal & Wright 2006, Numerical Optimization, section 17.3), from the root of the tangent; at the end the root is
-    made exact by a line search through the point found. f need not be convex, so the root is a near one, not always the nearest.
+    By an augmented Lagrangian (Nocedal & Wright 2006, Numerical Optimization, section 17.3), from the root that `line` finds along the gradient;
+    at the end the root is made exact by a line search through the point found, and where that leads nowhere it is the one that it began with.
+    f need not be convex, so the root is a near one, not always the nearest.
 
     Args:
         low, high: bounds of the root point, numbers or arrays that broadcast against x; None for none. x itself must lie inside.
@@ -193,7 +197,7 @@ def nearest(
         key: of those random places; needed with several starts.
         rounds: updates of the multiplier.
         steps: steps of the optimizer in each round.
-        optimizer: of optax; None: gradient descent with Nesterov momentum. Its unit of length is the distance from x to the root of the tangent.
+        optimizer: of optax; None: clipped gradient descent with Nesterov momentum. Its unit of length is the distance from x to where it starts.
 
     Returns:
         A search for `decompose`.
@@ -209,7 +213,9 @@ def nearest(
     """
     if starts < 1 or (starts > 1 and key is None):
         raise RootError(f"starts is {starts}: it must be at least 1, and with more than one a key is needed")
-    optimizer = optimizer or optax.sgd(1 / (1 + PENALTY), momentum=0.9, nesterov=True)
+    if optimizer is None:
+        descent = optax.sgd(0.5 / (1 + PENALTY), momentum=0.9, nesterov=True)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0 + PENALTY), descent)
 
     def search(f: Callable, x: jax.Array) -> jax.Array:
         bounds = [
@@ -220,11 +226,12 @@ def nearest(
         outside = ((x < below) | (x > above)).any()
         if not isinstance(outside, jax.core.Tracer) and bool(outside):
             raise RootError("x lies outside the bounds between which its root point is searched")
-        value, slope = jax.value_and_grad(f)(x)
-        to_tangent = -value * _over_its_square(slope)
-        unit = jnp.linalg.norm(to_tangent.ravel())
-        unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, jnp.ones((), x.dtype))
-        scale = jnp.where(value == 0, jnp.ones((), x.dtype), value)
+        downhill = 2 * f(x) * _over_its_square(jax.grad(f)(x))
+        guess = _first_root(f, lambda t: jnp.clip(x - t * downhill, below, above), 1.0, 32, x.dtype)
+        unit = _length_or_one(guess - x)
+        scale = unit * _length_or_one(jax.grad(f)(guess))
+        rounding = jnp.sqrt(jnp.finfo(x.dtype).eps) * jnp.abs(f(x))
+        missed = lambda point: jnp.maximum(jnp.abs(f(point)), rounding)
         inside = lambda u: optax.projections.projection_box(u, (below - x) / unit, (above - x) / unit)
 
         def lagrangian(u, multiplier):
@@ -243,10 +250,11 @@ def nearest(
             return u, multiplier + PENALTY * lagrangian(u, multiplier)[1]
 
         def one(noise):
-            start = inside(to_tangent / unit + noise)
-            u, _ = lax.fori_loop(0, rounds, round_, (start, jnp.ones((), x.dtype)))
+            start = inside((guess - x) / unit + noise)
+            u, _ = lax.fori_loop(0, rounds, round_, (start, jnp.zeros((), x.dtype)))
             path = lambda t: jnp.clip(x + t * unit * u, below, above)
-            return _first_root(f, path, 1.25, 32, x.dtype)
+            root = _first_root(f, path, 1.25, 32, x.dtype)
+            return jnp.where(missed(root) <= missed(guess), root, guess)
 
         if starts == 1:
             return one(jnp.zeros_like(x))
@@ -257,11 +265,12 @@ def nearest(
 
 
 def _first_root(f: Callable, path: Callable, length: float, points: int, dtype: Any) -> jax.Array:
-    """The last point of a path before f first changes its sign; where it does not, the path's end."""
-    sign = jnp.sign(f(path(jnp.zeros((), dtype))))
+    """The last point of a path before f first changes its sign; where it does not, the point of those looked at with the least |f|."""
     times = jnp.linspace(0, length, points + 1, dtype=dtype)
-    crossed = lax.map(lambda t: sign * f(path(t)) <= 0, times[1:])
-    first = jnp.where(crossed.any(), crossed.argmax(), points - 1)
+    values = lax.map(lambda t: f(path(t)), times)
+    sign = jnp.sign(values[0])
+    crossed = sign * values[1:] <= 0
+    first = crossed.argmax()
 
     def halve(_, ends):
         before, behind = ends
@@ -270,7 +279,7 @@ def _first_root(f: Callable, path: Callable, length: float, points: int, dtype: 
         return jnp.where(still, middle, before), jnp.where(still, behind, middle)
 
     before, _ = lax.fori_loop(0, BISECTIONS, halve, (times[first], times[first + 1]))
-    return path(jnp.where(crossed.any(), before, times[-1]))
+    return path(jnp.where(crossed.any(), before, times[jnp.abs(values).argmin()]))
 
 
 def _over_its_square(g: jax.Array) -> jax.Array:
@@ -279,3 +288,9 @@ def _over_its_square(g: jax.Array) -> jax.Array:
     return jnp.where(
         square > 0, g / jnp.where(square > 0, square, jnp.ones((), g.dtype)), jnp.zeros((), g.dtype)
     )
+
+
+def _length_or_one(v: jax.Array) -> jax.Array:
+    """‖v‖, and 1 where that is 0 or no number."""
+    length = jnp.linalg.norm(v.ravel())
+    return jnp.where((length > 0) & jnp.isfinite(length), length, jnp.ones((), v.dtype))

@@ -80,12 +80,12 @@ class Digits(nn.Module):
 
 @pytest.fixture(scope="module")
 def digits():
-    """A CNN trained on 8×8 digits to 90 % and more, and the digits."""
+    """A CNN trained on 8×8 digits to 95 %, and the digits."""
     datasets = pytest.importorskip("sklearn.datasets")
     x, labels = datasets.load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x, labels = jnp.asarray(x[order].reshape(-1, 8, 8, 1) / 16), jnp.asarray(labels[order])
-    model, optimizer = Digits(), optax.adam(4e-3)
+    model, optimizer = Digits(), optax.adam(8e-3)
     variables = model.init(jax.random.key(0), x[:1])
 
     def loss(variables, batch):
@@ -97,7 +97,7 @@ def digits():
         update, state = optimizer.update(jax.grad(loss)(variables, batch), state)
         return (optax.apply_updates(variables, update), state), None
 
-    order = np.concatenate([np.random.default_rng(e).permutation(1344).reshape(21, 64) for e in range(15)])
+    order = np.concatenate([np.random.default_rng(e).permutation(1344).reshape(21, 64) for e in range(6)])
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         variables = jax.jit(lambda c: jax.lax.scan(step, c, order)[0])(
             (variables, optimizer.init(variables))
@@ -127,7 +127,7 @@ def test_estimators_rank_as_kindermans_reports(digits):
     )
     assert chance.mean() < filters.mean() < 0.5 * linear.mean()
     assert np.all(chance <= filters + 1e-9) and np.all(filters < linear) and np.all(filters < two)
-    assert two.mean() > linear.mean() - 0.03
+    assert two.mean() > linear.mean() - 0.02
 
 
 def test_quality_needs_enough_samples_and_the_right_patterns(digits):
