@@ -227,12 +227,25 @@ def pattern_net(patterns: Any) -> Composite:
     """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer (`lrpjax.patterns.fit`) in place of its kernel.
 
     As in the paper it begins with the output itself: `target=c` explains the value of logit c, not 1.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_net(patterns.fit(f, [x], "linear")))(x)[0])
+    [ 0.5 -0.5]
     """
     return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
 
 
 def pattern_attribution(patterns: Any) -> Composite:
-    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor."""
+    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_attribution(patterns.fit(f, [x], "linear")))(x)[0])
+    [0.5 0.5]
+    """
     return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 

@@ -24,10 +24,18 @@ from lrpjax.plan import path_of
 def filters(f: Callable, batch: Any) -> Patterns:
     """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018, section 4.2; the w²-rule).
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import estimators
-    >>> print(estimators.filters(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)))["dense"].ravel())
-    [0.12 0.16]
+    Args:
+        f: a function of one argument, as in `lrpjax.patterns.fit`.
+        batch: a batch of its inputs; only shapes and dtypes are looked at.
+
+    Returns:
+        `Patterns` a = w / (w·w) for `quality` or a composite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import estimators
+        >>> print(estimators.filters(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)))["dense"].ravel())
+        [0.12 0.16]
     """
     return _scaled(f, batch, "filter", lambda kernel, number: kernel)
 
@@ -35,11 +43,19 @@ def filters(f: Callable, batch: Any) -> Patterns:
 def random(f: Callable, batch: Any, key: jax.Array) -> Patterns:
     """The random estimator S(x) = u / (w·u) (w·x) with u normal: the worst that a pattern can be expected to be (ibid., figure 3).
 
-    >>> import jax, jax.numpy as jnp
-    >>> from lrpjax import estimators
-    >>> a = estimators.random(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)), jax.random.key(0))["dense"]
-    >>> print((jnp.array([[3.0], [4.0]]) * a).sum().round(5))
-    1.0
+    Args:
+        f, batch: as in `filters`.
+        key: of the noise.
+
+    Returns:
+        `Patterns`, scaled so that w·a = 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lrpjax import estimators
+        >>> a = estimators.random(lambda x: x @ jnp.array([[3.0], [4.0]]), jnp.ones((1, 2)), jax.random.key(0))["dense"]
+        >>> print((jnp.array([[3.0], [4.0]]) * a).sum().round(5))
+        1.0
     """
     draw = lambda kernel, number: jax.random.normal(
         jax.random.fold_in(key, number), kernel.shape, kernel.dtype
@@ -102,14 +118,15 @@ def quality(
         PatternError: fewer samples in `train` than twice the inputs of a neuron, or patterns of another model.
         UnsupportedError: a convolution whose data are its kernel.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from lrpjax import estimators, patterns
-    >>> x = jax.random.normal(jax.random.key(0), (2000, 2)) @ jnp.array([[1.0, 0.0], [1.0, 1.0]])
-    >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-    >>> compared = {"filter": estimators.filters(f, x), "linear": patterns.fit(f, [x], kind="linear")}
-    >>> rho = estimators.quality(f, compared, [x[:1000]], [x[1000:]], key=jax.random.key(1))
-    >>> print(rho["filter"]["dense"].round(1), rho["linear"]["dense"].round(1))
-    [0.5] [1.]
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lrpjax import estimators, patterns
+        >>> x = jax.random.normal(jax.random.key(0), (2000, 2)) @ jnp.array([[1.0, 0.0], [1.0, 1.0]])
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> compared = {"filter": estimators.filters(f, x), "linear": patterns.fit(f, [x], kind="linear")}
+        >>> rho = estimators.quality(f, compared, [x[:1000]], [x[1000:]], key=jax.random.key(1))
+        >>> print(rho["filter"]["dense"].round(1), rho["linear"]["dense"].round(1))
+        [0.5] [1.]
     """
     keys = jax.random.split(key)
     network, kernels, inputs, active = _samples(f, train, positions, keys[0])

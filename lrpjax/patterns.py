@@ -133,18 +133,25 @@ def merge(a: Moments, b: Moments) -> Moments:
     """The moments of the data of both: sums about one reference add up, Σ x (y − K) = Σ x (y − K') + (K' − K) Σ x.
 
     Where both have the same reference (as after `start` on the same batch) this is plain addition, so one all-reduce of the pytree combines
-    any number of shards.
+    any number of shards. Derived here, after Chan, Golub & LeVeque 1983.
+
+    Args:
+        a, b: moments of one model, fitted for the same kinds.
+
+    Returns:
+        `Moments` about the references of a.
 
     Raises:
         PatternError: they are of different models or of different kinds.
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import patterns
-    >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-    >>> data = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
-    >>> both = patterns.merge(patterns.collect(f, [data[:2]]), patterns.collect(f, [data[2:]]))
-    >>> print(both.samples, patterns.finish(both)["dense"].ravel().round(4))
-    4 [1.5 0.5]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> data = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        >>> both = patterns.merge(patterns.collect(f, [data[:2]]), patterns.collect(f, [data[2:]]))
+        >>> print(both.samples, patterns.finish(both)["dense"].ravel().round(4))
+        4 [1.5 0.5]
     """
     same_model(a, b)
     if a.kinds != b.kinds:
@@ -168,10 +175,24 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def finish(moments: Moments) -> Any:
-    """Patterns from moments: `Patterns`, or a tuple of them in the order of the kinds where several were collected. See `fit`.
+    """Patterns from moments: the formula at the head of this module (Kindermans et al. 2018, eq. 4 and 8).
+
+    Args:
+        moments: what `collect` or `merge` gave.
+
+    Returns:
+        `Patterns`, or a tuple of them in the order of the kinds where several were collected.
 
     Raises:
-        PatternError: a layer had no sample in its mask (0/0), or the statistics hold NaN or infinity.
+        PatternError: a layer had no sample in its mask, or none that varied (0/0), or the statistics hold NaN or infinity.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> data = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        >>> moments = patterns.collect(lambda x: x @ jnp.array([[1.0], [-1.0]]), [data], ("relu", "linear"))
+        >>> print(*(fitted["dense"].ravel().round(4) for fitted in patterns.finish(moments)))
+        [1.5 0.5] [ 0.9474 -0.0526]
     """
     _check_finite(moments)
     fitted = []
@@ -265,18 +286,40 @@ def fit(
             checkpoint of another model. A single neuron without samples has the pattern 0.
         UnsupportedError: a weighted layer inside a branch, or in a loop with a kernel that changes from step to step.
 
-    >>> import jax.numpy as jnp, lrpjax
-    >>> y, distractor = jnp.array([1.0, -1.0, 2.0, -2.0]), jnp.array([1.0, 1.0, -1.0, -1.0])
-    >>> x = y[:, None] * jnp.array([1.0, 0.0]) + distractor[:, None] * jnp.array([1.0, 1.0])
-    >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-    >>> print(lrpjax.patterns.fit(f, [x], kind="linear")["dense"].ravel())
-    [1. 0.]
+    Example:
+        >>> import jax.numpy as jnp, lrpjax
+        >>> y, distractor = jnp.array([1.0, -1.0, 2.0, -2.0]), jnp.array([1.0, 1.0, -1.0, -1.0])
+        >>> x = y[:, None] * jnp.array([1.0, 0.0]) + distractor[:, None] * jnp.array([1.0, 1.0])
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> print(lrpjax.patterns.fit(f, [x], kind="linear")["dense"].ravel())
+        [1. 0.]
     """
     return finish(collect(f, batches, kind, progress=progress, checkpoint=checkpoint, every=every))
 
 
 def start(f: Callable, batch: Any, kind: str | Sequence[str] = "relu") -> Moments:
-    """Empty moments, with the references taken from a batch. Shards that start from the same ones can be combined by addition; see `fit`."""
+    """Empty moments, with the references K taken from a batch: shards that start from the same ones are combined by plain addition.
+
+    Args:
+        f, kind: as in `fit`.
+        batch: one batch of the data.
+
+    Returns:
+        `Moments` of no samples, for `collect(..., moments=...)`.
+
+    Raises:
+        PatternError: the batch is empty or no array, the kind is unknown, or the function has no weighted layer.
+        UnsupportedError: see `fit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> f, data = lambda x: x @ jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        >>> empty = patterns.start(f, data)
+        >>> shards = [patterns.collect(f, [data[i : i + 2]], moments=empty) for i in (0, 2)]
+        >>> print(patterns.finish(patterns.merge(*shards))["dense"].ravel().round(4))
+        [1.5 0.5]
+    """
     return _Fitter(f, batch).start(batch, _kinds(kind))
 
 
@@ -298,7 +341,26 @@ def collect(
     checkpoint: Any = None,
     every: int = 100,
 ) -> Moments:
-    """The pass of `fit`: adds batches to `moments` (None: to new ones). The first batch is read twice, once for the references."""
+    """The pass of `fit`: the sums over batches, added to `moments` or to new ones. The first batch is read twice, once for the references.
+
+    Args:
+        f, batches, kind, progress, checkpoint, every: as in `fit`.
+        moments: what to add to; its kinds go before `kind`. None: to empty ones, `start(f, first batch, kind)`.
+
+    Returns:
+        `Moments`, for `finish`.
+
+    Raises:
+        PatternError, UnsupportedError: see `fit`; or `moments` are those of another model.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> moments = patterns.collect(f, [jnp.array([[1.0, 0.0], [2.0, 1.0]]), jnp.array([[0.0, 1.0], [3.0, 1.0]])])
+        >>> moments.batches, moments.samples
+        (2, 4)
+    """
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
@@ -424,16 +486,21 @@ def _mask(kind: str, used: jax.Array, post: jax.Array) -> jax.Array:
 def save(path: Any, fitted: Patterns | Moments) -> None:
     """Saves patterns or moments in a folder (orbax). Nothing that holds NaN is saved, and an interrupted save leaves the earlier one whole.
 
+    Args:
+        path: the folder; it is made if need be, and what it holds already is replaced.
+        fitted: what to save.
+
     Raises:
         PatternError: the statistics hold NaN or infinity.
 
-    >>> import tempfile, jax.numpy as jnp
-    >>> from lrpjax import patterns
-    >>> fitted = patterns.fit(lambda x: x @ jnp.ones((2, 1)), [jnp.array([[1.0, 2.0], [3.0, 1.0]])])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     patterns.save(folder, fitted)
-    ...     print(patterns.load(folder)["dense"].ravel())
-    [ 2. -1.]
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> fitted = patterns.fit(lambda x: x @ jnp.ones((2, 1)), [jnp.array([[1.0, 2.0], [3.0, 1.0]])])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     patterns.save(folder, fitted)
+        ...     print(patterns.load(folder)["dense"].ravel())
+        [ 2. -1.]
     """
     if isinstance(fitted, Moments):
         _check_finite(fitted)
@@ -451,12 +518,18 @@ def save(path: Any, fitted: Patterns | Moments) -> None:
 
 
 def load(path: Any) -> Any:
-    """Loads what `save` saved: `Patterns` or `Moments`.
+    """Loads what `save` saved. Patterns of another model, or fitted to other weights, are refused where they are used.
 
-    Patterns of another model, or fitted to other weights, are refused where they are used.
+    Args:
+        path: the folder.
+
+    Returns:
+        `Patterns` or `Moments`, as saved.
 
     Raises:
         PatternError: the folder holds nothing that `save` has saved.
+
+    Example: see `save`.
     """
     if not _steps(path):
         raise PatternError(f"{path} holds no saved patterns")

@@ -59,11 +59,12 @@ def expand(f: Callable, x: jax.Array, root: jax.Array, tolerance: float = 1e-4) 
     Returns:
         An `Expansion`; nothing is raised if the point is no root.
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import taylor
-    >>> e = taylor.expand(lambda x: x[0] * x[1], jnp.array([2.0, 3.0]), jnp.array([0.0, 3.0]))
-    >>> print(e.relevance, e.remainder, e.found)
-    [6. 0.] 0.0 True
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import taylor
+        >>> e = taylor.expand(lambda x: x[0] * x[1], jnp.array([2.0, 3.0]), jnp.array([0.0, 3.0]))
+        >>> print(e.relevance, e.remainder, e.found)
+        [6. 0.] 0.0 True
     """
     value = f(x)
     residual, slope = jax.value_and_grad(f)(root)
@@ -94,12 +95,13 @@ def decompose(
         InputError: x is not floating-point, or f does not give one number.
         RootError: no root was found, and strict.
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import taylor
-    >>> f = lambda x: jnp.maximum(x @ jnp.array([1.0, 2.0]) - 2.0, 0.0)
-    >>> e = taylor.decompose(f, taylor.line(lambda x: x))(jnp.array([4.0, 3.0]))
-    >>> print(e.relevance.round(3), e.root.round(3))
-    [3.2 4.8] [0.8 0.6]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import taylor
+        >>> f = lambda x: jnp.maximum(x @ jnp.array([1.0, 2.0]) - 2.0, 0.0)
+        >>> e = taylor.decompose(f, taylor.line(lambda x: x))(jnp.array([4.0, 3.0]))
+        >>> print(e.relevance.round(3), e.root.round(3))
+        [3.2 4.8] [0.8 0.6]
     """
 
     def explain(x: Any) -> Expansion:
@@ -152,10 +154,11 @@ def line(direction: Any = None, *, length: float = 1.0, points: int = 32) -> Sea
     Raises:
         RootError: points is not positive; in the search, if the direction has a shape that does not fit.
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import taylor
-    >>> print(taylor.line()(lambda x: x[0] + 2 * x[1] - 5, jnp.array([2.0, 4.0])).round(3))
-    [1. 2.]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import taylor
+        >>> print(taylor.line()(lambda x: x[0] + 2 * x[1] - 5, jnp.array([2.0, 4.0])).round(3))
+        [1. 2.]
     """
 
     if points < 1:
@@ -205,11 +208,12 @@ def nearest(
     Raises:
         RootError: x lies outside the bounds, or there are several starts and no key.
 
-    >>> import jax.numpy as jnp
-    >>> from lrpjax import taylor
-    >>> f = lambda x: x[0] + x[1] - 4
-    >>> print(taylor.nearest()(f, jnp.array([3.0, 3.0])).round(3), taylor.nearest(2.5, 9.0)(f, jnp.array([3.0, 3.0])).round(3))
-    [2. 2.] [2.5 2.5]
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import taylor
+        >>> f = lambda x: x[0] + x[1] - 4
+        >>> print(taylor.nearest()(f, jnp.array([3.0, 3.0])).round(3), taylor.nearest(2.5, 9.0)(f, jnp.array([3.0, 3.0])).round(3))
+        [2. 2.] [2.5 2.5]
     """
     if starts < 1 or (starts > 1 and key is None):
         raise RootError(f"starts is {starts}: it must be at least 1, and with more than one a key is needed")
