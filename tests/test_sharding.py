@@ -11,9 +11,7 @@ from lrpjax import composites
 from lrpjax.errors import PathError, RuleError
 
 P = PartitionSpec
-W1, B1, W2, B2 = (
-    np.random.default_rng(i).normal(size=s) for i, s in enumerate([(8, 6), (6,), (6, 4), (4,)])
-)
+W1, B1, W2, B2 = (np.random.default_rng(i).normal(size=s) for i, s in enumerate([(8, 6), (6,), (6, 4), (4,)]))
 X = np.random.default_rng(9).normal(size=(4, 8))
 COMPOSITES = {
     "epsilon": composites.epsilon(),
