@@ -184,12 +184,13 @@ def excitation_backprop() -> Composite:
     )
 
 
-def deep_taylor(low: Any = None, high: Any = None) -> Composite:
+def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere."""
     if (low is None) != (high is None):
         raise RuleError("deep_taylor: give both low and high, or neither")
-    first = rules.WSquare(epsilon=1e-6, bias=False) if low is None else rules.ZBox(low, high)
-    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), rules.ZPlus(bias=False)))
+    first = rules.WSquare(epsilon, bias=False) if low is None else rules.ZBox(low, high, epsilon)
+    inner = rules.ZPlus(epsilon, bias=False)
+    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), inner))
 
 
 def gradient() -> Composite:
@@ -220,6 +221,32 @@ def guided_backprop() -> Composite:
         method="gradient",
         preset="guided_backprop",
     )
+
+
+def pattern_net(patterns: Any) -> Composite:
+    """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer (`lrpjax.patterns.fit`) in place of its kernel.
+
+    As in the paper it begins with the output itself: `target=c` explains the value of logit c, not 1.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_net(patterns.fit(f, [x], "linear")))(x)[0])
+    [ 0.5 -0.5]
+    """
+    return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
+
+
+def pattern_attribution(patterns: Any) -> Composite:
+    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_attribution(patterns.fit(f, [x], "linear")))(x)[0])
+    [0.5 0.5]
+    """
+    return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 
 def attnlrp(epsilon: Any = 1e-6) -> Composite:

@@ -57,7 +57,7 @@ def relevance(
 ) -> Callable:
     """As `lrpjax.relevance`, for the relevance that flows through chosen channels only.
 
-    R(x | θ): the messages into a value are multiplied by its mask, R_{i←j} → θ_j R_{i←j} (Achtibat et al. 2023, eq. 4: θ_j is 1 for the
+    R(x | θ): the messages into a value are multiplied by its mask, R_{i←j} → θ_j R_{i←j} (Achtibat et al. 2023, Methods: θ_j is 1 for the
     channels chosen and 0 for others). Conditions on several values are a conjunction: the relevance that passes through all of them.
     Relevance is linear in each mask, so the heatmaps of all single channels add up to that of the whole value.
 
@@ -113,7 +113,7 @@ def channel_relevance(
     around: bool = False,
     channel_axis: int = -1,
 ) -> Callable:
-    """The relevance of each channel of a named value, summed over positions: R_c = Σ_p R_{p,c} (Achtibat et al. 2023, eq. 6).
+    """The relevance of each channel of a named value, summed over positions: R_c = Σ_p R_{p,c} (Achtibat et al. 2023).
 
     With `conditions` on a value above, it tells how a concept is made up of the channels below it.
 

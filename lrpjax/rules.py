@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.errors import RuleError
+from lrpjax.errors import PatternError, RuleError
 
 RATIO, PLAIN = "ratio", "plain"
 """The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
@@ -389,6 +389,55 @@ class Flat(Rule):
     def back(self, layer, x, z, R):
         (ones,) = layer.kernels
         return layer.transpose(layer.share(R, layer.apply(layer.ones(), ones), self.epsilon), ones)
+
+
+@rule("attribution", "path", "mark")
+class Pattern(Rule):
+    """PatternNet: the layer is propagated with its pattern a for kernel, R_i = Σ_j a_ij R_j; PatternAttribution (`attribution`): with a ⊙ w.
+
+    Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
+    (see `mark_of`) say which kernel the pattern was fitted to.
+    """
+
+    pattern: Any
+    attribution: bool = False
+    path: str = ""
+    mark: tuple[float, ...] = ()
+    emits: ClassVar = PLAIN
+
+    def kernels(self, w):
+        if tuple(w.shape) != tuple(self.pattern.shape):
+            raise PatternError(
+                f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's kernel has shape {w.shape}"
+            )
+        known = isinstance(w, np.ndarray)
+        if known and self.mark and not same_mark(mark_of(w), self.mark):
+            raise PatternError(
+                f"the pattern of layer {self.path!r} was fitted to other weights: fit the patterns again after training"
+            )
+        pattern = (np if known else jnp).asarray(self.pattern, w.dtype)
+        return (pattern * w if self.attribution else pattern,)
+
+    def back(self, layer, x, z, R):
+        return layer.transpose(R, layer.kernels[0])
+
+    def __str__(self) -> str:
+        return "PatternAttribution" if self.attribution else "PatternNet"
+
+
+def mark_of(w: Any) -> tuple[float, ...]:
+    """Three numbers by which a kernel is known again: its mean, its root mean square and a projection, over at most 65536 entries."""
+    entries = np.asarray(w).ravel()[:: max(1, w.size // 65536)].astype(np.float64)
+    return (
+        float(entries.mean()),
+        float(np.sqrt((entries**2).mean())),
+        float((entries * np.cos(np.arange(entries.size))).mean()),
+    )
+
+
+def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two marks are those of one kernel, up to rounding."""
+    return len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4 * abs(b[1])))
 
 
 @rule()

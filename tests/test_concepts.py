@@ -109,9 +109,15 @@ def test_channel_relevance_agrees_with_zennit_crp():
     close(explain(X), DATA["channels"], 1e-9)
 
 
-@pytest.mark.parametrize("by", ["relevance", "activation"])
-@pytest.mark.parametrize("pool", ["sum", "max"])
-@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(
+    ("by", "pool", "normalise"),
+    [
+        ("relevance", "sum", True),
+        ("relevance", "max", False),
+        ("activation", "sum", False),
+        ("activation", "max", True),
+    ],
+)
 def test_maximising_samples_agree_with_zennit_crp(by, pool, normalise):
     best = concepts.maximising_samples(
         network,

@@ -665,3 +665,25 @@ def test_plan_of_a_network_lists_units_in_order_of_execution(rng):
     table = str(plan).splitlines()
     assert table[0].split() == ["#", "path", "kind", "rule", "shape", "source"]
     assert "stem" in table[1] and "conv" in table[1] and "1×4×4×2" in table[1]
+
+
+@pytest.mark.parametrize("of", ["apply", "jit(apply)", "jit(partial(apply))", "remat"])
+def test_units_of_a_jitted_module_name_the_line_of_its_code(of):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.relu(nn.Dense(4)(x)))
+
+    net = (nn.remat(Net) if of == "remat" else Net)()
+    x = jnp.ones((1, 5), jnp.float32)
+    params = net.init(jax.random.key(0), x)
+    f = {
+        "apply": lambda x: net.apply(params, x),
+        "jit(apply)": functools.partial(jax.jit(net.apply), params),
+        "jit(partial(apply))": jax.jit(functools.partial(net.apply, params)),
+        "remat": lambda x: net.apply(params, x),
+    }[of]
+    f(x)  # the cache of the first trace serves the plan
+    plan = lrpjax.plan(f, None, x)
+    assert len(plan.units) == 3
+    assert all(u.source.endswith("Net.__call__)") and "test_units.py:" in u.source for u in plan), plan
