@@ -43,7 +43,8 @@ DEFAULT = Epsilon(1e-6)
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros) and returns its value.
+    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros; None: nothing) and
+    returns its value.
     """
 
     def __init__(self, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: Sequence[Value]):
@@ -105,7 +106,8 @@ class _Frame:
         index = self.program.tapped.get(value)
         if index is not None:
             self.seen[index] = array
-            array = array + self.taps[index]
+            if self.taps[index] is not None:
+                array = array + self.taps[index]
         self.env[value] = array
 
     def read(self, value: Value) -> Any:
