@@ -180,7 +180,7 @@ def excitation_backprop() -> Composite:
         "excitation_backprop",
         (select.kind("conv", "dense"), rules.ZPlus()),
         _SUMS,
-        (select.kind("activation", "affine"), rules.Gradient()),
+        (select.kind("activation"), rules.Gradient()),
     )
 
 
@@ -266,4 +266,15 @@ def cp_lrp(epsilon: Any = 1e-6) -> Composite:
         (select.kind("softmax"), rules.Stop()),
         (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
         (select.kind("product"), rules.Product("activated")),
+    )
+
+
+def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
+    """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs along the state and the input only;
+    the discretised A, B and the readout C are held fixed. With a `gamma`, the generalised γ-rule in weighted layers (the paper takes 0.25)."""
+    layer = rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)
+    return _preset(
+        "mambalrp",
+        (select.kind("conv", "dense"), layer),
+        (select.kind("product"), rules.Product("selective")),
     )

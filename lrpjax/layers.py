@@ -131,9 +131,12 @@ class Network:
     ) -> dict[Value, Any]:
         """The values that a run of one example computes; those in loops are stacked over the steps."""
         values = list(dict.fromkeys(values))
+        level = self.program.level
+        taps = {
+            i: (jnp.zeros(transform._tap_shape(level, v), v.aval.dtype), None) for i, v in enumerate(values)
+        }
         rewritten = Rewritten(self.program.assignment.rules, self.program.found, values)
-        nothing = dict.fromkeys(range(len(values)))
-        _, seen = rewritten.run(self.program.level, [*consts, *(leaf[None] for leaf in leaves)], nothing)
+        _, seen = rewritten.run(level, [*consts, *(leaf[None] for leaf in leaves)], taps)
         return {v: seen[i] for i, v in enumerate(values)}
 
     def observe_all(
