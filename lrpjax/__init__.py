@@ -17,6 +17,9 @@ from lrpjax.errors import RuleError as RuleError
 from lrpjax.errors import TargetError as TargetError
 from lrpjax.errors import UnmatchedWarning as UnmatchedWarning
 from lrpjax.errors import UnsupportedError as UnsupportedError
+from lrpjax.ledger import Audit as Audit
+from lrpjax.ledger import audit as audit
+from lrpjax.ledger import messages as messages
 from lrpjax.store import open_store as open_store
 from lrpjax.transform import plan as plan
 from lrpjax.transform import relevance as relevance

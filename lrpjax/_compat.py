@@ -98,6 +98,16 @@ def is_float(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
 
 
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Arrays typed as varying over the same manual axes of a `shard_map`, as `primitive.bind` wants its operands."""
+    axes = [getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset()) for a in arrays]
+    union = frozenset().union(*axes)
+    return [
+        a if own == union else lax.pcast(a, tuple(union - own), to="varying")
+        for a, own in zip(arrays, axes, strict=True)
+    ]
+
+
 # -------------------------------------------------------------------------------------------------------------------------- late values
 # What is computed from constants alone is computed by XLA when compiling (slow for kernels), and on the CPU at the very start of a run, all of
 # it at once (memory). `late` ties an array to another that comes later: it is that array, but XLA cannot know.

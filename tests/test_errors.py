@@ -64,6 +64,29 @@ def test_arguments_that_are_not_there(argnums):
 
 
 @pytest.mark.parametrize(
+    ("argnums", "message"),
+    [
+        ("a", "argnums takes the number of an argument, or several, but got 'a'"),
+        (1.5, "but got 1.5"),
+        (None, "but got None"),
+        (True, "but got True"),
+        ((0, 0), r"argnums=\(0, 0\) names an argument twice"),
+        ((0, -1), r"argnums=\(0, -1\) names an argument twice"),
+        ((), "holds no arrays"),
+    ],
+)
+def test_bad_argnums(argnums, message):
+    with pytest.raises(lrpjax.InputError, match=message):
+        explain(argnums=argnums)
+
+
+@pytest.mark.parametrize("f", [dense, lambda x: (x, x, x), lambda x: {"output": x, "aux": x}])
+def test_has_aux_needs_a_pair(f):
+    with pytest.raises(lrpjax.TargetError, match=r"must return a pair \(output, auxiliary data\)"):
+        explain(f, has_aux=True)
+
+
+@pytest.mark.parametrize(
     ("f", "target", "message"),
     [
         (dense, 4, "target 4 is out of range: the output has 4 classes"),
@@ -81,6 +104,7 @@ def test_arguments_that_are_not_there(argnums):
         (lambda x: x.sum(), 0, "the output is a scalar"),
         (lambda x: x.sum(), "max", "the output is a scalar"),
         (lambda x: (x, x), 0, "the output has 2 arrays: use target=None or a callable"),
+        (lambda x: None, None, "the function returned no array"),
         (lambda x: x.argmax(), None, r"the output holds int64\[\]: only floating-point outputs"),
     ],
 )
@@ -112,6 +136,7 @@ def test_traced_class_that_does_not_exist_gives_nan():
         (["dense", "elsewhere"], "no value leaves the scope 'elsewhere'"),
         ("else*", r"the glob 'else\*' matches no unit"),
         ([3], "`at` takes module paths, but got 3"),
+        (3, "`at` takes module paths, but got 3"),
     ],
 )
 def test_bad_paths(at, message):
@@ -130,9 +155,16 @@ def test_bad_paths(at, message):
         (lambda: rules.AlphaBeta(-1.0, -2.0), "alpha and beta must not be negative, but are -1.0 and -2.0"),
         (lambda: rules.ZBox(1.0, 0.0), "ZBox: low must not exceed high"),
         (lambda: rules.ZBox(np.zeros(3), np.array([1.0, -1.0, 1.0])), "ZBox: low must not exceed high"),
+        (
+            lambda: rules.ZBox(np.zeros(3), np.ones(4)),
+            r"ZBox: low has shape \(3,\) and high \(4,\), which do not broadcast",
+        ),
         (lambda: composites.epsilon_gamma_box(1.0, -1.0), "ZBox: low must not exceed high"),
         (lambda: composites.deep_taylor(low=0.0), "deep_taylor: give both low and high, or neither"),
         (lambda: rules.Product("thirds"), "Product: share must be .* but is 'thirds'"),
+        (lambda: rules.Product(True), "Product: share must be .* but is True"),
+        (lambda: rules.Product(0.5), "Product: share must be .* but is 0.5"),
+        (lambda: rules.Sum(True), "Sum: share must be .* but is True"),
         (lambda: rules.Sum("thirds"), "Sum: share must be .* but is 'thirds'"),
         (lambda: rules.Sum(7), "Sum: share must be"),
         (lambda: rules.Gamma(epsilon=-1.0), "Gamma: epsilon must not be negative"),
@@ -199,6 +231,18 @@ def test_factor_that_a_product_does_not_have():
         lrpjax.RuleError, match=r"share=2, but the product at .*test_errors.py:\d+ .* has 2 factors"
     ):
         explain(lambda x: (x @ W) * (x @ W + 1.0), composite)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (np.zeros(7), 1.0, r"ZBox: low has shape \(7,\), .* the layer's input of shape \(2, 3\)"),
+        (0.0, np.ones((5, 1, 1)), r"ZBox: high has shape \(5, 1, 1\), .* input of shape \(2, 3\)"),
+    ],
+)
+def test_box_that_does_not_fit_the_input(low, high, message):
+    with pytest.raises(lrpjax.RuleError, match=message):
+        explain(composite=composites.deep_taylor(low, high))
 
 
 def test_pair_that_matches_nothing_is_warned_of_once_and_reported():
