@@ -1,10 +1,15 @@
 """Layer-wise relevance propagation as a JAX function transform."""
 
 from lrpjax import composites as composites
+from lrpjax import concepts as concepts
 from lrpjax import gradients as gradients
 from lrpjax import metrics as metrics
+from lrpjax import patterns as patterns
 from lrpjax import rules as rules
 from lrpjax import select as select
+from lrpjax import similarity as similarity
+from lrpjax import targets as targets
+from lrpjax import taylor as taylor
 from lrpjax.batches import explain_batches as explain_batches
 from lrpjax.composites import Composite as Composite
 from lrpjax.custom import custom_relevance as custom_relevance
