@@ -370,7 +370,7 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     if (
         not isinstance(array, jax.core.Tracer)
         and array.size
-        and not (-classes <= np.min(array) and np.max(array) < classes)
+        and not (-classes <= np.asarray(array).min() and np.asarray(array).max() < classes)
     ):
         raise TargetError(f"target {target} is out of range: the output has {classes} classes")
     return jax.tree.map(lambda y: _class_mask(jnp.asarray(array), y) * weigh(y), y)

@@ -157,6 +157,14 @@ def test_traced_class():
     close(explain(X, jnp.array([2, 0])), lrpjax.relevance(mlp, target=jnp.array([2, 0]))(X))
 
 
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_classes_that_a_jitted_explanation_closes_over(array):
+    classes = array([2, 0])
+    close(jax.jit(lrpjax.relevance(mlp, target=classes))(X), lrpjax.relevance(mlp, target=classes)(X))
+    with pytest.raises(lrpjax.TargetError, match="out of range"):
+        jax.jit(lrpjax.relevance(mlp, target=array([2, 3])))(X)
+
+
 def test_contrastive_target_explains_the_difference_of_two_classes():
     def rival(y):
         return jnp.zeros_like(y).at[:, 0].set(y[:, 0]).at[:, 1].set(-y[:, 1])
