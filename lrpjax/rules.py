@@ -21,6 +21,7 @@ from lrpjax.arithmetic import divide as divide
 from lrpjax.arithmetic import is_zero as is_zero
 from lrpjax.arithmetic import negative as negative
 from lrpjax.arithmetic import positive as positive
+from lrpjax.arithmetic import quotient as quotient
 from lrpjax.arithmetic import stabilize as stabilize
 from lrpjax.errors import PatternError, RuleError
 
