@@ -24,6 +24,8 @@ _LIBRARIES = tuple(
     }
 )
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+_MODELS = (_HERE + "demo.py", _HERE + "bow" + os.sep)  # models, as a user's are; all else here is machinery
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list]:
@@ -67,7 +69,7 @@ def source_of(*eqns: Any) -> str:
         traceback = eqn.source_info.traceback
         for f in [] if traceback is None else traceback.frames:
             name = os.path.normpath(f.file_name)
-            if not os.path.isabs(name) or name.startswith(_HERE):
+            if not os.path.isabs(name) or (name.startswith(_HERE) and not name.startswith(_MODELS)):
                 continue
             place = f"{f.file_name}:{f.line_num} ({f.function_name})"
             if not name.startswith(_LIBRARIES):
@@ -80,17 +82,30 @@ def source_of(*eqns: Any) -> str:
 
 
 def is_library_call(eqn: Any) -> bool:
-    """Whether an equation calls a function of JAX or flax. JAX traces those once: their equations name the line of their first use."""
+    """Whether an equation calls a function of JAX. JAX traces those once: their equations name the line of their first use.
+
+    Not those of flax: what `jax.jit(module.apply)`, `nn.remat` and their like hold is the user's module.
+    """
     for body in eqn.params.values():
         info = str(getattr(getattr(open_jaxpr(body)[0], "debug_info", None), "func_src_info", None) or "")
-        if info:
-            return any(f"{name}/" in info.rpartition(" at ")[2] for name in ("jax", "flax"))
+        if info.rpartition(" at ")[2].startswith(_JAX):
+            return True
     return False
 
 
 def is_float(aval: Any) -> bool:
     """Whether values of this type can carry relevance: real or complex floating-point numbers."""
     return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
+
+
+def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Arrays typed as varying over the same manual axes of a `shard_map`, as `primitive.bind` wants its operands."""
+    axes = [getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset()) for a in arrays]
+    union = frozenset().union(*axes)
+    return [
+        a if own == union else lax.pcast(a, tuple(union - own), to="varying")
+        for a, own in zip(arrays, axes, strict=True)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------------------- late values
@@ -126,7 +141,7 @@ def _late_batch(args: Any, dims: Any) -> Any:
     return _late.bind(array, probe), dims[0]
 
 
-_late.def_impl(lambda array, probe: array)
+_late.def_impl(lambda array, probe: jnp.asarray(array))
 _late.def_abstract_eval(lambda array, probe: array)
 mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
 ad.primitive_jvps[_late] = _late_jvp

@@ -50,7 +50,7 @@ class Composite:
                 raise RuleError(
                     f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()"
                 )
-            if isinstance(pair[1], str) or pair[1] is None:
+            if not isinstance(pair[1], Rule):
                 raise RuleError(
                     f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}"
                 )
@@ -180,16 +180,17 @@ def excitation_backprop() -> Composite:
         "excitation_backprop",
         (select.kind("conv", "dense"), rules.ZPlus()),
         _SUMS,
-        (select.kind("activation", "affine"), rules.Gradient()),
+        (select.kind("activation"), rules.Gradient()),
     )
 
 
-def deep_taylor(low: Any = None, high: Any = None) -> Composite:
+def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere."""
     if (low is None) != (high is None):
         raise RuleError("deep_taylor: give both low and high, or neither")
-    first = rules.WSquare(epsilon=1e-6, bias=False) if low is None else rules.ZBox(low, high)
-    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), rules.ZPlus(bias=False)))
+    first = rules.WSquare(epsilon, bias=False) if low is None else rules.ZBox(low, high, epsilon)
+    inner = rules.ZPlus(epsilon, bias=False)
+    return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), inner))
 
 
 def gradient() -> Composite:
@@ -222,6 +223,32 @@ def guided_backprop() -> Composite:
     )
 
 
+def pattern_net(patterns: Any) -> Composite:
+    """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer (`lrpjax.patterns.fit`) in place of its kernel.
+
+    As in the paper it begins with the output itself: `target=c` explains the value of logit c, not 1.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_net(patterns.fit(f, [x], "linear")))(x)[0])
+    [ 0.5 -0.5]
+    """
+    return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
+
+
+def pattern_attribution(patterns: Any) -> Composite:
+    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import patterns
+    >>> x, f = jnp.array([[2.0, 1.0], [0.0, 1.0], [2.0, -1.0], [0.0, -1.0]]), lambda x: x @ jnp.array([[1.0], [-1.0]])
+    >>> print(lrpjax.relevance(f, pattern_attribution(patterns.fit(f, [x], "linear")))(x)[0])
+    [0.5 0.5]
+    """
+    return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
+
+
 def attnlrp(epsilon: Any = 1e-6) -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor expansion, normalisations
     with their statistics held fixed, activations passed through."""
@@ -239,4 +266,15 @@ def cp_lrp(epsilon: Any = 1e-6) -> Composite:
         (select.kind("softmax"), rules.Stop()),
         (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
         (select.kind("product"), rules.Product("activated")),
+    )
+
+
+def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
+    """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs along the state and the input only;
+    the discretised A, B and the readout C are held fixed. With a `gamma`, the generalised γ-rule in weighted layers (the paper takes 0.25)."""
+    layer = rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)
+    return _preset(
+        "mambalrp",
+        (select.kind("conv", "dense"), layer),
+        (select.kind("product"), rules.Product("selective")),
     )

@@ -1,13 +1,14 @@
 """Identities with another derivative: the few `jax.custom_vjp` functions through which relevance is steered. They close over static data only."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from lrpjax import _compat
 from lrpjax.rules import PLAIN, RATIO, divide, positive, stabilize
 
 
@@ -70,27 +71,64 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def with_backward(
-    forward: Callable, backward: Callable, x: jax.Array, *rest: Any, rectified: bool = False
+    forward: Callable,
+    backward: Callable,
+    x: jax.Array,
+    *rest: Any,
+    rectified: bool = False,
+    slot: jax.Array | None = None,
 ) -> jax.Array:
     """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
 
-    `rectified` as in `convert`: the backward function is given y⁺ for y.
+    `rectified` as in `convert`: the backward function is given y⁺ for y. With a `slot` the backward function returns a pair, the second
+    of which is the cotangent of the slot.
     """
 
     @jax.custom_vjp
-    def call(x, *rest):
+    def call(x, slot, *rest):
         return forward(x, *rest)
 
-    def fwd(x, *rest):
+    def fwd(x, slot, *rest):
         y = forward(x, *rest)
         return y, (x, rest, positive(y) if rectified else y)
 
     def bwd(residuals, c):
         x, rest, y = residuals
-        return (backward(x, rest, y, c).astype(x.dtype), *([None] * len(rest)))
+        result = backward(x, rest, y, c)
+        result, noted = (result, None) if slot is None else result
+        return (result.astype(x.dtype), noted, *([None] * len(rest)))
 
     call.defvjp(fwd, bwd)
-    return call(x, *rest)
+    return call(x, slot, *rest)
+
+
+SLOT = 5
+RECEIVED, PASSED, BIAS, EPSILON, BROKEN = range(SLOT)
+"""The columns of an audit's slot: relevance at a unit's output and at its operands, what bias and stabiliser absorb, values that are not finite."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def meter(x: jax.Array, slot: jax.Array, form: str, weights: tuple[float, ...]) -> jax.Array:
+    """x. Into the columns of `slot`, as its cotangent, goes the sum of the relevance that passes here, times the weight of each column; where
+    that of BROKEN is not zero, the number of values of x that are not finite."""
+    return x
+
+
+def _meter_bwd(form, weights, x, c):
+    R = jnp.real(relevance_of(x, c, form)).astype(jnp.zeros(()).dtype).sum()
+    noted = [R * w if w else jnp.zeros_like(R) for w in weights]
+    if weights[BROKEN]:
+        noted[BROKEN] = (~jnp.isfinite(x)).sum().astype(R.dtype)
+    return c, jnp.stack(noted)
+
+
+meter.defvjp(lambda x, slot, form, weights: (x, x), _meter_bwd)
+
+
+def metered(x: jax.Array, slot: jax.Array, form: str, weights: Mapping[int, float]) -> jax.Array:
+    """x, with `meter`."""
+    slot = _compat.varying_alike(slot, x)[0]
+    return meter(x, slot, form, tuple(float(weights.get(i, 0)) for i in range(SLOT)))
 
 
 def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -315,5 +315,19 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--images", type=int, default=4, help=f"how many digits to show, 1 to {len(PAIRS)}")
-    parser.set_defaults(run=lambda args: demo(args.out, args.epochs, args.seed, args.images))
+    parser.add_argument(
+        "--bow",
+        action="store_true",
+        help="explain a bag-of-words model with a kernel SVM next to the network",
+    )
+    parser.set_defaults(run=_run)
     return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.bow:
+        from lrpjax.bow.demo import bow_demo  # which takes the digits and the network from here
+
+        bow_demo(args.out, args.epochs, args.seed, args.images)
+    else:
+        demo(args.out, args.epochs, args.seed, args.images)

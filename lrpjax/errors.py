@@ -25,6 +25,14 @@ class RuleError(LrpjaxError, ValueError):
     """A rule, or a composite, was given parameters that its formula does not admit."""
 
 
+class PatternError(LrpjaxError, ValueError):
+    """Patterns cannot be fitted from this stream of batches, or belong to another model."""
+
+
+class RootError(LrpjaxError, ValueError):
+    """A Taylor decomposition has no root point to expand at, or its root search was given arguments that do not fit."""
+
+
 class UnmatchedWarning(UserWarning):
     """A pair of a composite matched no unit of the function."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from lrpjax import _compat
-from lrpjax.cotangents import relevance_of, unbroadcast, wide
+from lrpjax.cotangents import BIAS, EPSILON, SLOT, relevance_of, unbroadcast, wide
 from lrpjax.graph import Node, Value
 from lrpjax.rules import PLAIN, Layer, Rule, divide
 from lrpjax.units import Unit
@@ -98,7 +98,9 @@ def _static(rule: Rule | None) -> Callable[[list], Any]:
 class Weighted:
     """A weighted layer with a rule of its own: the static part, from which forward and backward functions are made."""
 
-    def __init__(self, unit: Unit, x_value: Value, rule: Rule, have: str, rectified: bool):
+    def __init__(
+        self, unit: Unit, x_value: Value, rule: Rule, have: str, rectified: bool, audited: bool = False
+    ):
         assert unit.core is not None
         self.unit, self.core, self.x_value, self.have, self.rectified = (
             unit,
@@ -107,6 +109,7 @@ class Weighted:
             have,
             rectified,
         )
+        self.audited = audited
         self.externals = _externals(unit, x_value)
         self.rebuild = _static(rule)
         self.at = self.core.inputs.index(x_value)
@@ -122,7 +125,11 @@ class Weighted:
             w, b = self.merge([_compat.late(a, c) for a in externals])
             prepared = rule.kernels(w), b
         x = _compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
-        return rule.back(self.layer(x, *prepared), wide(x), wide(z), relevance_of(z, c, self.have))
+        layer = self.layer(x, *prepared)
+        if self.audited:
+            layer.account = []
+        result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.have))
+        return result if layer.account is None else (result, _entry(layer.account))
 
     def prepare(self, externals: list, leaves: list) -> Any:
         """The merged kernels and bias, computed now, if all they depend on is known now; else None."""
@@ -153,7 +160,10 @@ class Weighted:
         return w, b
 
     def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
+        like = x
+
         def apply(x, w):
+            x, w, _ = _compat.varying_alike(x, w, like)
             z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
             for node in self.moves:
                 z = node.bind(z)[0]
@@ -183,6 +193,14 @@ class Weighted:
             ones,
             4 * float(jnp.finfo(dtype).eps),
         )
+
+
+def _entry(account: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """What an audit's slot is given by a rule: the sums of what the bias and the stabiliser absorb."""
+    entry = jnp.zeros(SLOT)
+    for bias, epsilon in account:
+        entry = entry.at[BIAS].add(bias.astype(entry.dtype)).at[EPSILON].add(epsilon.astype(entry.dtype))
+    return entry
 
 
 def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:

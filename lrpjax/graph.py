@@ -289,6 +289,21 @@ def _not_negative(constant: Any) -> bool:
     return False
 
 
+def between(start: Value, end: Node) -> list[Node] | None:
+    """The nodes on the ways from `start` to `end`, in order, or None if relevance enters them from elsewhere."""
+    found: set[Node] = {end}
+    stack = [end]
+    while stack:
+        for v in stack.pop().carriers():
+            if v is start or (v.node is not None and v.node in found):
+                continue
+            if v.node is None or v.node.index <= (start.node.index if start.node else -1):
+                return None
+            found.add(v.node)
+            stack.append(v.node)
+    return sorted(found, key=lambda n: n.index)
+
+
 def token_sources(graph: Graph, explained: Sequence[bool]) -> frozenset[Value]:
     """Floating-point values looked up by integers that come from the explained input: where the relevance of tokens begins."""
     integers = {v for v, e in zip(graph.inputs, explained, strict=True) if e and not _compat.is_float(v.aval)}

@@ -9,12 +9,12 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lrpjax._compat import scan_layout
 from lrpjax.composites import Composite
 from lrpjax.errors import RuleError, UnmatchedWarning, UnsupportedError
 from lrpjax.graph import Node, Value
 from lrpjax.rules import LAYERS, PLAIN, RATIO, Epsilon, Gradient, Norm, Pass, Product, Rule, Stop, Sum
-from lrpjax.units import SHOWN, Level, Unit
+from lrpjax.selective import Signals
+from lrpjax.units import SHOWN, Level, Unit, carry_of
 
 _REFUSED = {
     "while": "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that are known when tracing",
@@ -115,6 +115,10 @@ def assign(level: Level, composite: Composite) -> Assignment:
     for unit in units:
         if unit.kind == "custom" and rules[unit] is None:
             rules[unit] = unit.main.params["call"].function.rule
+    selective = [u for u in units if u.kind == "product" and getattr(rules[u], "share", None) == "selective"]
+    signals = Signals(level) if selective else None
+    for unit in selective:
+        unit.selected = signals.of(unit)  # type: ignore[union-attr]
     texts = [f"({selector}, {rule})" for selector, rule in unmatched]
     if texts and not composite.preset and not getattr(composite, "_warned", False):
         object.__setattr__(composite, "_warned", True)
@@ -177,11 +181,6 @@ def flow(
             reaches = not isinstance(rules[unit], Stop) and any(v in into for v in passing(unit, rules[unit]))
             reached = [reaches] * len(unit.outputs)
         into.update(v for v, r in zip(unit.outputs, reached, strict=True) if (r and v.carries) or v in tapped)
-
-
-def carry_of(unit: Unit) -> tuple[int, int]:
-    """Where the carries stand among a body's inputs, and how many there are."""
-    return scan_layout(unit.nodes[0].params) if unit.kind == "scan" else (0, 0)
 
 
 def orient(
@@ -290,6 +289,8 @@ def passing(unit: Unit, rule: Rule | None) -> list[Value]:
         return unit.passing
     if rule.share == "activated":
         return [v for v in unit.passing if v not in unit.activated] or unit.passing
+    if rule.share == "selective":
+        return unit.selected
     if isinstance(rule.share, int):
         if not -len(unit.operands) <= rule.share < len(unit.operands):
             raise RuleError(
@@ -357,6 +358,8 @@ def describe(
         if unit.kind in SHOWN and unit in found.given:
             rule = assignment.rules[unit]
             text = str(rule) if rule is not None else default_text(unit)
+            if isinstance(rule, Product):
+                text += f": {len(passing(unit, rule))} of {len(unit.operands)} factors"
             aval = unit.out.aval
             planned.append(
                 Planned(
@@ -389,7 +392,7 @@ def refuse(found: Orientation) -> None:
     if not found.refused:
         return
     lines = []
-    for unit, reason in dict.fromkeys(found.refused):
+    for unit, reason in reversed(dict.fromkeys(found.refused)):
         node = unit.nodes[-1]
         lines.append(f"  {node.name} in '{node.path or '(no module path)'}' at {node.source}: {reason}")
     raise UnsupportedError("relevance cannot be propagated through\n" + "\n".join(lines))

@@ -13,17 +13,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from lrpjax.cotangents import convert, detach, relevance_of, scale, unbroadcast, wide, with_backward
-from lrpjax.errors import RuleError
+from lrpjax.cotangents import (
+    BROKEN,
+    EPSILON,
+    PASSED,
+    RECEIVED,
+    convert,
+    detach,
+    metered,
+    relevance_of,
+    scale,
+    unbroadcast,
+    wide,
+    with_backward,
+)
+from lrpjax.errors import PathError, RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
-from lrpjax.plan import Orientation, carry_of, is_native
+from lrpjax.plan import Orientation, is_native
 from lrpjax.rules import (
     PLAIN,
     RATIO,
+    Deconvnet,
     Epsilon,
     Gradient,
+    GuidedBackprop,
     Norm,
     Pass,
     Product,
@@ -31,7 +47,7 @@ from lrpjax.rules import (
     Sum,
     divide,
 )
-from lrpjax.units import Level, Unit
+from lrpjax.units import Level, Unit, carry_of
 
 DEFAULT = Epsilon(1e-6)
 """The rule of weighted layers that no composite names."""
@@ -43,20 +59,35 @@ DEFAULT = Epsilon(1e-6)
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for: `run` adds to each the array given for it (zeros) and returns its value.
+    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of them, either of which may be
+    None. It adds the first (zeros) to the value and returns the value; it multiplies the second onto the value's cotangent, and with it onto
+    the relevance that goes on from there.
+    `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account.
     """
 
-    def __init__(self, rules: Mapping[Unit, Rule | None], found: Orientation, tapped: Sequence[Value]):
+    def __init__(
+        self,
+        rules: Mapping[Unit, Rule | None],
+        found: Orientation,
+        tapped: Sequence[Value],
+        audited: Sequence[Unit] = (),
+    ):
         self.rules = rules
         self.found = found
         self.tapped = {v: i for i, v in enumerate(tapped)}
         self.owner = {node: unit for unit in found.given for node in unit.nodes}
+        self.audited = {unit: i for i, unit in enumerate(audited)}
+        self.made = {v: unit for unit in audited for v in unit.outputs}
 
     def run(
-        self, level: Level, inputs: Sequence[Any], taps: Mapping[int, Any]
+        self,
+        level: Level,
+        inputs: Sequence[Any],
+        taps: Mapping[int, tuple[Any, Any]],
+        slots: Sequence[Any] = (),
     ) -> tuple[list, dict[int, Any]]:
         """(outputs, {index of a tapped value: its value}) of a level."""
-        frame = _Frame(self, level, taps)
+        frame = _Frame(self, level, taps, slots)
         for value, array in zip(level.graph.inputs, inputs, strict=True):
             frame.define(value, array)
         for step in level.order:
@@ -93,8 +124,11 @@ class Rewritten:
 class _Frame:
     """One execution of one level: the values computed so far."""
 
-    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, Any]):
+    def __init__(
+        self, program: Rewritten, level: Level, taps: Mapping[int, tuple[Any, Any]], slots: Sequence[Any]
+    ):
         self.program = program
+        self.slots = slots
         self.found = program.found
         self.taps = taps
         self.seen: dict[int, Any] = {}
@@ -104,9 +138,21 @@ class _Frame:
     def define(self, value: Value, array: Any) -> None:
         index = self.program.tapped.get(value)
         if index is not None:
-            self.seen[index] = array
-            array = array + self.taps[index]
+            zeros, weight = self.taps[index]
+            if zeros is not None:
+                self.seen[index] = array
+                array = array + zeros
+            if weight is not None:
+                array = scale(array, weight)
+        maker = self.program.made.get(value)
+        if maker is not None and value in self.found.live:
+            array = self.audit(maker, array, self.found.form[value], {RECEIVED: 1, BROKEN: 1})
         self.env[value] = array
+
+    def audit(self, unit: Unit, array: Any, form: str, weights: Mapping[int, float]) -> Any:
+        """The array, at which the relevance that passes is entered into the account of a unit, if there is one."""
+        index = self.program.audited.get(unit)
+        return array if index is None else metered(array, self.slots[index], form, weights)
 
     def read(self, value: Value) -> Any:
         return value.constant if value.constant is not None else self.env[value]
@@ -156,10 +202,9 @@ class _Frame:
         emits = self.found.emits[unit].get(value)
         if emits is None:
             return self.fixed(value)
-        array = self.env[value]
-        return (
-            convert(array, None, emits, self.found.form[value]) if emits != self.found.form[value] else array
-        )
+        array, form = self.env[value], self.found.form[value]
+        array = array if emits == form else convert(array, None, emits, form)
+        return self.audit(unit, array, emits, {PASSED: 1})
 
     def rectified(self, unit: Unit) -> bool:
         """Whether relevance reaches a unit only where its output is positive: all of it comes through ReLUs, in ratio form."""
@@ -203,14 +248,13 @@ class _Frame:
             self.bind(node, read)
         last = unit.nodes[-1]
         for value, array in zip(last.outputs, _bind(last, [read(v) for v in last.inputs]), strict=True):
-            if value in self.found.live and (self.found.form[value] != given or epsilon is not None):
-                array = convert(
-                    array,
-                    epsilon,
-                    self.found.form[value],
-                    given,
-                    epsilon is not None and self.rectified(unit),
-                )
+            form = self.found.form.get(value)
+            if value in self.found.live and (form != given or epsilon is not None):
+                if epsilon is not None:
+                    array = self.audit(unit, array, given, {EPSILON: -1})
+                array = convert(array, epsilon, form, given, epsilon is not None and self.rectified(unit))  # type: ignore[arg-type]
+                if epsilon is not None:
+                    array = self.audit(unit, array, form, {EPSILON: 1})  # type: ignore[arg-type]
             self.define(value, array)
 
     def custom(
@@ -225,12 +269,12 @@ class _Frame:
         """A weighted layer whose rule is more than the native transpose."""
         (x,) = self.found.emits[unit]
         rectified = self.rectified(unit)
-        weighted = Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified)
+        index = self.program.audited.get(unit)
+        weighted = Weighted(unit, x, rule or DEFAULT, self.found.form[unit.out], rectified, index is not None)
+        operand, slot = self.operand(unit, x), None if index is None else self.slots[index]
         externals, leaves = [self.fixed(v) for v in weighted.externals], arrays_of(rule)
         rest = externals, weighted.prepare([self.known(v) for v in weighted.externals], leaves), leaves
-        y = with_backward(
-            weighted.forward, weighted.backward, self.operand(unit, x), *rest, rectified=rectified
-        )
+        y = with_backward(weighted.forward, weighted.backward, operand, *rest, rectified=rectified, slot=slot)
         self.define(unit.out, y)
 
     def product(self, unit: Unit, rule: Rule | None) -> None:
@@ -239,9 +283,8 @@ class _Frame:
         if unit.name == "reduce_product":
             (x,) = emits
             number = math.prod(x.shape[a] for a in unit.nodes[0].params["axes"])
-            self.native(
-                unit, operand=lambda v: scale(self.operand(unit, v), jnp.asarray(1 / number, jnp.float32))
-            )
+            array = self.operand(unit, x)
+            self.native(unit, operand=lambda v: scale(array, jnp.asarray(1 / number, wide(array).real.dtype)))
             return
         factors = [v for v in unit.operands if v in emits]
         share = rule.share if isinstance(rule, Product) else "uniform"
@@ -366,7 +409,9 @@ class _Frame:
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
 
         def run(arrays, taps):
-            outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs, arrays), taps)
+            outputs, seen = self.program.run(
+                body, self.enter(unit, body, node.inputs, arrays), taps, self.slots
+            )
             return self.leave(unit, body, outputs), seen
 
         outputs, seen = jax.checkpoint(
@@ -381,9 +426,11 @@ class _Frame:
 
         def branch(body: Level) -> Callable:
             def run(arrays, taps):
-                outputs, seen = self.program.run(body, self.enter(unit, body, node.inputs[1:], arrays), taps)
+                outputs, seen = self.program.run(
+                    body, self.enter(unit, body, node.inputs[1:], arrays), taps, self.slots
+                )
                 return self.leave(unit, body, outputs), {
-                    i: seen.get(i, jnp.zeros_like(t)) for i, t in taps.items()
+                    i: seen.get(i, jnp.zeros_like(z)) for i, (z, _) in taps.items() if z is not None
                 }
 
             return run
@@ -391,6 +438,29 @@ class _Frame:
         outputs, seen = lax.switch(arrays[0], [branch(body) for body in unit.bodies], arrays[1:], taps)
         self.seen.update(seen)
         return outputs
+
+    def run_shard_map(self, unit: Unit, node: Node, arrays: list) -> list:
+        """Each device runs the rewritten body on its shard; what a collective gathers, its transpose hands back."""
+        body, p = unit.bodies[0], node.params
+        if self.program.taps_in(body):
+            raise PathError(
+                "`at=`, or a condition, names a value inside a shard_map, of which each device has its own: name one outside"
+            )
+        rules = [self.program.rules[u] for u in body.walk()]
+        if not p["check_vma"] and any(isinstance(r, (Deconvnet, GuidedBackprop)) for r in rules):
+            raise RuleError(
+                f"{node.source}: deconvnet and guided backprop need shard_map(..., check_vma=True): without it each device holds a part of "
+                "the backward signal, and the positive part of a sum is not the sum of positive parts"
+            )
+
+        def run(arrays, slots):
+            outputs, _ = self.program.run(body, self.enter(unit, body, node.inputs, arrays), {}, slots)
+            return self.leave(unit, body, outputs)
+
+        specs = {"in_specs": (list(p["in_specs"]), PartitionSpec()), "out_specs": list(p["out_specs"])}
+        names = set(p.get("newly_manual_axes", p.get("manual_axes", ())))
+        mapped = jax.shard_map(run, mesh=p["mesh"], **specs, axis_names=names, check_vma=p["check_vma"])
+        return mapped(arrays, self.slots)
 
     def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
         body = unit.bodies[0]
@@ -402,7 +472,7 @@ class _Frame:
 
         def step(carry, slices):
             xs, taps = slices
-            outputs, seen = self.program.run(body, [*consts, *carry, *xs], taps)
+            outputs, seen = self.program.run(body, [*consts, *carry, *xs], taps, self.slots)
             carry = [
                 self.carry_over(o, a, f)
                 for o, a, f in zip(body.graph.outputs[:count], outputs[:count], forms, strict=True)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.errors import RuleError
+from lrpjax.errors import PatternError, RuleError
 
 RATIO, PLAIN = "ratio", "plain"
 """The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
@@ -45,6 +45,7 @@ class Layer:
 
     kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
     ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
+    account: where an audit asks for it, what the bias and the stabiliser absorb, one pair for each `share`.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -55,6 +56,14 @@ class Layer:
     rectified: bool
     ones: Callable[[], jax.Array]
     noise: float
+    account: list[tuple[jax.Array, jax.Array]] | None = None
+
+    def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
+        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
+        s = divide(R, stabilize(z, epsilon))
+        if self.account is not None:
+            self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
+        return s
 
     def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
         """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
@@ -105,6 +114,14 @@ class Rule:
     kinds: ClassVar[tuple[str, ...]] = LAYERS
     emits: ClassVar[str] = RATIO
 
+    def __post_init__(self):
+        epsilon = getattr(self, "epsilon", 0.0)
+        _check(
+            lambda e: e >= 0,
+            epsilon,
+            message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
+        )
+
     def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
         return positive(w), negative(w)
 
@@ -152,6 +169,13 @@ def _check(holds: Callable[..., Any], *values: Any, message: str) -> None:
         raise RuleError(message)
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of one shape can be stretched to another."""
+    return len(shape) <= len(to) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
 @rule("bias")
 class Epsilon(Rule):
     """LRP-ε: R_i = x_i Σ_j w_ij R_j / (z_j + ε sign z_j) (Bach et al. 2015, eq. 58). ε = 0 is LRP-0, with 0/0 = 0.
@@ -169,21 +193,17 @@ class Epsilon(Rule):
     bias: bool = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
 
-    def __post_init__(self):
-        _check(
-            lambda e: e >= 0,
-            self.epsilon,
-            message=f"Epsilon: epsilon must not be negative, but is {self.epsilon}",
-        )
-
     def kernels(self, w):
         return (w,)
 
     def back(self, layer, x, z, R):
         (w,) = layer.kernels
-        if not self.bias:
-            z = z - layer.b
-        return layer.transpose(divide(R, stabilize(z, self.epsilon)), w)
+        s = (
+            layer.share(R, z, self.epsilon, layer.b)
+            if self.bias
+            else layer.share(R, z - layer.b, self.epsilon)
+        )
+        return layer.transpose(s, w)
 
 
 @rule()
@@ -208,6 +228,7 @@ class Gamma(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
         )
@@ -221,12 +242,13 @@ class Gamma(Rule):
         g = jnp.asarray(self.gamma, z.dtype)
         linear, b = z - layer.b, jnp.asarray(layer.b if self.bias else 0.0, z.dtype)
         z_above = layer.positive(x, above, below)
-        denominator = linear + b + g * (z_above + positive(b))
+        b_gamma = b + g * positive(b)
+        denominator = linear + g * z_above + b_gamma
         if not layer.rectified:
-            denominator = jnp.where(
-                z > 0, denominator, linear + b + g * (negative(linear - z_above) + negative(b))
-            )
-        s = divide(R, stabilize(denominator, self.epsilon))
+            b_gamma = jnp.where(z > 0, b_gamma, b + g * negative(b))
+            below = linear + g * negative(linear - z_above) + b_gamma
+            denominator = jnp.where(z > 0, denominator, below)
+        s = layer.share(jnp.where(z == 0, 0.0, R), denominator, self.epsilon, b_gamma)
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
 
         def pull(
@@ -251,6 +273,7 @@ class AlphaBeta(Rule):
     bias: bool = True
 
     def __post_init__(self):
+        Rule.__post_init__(self)
         _check(
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
@@ -268,15 +291,14 @@ class AlphaBeta(Rule):
         w_above, w_below = layer.kernels
         above = layer.positive(x, w_above, w_below)
         b = jnp.asarray(layer.b, z.dtype)
-        z_above = above + positive(b) if self.bias else above
-        s_above = jnp.asarray(self.alpha, z.dtype) * divide(R, stabilize(z_above, self.epsilon))
+        b_above, b_below = (positive(b), negative(b)) if self.bias else (jnp.zeros_like(b),) * 2
+        s_above = layer.share(jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, b_above)
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        # Σ_i (x_i w_ij)⁻ without a second forward pass, and no smaller than the rounding of that difference
-        below = negative(z - b - above) - jnp.asarray(layer.noise, z.dtype) * above
-        z_below = below + negative(b) if self.bias else below
-        s_below = jnp.asarray(self.beta, z.dtype) * divide(R, stabilize(z_below, self.epsilon))
-        pull = lambda above, below: layer.transpose(s_above, above) - layer.transpose(s_below, below)
+        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it counts as large as the rounding
+        below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
+        s_below = layer.share(-jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, b_below)
+        pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
         return layer.pull(x, pull, w_above, w_below)
 
 
@@ -308,6 +330,14 @@ class ZBox(Rule):
     emits: ClassVar = PLAIN
 
     def __post_init__(self):
+        Rule.__post_init__(self)
+        low, high = np.shape(self.low), np.shape(self.high)
+        try:
+            np.broadcast_shapes(low, high)
+        except ValueError:
+            raise RuleError(
+                f"ZBox: low has shape {low} and high {high}, which do not broadcast against each other"
+            ) from None
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
     def kernels(self, w):
@@ -315,11 +345,14 @@ class ZBox(Rule):
 
     def back(self, layer, x, z, R):
         w, above, below = layer.kernels
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if not _broadcasts(jnp.shape(bound), x.shape):
+                raise RuleError(
+                    f"ZBox: {name} has shape {jnp.shape(bound)}, which does not broadcast against the layer's input of shape {x.shape}"
+                )
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
-        s = divide(
-            R, stabilize(z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
-        )
+        s = layer.share(R, z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
         return x * layer.transpose(s, w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
 
 
@@ -339,10 +372,8 @@ class WSquare(Rule):
 
     def back(self, layer, x, z, R):
         (squared,) = layer.kernels
-        total = layer.apply(layer.ones(), squared)
-        if self.bias:
-            total = total + layer.b * layer.b
-        return layer.transpose(divide(R, stabilize(total, self.epsilon)), squared)
+        total, b = layer.apply(layer.ones(), squared), layer.b * layer.b if self.bias else 0.0
+        return layer.transpose(layer.share(R, total + b, self.epsilon, b), squared)
 
 
 @rule()
@@ -357,7 +388,56 @@ class Flat(Rule):
 
     def back(self, layer, x, z, R):
         (ones,) = layer.kernels
-        return layer.transpose(divide(R, stabilize(layer.apply(layer.ones(), ones), self.epsilon)), ones)
+        return layer.transpose(layer.share(R, layer.apply(layer.ones(), ones), self.epsilon), ones)
+
+
+@rule("attribution", "path", "mark")
+class Pattern(Rule):
+    """PatternNet: the layer is propagated with its pattern a for kernel, R_i = Σ_j a_ij R_j; PatternAttribution (`attribution`): with a ⊙ w.
+
+    Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
+    (see `mark_of`) say which kernel the pattern was fitted to.
+    """
+
+    pattern: Any
+    attribution: bool = False
+    path: str = ""
+    mark: tuple[float, ...] = ()
+    emits: ClassVar = PLAIN
+
+    def kernels(self, w):
+        if tuple(w.shape) != tuple(self.pattern.shape):
+            raise PatternError(
+                f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's kernel has shape {w.shape}"
+            )
+        known = isinstance(w, np.ndarray)
+        if known and self.mark and not same_mark(mark_of(w), self.mark):
+            raise PatternError(
+                f"the pattern of layer {self.path!r} was fitted to other weights: fit the patterns again after training"
+            )
+        pattern = (np if known else jnp).asarray(self.pattern, w.dtype)
+        return (pattern * w if self.attribution else pattern,)
+
+    def back(self, layer, x, z, R):
+        return layer.transpose(R, layer.kernels[0])
+
+    def __str__(self) -> str:
+        return "PatternAttribution" if self.attribution else "PatternNet"
+
+
+def mark_of(w: Any) -> tuple[float, ...]:
+    """Three numbers by which a kernel is known again: its mean, its root mean square and a projection, over at most 65536 entries."""
+    entries = np.asarray(w).ravel()[:: max(1, w.size // 65536)].astype(np.float64)
+    return (
+        float(entries.mean()),
+        float(np.sqrt((entries**2).mean())),
+        float((entries * np.cos(np.arange(entries.size))).mean()),
+    )
+
+
+def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two marks are those of one kernel, up to rounding."""
+    return len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4 * abs(b[1])))
 
 
 @rule()
@@ -425,6 +505,7 @@ class Product(Rule):
 
     share: "gate" (the default): a sigmoid gate receives nothing and the signal takes all (Arras et al. 2017); without a gate, uniform.
     "activated": a factor that comes straight from an activation receives nothing (the gate of SwiGLU in CP-LRP); without one, uniform.
+    "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.selective`).
     "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
     (elementwise products only). An int: that factor, in the order of writing, takes all.
     """
@@ -433,14 +514,10 @@ class Product(Rule):
     kinds: ClassVar = ("product",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in (
-            "gate",
-            "activated",
-            "uniform",
-            "magnitude",
-        ):
+        shares = ("gate", "activated", "selective", "uniform", "magnitude")
+        if isinstance(self.share, bool) or not (isinstance(self.share, int) or self.share in shares):
             raise RuleError(
-                f"Product: share must be 'gate', 'activated', 'uniform', 'magnitude' or the number of a factor, but is {self.share!r}"
+                f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, but is {self.share!r}"
             )
 
 
@@ -456,7 +533,7 @@ class Sum(Rule):
     kinds: ClassVar = ("sum",)
 
     def __post_init__(self):
-        if not isinstance(self.share, int) and self.share not in ("native", "uniform", "magnitude"):
+        if isinstance(self.share, bool) or self.share not in ("native", "uniform", "magnitude", 0, 1):
             raise RuleError(
                 f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
             )

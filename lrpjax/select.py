@@ -37,6 +37,8 @@ class Selector:
 
 @dataclasses.dataclass(frozen=True)
 class Combined(Selector):
+    """Selectors joined by & or |, or one that is negated."""
+
     operator: str
     parts: tuple[Selector, ...]
 
@@ -54,6 +56,8 @@ class Combined(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class Path(Selector):
+    """Units whose path matches a glob."""
+
     glob: str
 
     def choose(self, units):
@@ -65,6 +69,8 @@ class Path(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class Kind(Selector):
+    """Units of certain kinds, or with certain functions."""
+
     kinds: tuple[str, ...]
 
     def choose(self, units):
@@ -76,6 +82,8 @@ class Kind(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class End(Selector):
+    """The first or the last unit of certain kinds."""
+
     which: str
     kinds: tuple[str, ...]
 

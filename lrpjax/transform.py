@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from lrpjax import _compat, graph, naming, units
 from lrpjax import plan as planning
 from lrpjax.composites import Composite
+from lrpjax.cotangents import SLOT
 from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
 from lrpjax.graph import Graph, Value
 from lrpjax.plan import Plan
@@ -153,6 +154,7 @@ class Program:
         argnums: int | Sequence[int],
         at: Any,
         has_aux: bool,
+        conditions: Sequence[str] = (),
     ):
         if not isinstance(composite, Composite):
             raise TypeError(
@@ -161,8 +163,8 @@ class Program:
         self.composite = composite
         self.has_aux = has_aux
         self.argnums = argnums
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        explained = [args[i] for i in _checked_numbers(numbers, len(args))]
+        numbers = _checked_numbers(argnums, len(args))
+        explained = [args[i] for i in numbers]
         leaves, self.treedef = jax.tree.flatten(explained)
         self.leaves = [_checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
         if not leaves:
@@ -176,11 +178,13 @@ class Program:
 
         with naming.nnx_scopes():
             self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
-        self.prepare(at)
+        if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
+            raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
+        self.prepare(at, conditions)
 
-    def prepare(self, at: Any) -> None:
+    def prepare(self, at: Any, conditions: Sequence[str]) -> None:
         g, families = self.graph, self.composite.families
-        wanted = _scopes(g, at)
+        wanted, conditioned = _scopes(g, at), _scopes(g, conditions)
         inputs = len(self.leaves)
         floats = [_compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
@@ -194,75 +198,125 @@ class Program:
             sources,
             families,
         )
-        self.level = units.find(g, families, frozenset(wanted.values()))
+        self.level = units.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
         self.taps = dict(_aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         if isinstance(at, str) and not _is_glob(at):
             self.single = True
         else:
             self.single = False
             self.taps |= _globbed(self.level, at)
+        self.conditions = {path: [v] for path, v in _aliased(self.level, conditioned)} | {
+            glob: list(_globbed(self.level, glob).values()) for glob in conditions if _is_glob(glob)
+        }
         self.assignment = planning.assign(self.level, self.composite)
-        tapped = list(dict.fromkeys(self.taps.values()))
-        self.found = planning.Orientation()
-        rules = self.assignment.rules
-        planning.flow(self.level, [v.carries for v in g.inputs], rules, frozenset(tapped), self.found.flowing)
-        outs = list(g.outputs)
-        count = len(outs) - self.aux_count()
-        live = [i < count for i in range(len(outs))]
-        planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
+        self.orient(list(dict.fromkeys(self.taps.values())))
         planning.refuse(self.found)
+        for path, values in self.conditions.items():
+            self.conditions[path] = [v for v in values if v in self.found.live]
+            if not self.conditions[path]:
+                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
         if self.composite.method == "relevance" and any(
-            planning.is_probability(self.level, v) for v in outs[:count]
+            planning.is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
         ):
             warnings.warn(
                 "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
                 ProbabilityWarning,
                 stacklevel=4,
             )
-        self.tapped = tapped
-        self.rewritten = Rewritten(rules, self.found, tapped)
+        self.rewrite()
+
+    def orient(self, tapped: list[Value]) -> None:
+        """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
+        self.tapped, self.found = tapped, planning.Orientation()
+        rules, outs = self.assignment.rules, self.graph.outputs
+        carrying = [v.carries for v in self.graph.inputs]
+        planning.flow(self.level, carrying, rules, frozenset(tapped), self.found.flowing)
+        live = [i < len(outs) - self.aux_count() for i in range(len(outs))]
+        planning.orient(self.level, live, [PLAIN] * len(outs), rules, self.found, frozenset(tapped))
+
+    def rewrite(self, audited: Sequence[units.Unit] = ()) -> None:
+        """Makes the program that is run: with taps, conditions, and accounts of the units audited."""
+        watched = [*self.tapped, *(v for values in self.conditions.values() for v in values)]
+        self.slots = [jnp.zeros(SLOT)] * len(audited)
+        self.rewritten = Rewritten(self.assignment.rules, self.found, list(dict.fromkeys(watched)), audited)
 
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
 
-    def linearise(self) -> tuple[Any, Any, Callable]:
-        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for."""
+    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
+
+        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to the shapes of `shape_of`.
+        """
+        y, aux, pull = self.linearise_audited(weights)
+        return y, aux, lambda seed: pull(seed)[0]
+
+    def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """As `linearise`; pull gives a pair, the second of which are the accounts of the units that are audited."""
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
+        if not y_leaves:
+            raise TargetError("the function returned no array: there is nothing to explain")
         for leaf in y_leaves:
             if not _compat.is_float(leaf):
                 raise TargetError(
                     f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
                 )
-        shapes = {i: _tap_shape(self.level, v) for i, v in enumerate(self.tapped)}
-        zeros = {i: jnp.zeros(s, v.aval.dtype) for (i, s), v in zip(shapes.items(), self.tapped, strict=True)}
 
-        def run(leaves, zeros):
-            outputs, seen = self.rewritten.run(self.level, [*self.consts, *leaves], zeros)
+        def run(leaves, zeros, slots):
+            outputs, seen = self.run(leaves, zeros, weights or {}, slots)
             return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
 
-        if self.taps or self.tapped:
-            y, back, (aux, seen) = jax.vjp(lambda zeros: run(self.leaves, zeros), zeros, has_aux=True)
+        if self.tapped:
+            on = (self.zeros(), self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), *on, has_aux=True)
         else:
-            y, back, (aux, seen) = jax.vjp(lambda *leaves: run(leaves, zeros), *self.leaves, has_aux=True)
+            on = (self.leaves, self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, {}, s), *on, has_aux=True)
 
         def pull(seed: Any) -> Any:
             seeds = [jnp.asarray(s).astype(v.dtype) for s, v in zip(jax.tree.leaves(seed), y, strict=True)]
-            cotangents = back(seeds)
+            cotangents, accounts = back(seeds)
             if self.tapped:
-                read = {i: self.read(v, seen[i], cotangents[0][i]) for i, v in enumerate(self.tapped)}
+                read = {i: self.read(v, seen[i], cotangents[i]) for i, v in enumerate(self.tapped)}
                 named = {name: read[self.tapped.index(v)] for name, v in self.taps.items()}
-                return next(iter(named.values())) if self.single else named
+                return (next(iter(named.values())) if self.single else named), accounts
             inputs = self.graph.inputs[len(self.consts) :]
             R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
             explained = jax.tree.unflatten(self.treedef, R)
-            return explained[0] if isinstance(self.argnums, int) else tuple(explained)
+            explained = tuple(explained) if isinstance(self.argnums, Sequence) else explained[0]
+            return explained, accounts
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull
 
+    def run(
+        self,
+        leaves: Sequence[Any],
+        zeros: Mapping[int, Any],
+        weights: Mapping[Value, Any],
+        slots: Sequence[Any] = (),
+    ) -> Any:
+        """(flat outputs, {index of a tapped value: its value})."""
+        taps = {i: (zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        return self.rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
+
+    def zeros(self) -> dict[int, Any]:
+        return {i: jnp.zeros(self.shape_of(v), v.aval.dtype) for i, v in enumerate(self.tapped)}
+
+    def values(self) -> dict[str, Any]:
+        """The values that `at` names, by path, from a forward pass alone."""
+        _, seen = self.run(self.leaves, self.zeros(), {})
+        return {name: seen[self.tapped.index(v)] for name, v in self.taps.items()}
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value as seen from outside: inside scans it is stacked over the loops."""
+        return _tap_shape(self.level, value)
+
     def read(self, value: Value, x: Any, c: Any) -> Any:
-        """The relevance of a value, from the value and its cotangent."""
+        """The relevance of a value, from the value and its cotangent: none where the plan lets none reach it."""
+        if value not in self.found.live:
+            return jnp.zeros_like(x)
         plain = self.found.form.get(value) == PLAIN and self.composite.method != "input_x_gradient"
         return c if plain else c * x
 
@@ -316,7 +370,7 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     if (
         not isinstance(array, jax.core.Tracer)
         and array.size
-        and not (-classes <= np.min(array) and np.max(array) < classes)
+        and not (-classes <= np.asarray(array).min() and np.asarray(array).max() < classes)
     ):
         raise TargetError(f"target {target} is out of range: the output has {classes} classes")
     return jax.tree.map(lambda y: _class_mask(jnp.asarray(array), y) * weigh(y), y)
@@ -348,12 +402,17 @@ def _shapes(tree: Any) -> str:
 # --------------------------------------------------------------------------------------------------------------------- arguments, paths
 
 
-def _checked_numbers(numbers: Sequence[int], count: int) -> Sequence[int]:
+def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:
+    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     for i in numbers:
+        if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+            raise InputError(f"argnums takes the number of an argument, or several, but got {argnums!r}")
         if not -count <= i < count:
             raise InputError(
                 f"argnums names argument {i}, but the function was called with {count} positional arguments"
             )
+    if len({i % count for i in numbers}) < len(numbers):
+        raise InputError(f"argnums={argnums!r} names an argument twice")
     return numbers
 
 
@@ -382,7 +441,7 @@ def _scopes(g: Graph, at: Any) -> dict[str, Value]:
     """For each plain path, the value that leaves that scope last."""
     if at is None:
         return {}
-    paths = [at] if isinstance(at, str) else list(at)
+    paths = list(at) if isinstance(at, Iterable) and not isinstance(at, str) else [at]
     found = {}
     for path in paths:
         if not isinstance(path, str):

@@ -8,8 +8,9 @@ only move or scale values become units of one node, of kind "structural" and "af
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from lrpjax import activations, dimensions
-from lrpjax.graph import Graph, Node, Value
+from lrpjax import _compat, activations, dimensions
+from lrpjax.elementwise import Dependence
+from lrpjax.graph import Graph, Node, Value, between
 
 SHOWN = (
     "conv",
@@ -37,7 +38,7 @@ class Unit:
     kind: one of SHOWN, "structural", "stop", "unknown" or one of STRUCTURED. name: the function, where it is known ("relu", "max_pool", "gelu").
     nodes: in order; the last one makes the outputs. operands: the values that carry relevance in; passing: those among them that receive
     relevance (a denominator, a gate and the statistics of a normalisation do not). activated: the factors of a product that come straight
-    from an activation.
+    from an activation. selected: the factors that `selective.Signals` found to be the signal, where a plan asked for it.
     core, scales: for weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of the kernel
     that its constant varies along. bodies: the units of each sub-program.
     """
@@ -50,6 +51,7 @@ class Unit:
     core: Node | None = None
     scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     activated: list[Value] = dataclasses.field(default_factory=list)
+    selected: list[Value] = dataclasses.field(default_factory=list)
     bodies: list["Level"] = dataclasses.field(default_factory=list)
 
     @property
@@ -85,6 +87,11 @@ class Level:
                 yield from body.walk()
 
 
+def carry_of(unit: Unit) -> tuple[int, int]:
+    """Where the carries stand among a body's inputs, and how many there are."""
+    return _compat.scan_layout(unit.nodes[0].params) if unit.kind == "scan" else (0, 0)
+
+
 def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
     """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
     return _Finder(graph, families, kept).level()
@@ -96,6 +103,7 @@ class _Finder:
         self.families = families
         self.kept = kept
         self.unit_of: dict[Node, Unit] = {}
+        self.dependence = Dependence(graph, families)
         self.live = [
             n for n in graph.nodes if any(v.carries for v in n.inputs) and any(v.carries for v in n.outputs)
         ]
@@ -110,6 +118,7 @@ class _Finder:
     def level(self) -> Level:
         self.softmaxes()
         self.activations()
+        self.statistics()
         self.layers()
         self.normalisations()
         self.products()
@@ -203,16 +212,27 @@ class _Finder:
                         if end is not None and end not in self.unit_of:
                             self.softmax(node, end)
         for node in self.live:
-            if (
-                node.name in ("exp", "exp2")
-                and node not in self.unit_of
-                and node.carriers()[0].node is not None
+            if node not in self.unit_of and (
+                (node.name in ("exp", "exp2") and self.over_logsumexp(node))
+                or (node.name == "log" and self.ends_softmax(node.inputs[0], "softmax"))
             ):
-                inner = node.carriers()[0].node
-                if inner.name == "sub" and inner.inputs[1].carries:
-                    origin = self.origin(inner.inputs[1], (*through,))
-                    if origin is not None and origin in self.unit_of:
-                        self.add(Unit("softmax", [node], node.carriers(), node.carriers(), "softmax"))
+                name = "log_softmax" if node.name == "log" else "softmax"
+                self.add(Unit("softmax", [node], node.carriers(), node.carriers(), name))
+
+    def over_logsumexp(self, node: Node) -> bool:
+        """exp(u − log Σ exp(u))"""
+        inner = node.inputs[0].node
+        return (
+            inner is not None
+            and inner.name == "sub"
+            and inner.inputs[1].carries
+            and self.ends_softmax(inner.inputs[1], "logsumexp")
+        )
+
+    def ends_softmax(self, value: Value, name: str) -> bool:
+        origin = self.origin(value, ("structural", "affine"))
+        unit = self.unit_of.get(origin) if origin is not None else None
+        return unit is not None and unit.name == name and unit.nodes[-1] is origin
 
     def softmax_end(
         self, user: Node, denominator: Value, numerators: list[Value], through: tuple[str, ...]
@@ -230,27 +250,13 @@ class _Finder:
         return None
 
     def softmax(self, start: Node, end: Node) -> None:
-        nodes = self.between(start.out, end)
+        nodes = between(start.out, end)
         if nodes is None or any(n in self.unit_of for n in nodes):
             return
         source = start.carriers()
         self.add(
             Unit("softmax", [start, *nodes], source, source, "logsumexp" if end.name == "log" else "softmax")
         )
-
-    def between(self, start: Value, end: Node) -> list[Node] | None:
-        """The nodes on the ways from `start` to `end`, in order, or None if relevance enters them from elsewhere."""
-        found: set[Node] = {end}
-        stack = [end]
-        while stack:
-            for v in stack.pop().carriers():
-                if v is start or (v.node is not None and v.node in found):
-                    continue
-                if v.node is None or v.node.index <= (start.node.index if start.node else -1):
-                    return None
-                found.add(v.node)
-                stack.append(v.node)
-        return sorted(found, key=lambda n: n.index)
 
     # ---------------------------------------------------------------------------------------------------------------- activations
 
@@ -260,13 +266,13 @@ class _Finder:
         The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where scalar constants alone stand between two such functions, both
         are one (`1 / (1 + exp(-x))`).
         """
-        dominators = self.dominators()
+        dominators = self.dependence.dominators()
         for end in reversed(self.live):
-            if end in self.unit_of or not self.elementwise(end):
+            if end in self.unit_of or not self.dependence.elementwise(end):
                 continue
             source = dominators[end]
             region = None if source is None else self.region(source, end)
-            if region is None or not any(self.nonlinear(n) for n in region):
+            if region is None or not any(self.dependence.nonlinear(n) for n in region):
                 continue
             source, region = self.absorb(*self.extend(source, region, dominators))
             self.add(Unit("activation", region, [source], [source], activations.name_of(region)))
@@ -281,7 +287,9 @@ class _Finder:
             and not value.returned
         ):
             node = value.node
-            if any(u not in region and u not in prefix for u in value.users) or not self.elementwise(node):
+            if any(
+                u not in region and u not in prefix for u in value.users
+            ) or not self.dependence.elementwise(node):
                 break
             start = dominators.get(node)
             inner = None if start is None else self.region(start, node)
@@ -290,7 +298,7 @@ class _Finder:
             ):
                 break
             prefix = inner + prefix
-            if any(self.nonlinear(n) for n in inner):
+            if any(self.dependence.nonlinear(n) for n in inner):
                 source, region, prefix = start, prefix + region, []  # type: ignore[assignment]
             value = start
         return source, region
@@ -305,7 +313,7 @@ class _Finder:
             return (
                 node.within[: len(call)] == call
                 and node not in self.unit_of
-                and self.elementwise(node)
+                and self.dependence.elementwise(node)
                 and len(node.carriers()) == 1
                 and all(v.carries or activations.is_scalar(v) for v in node.inputs)
             )
@@ -329,77 +337,19 @@ class _Finder:
             source = source.node.carriers()[0]
         return source, region
 
-    def dominators(self) -> dict[Node, Value | None]:
-        """For each node, the last value that every way from the explained inputs to it passes; None where there is no such value."""
-        depth: dict[Value | None, int] = {None: 0}
-        parent: dict[Value, Value | None] = {}
-        result: dict[Node, Value | None] = {}
-        for v in self.graph.inputs:
-            parent[v], depth[v] = None, 1
-        for node in self.graph.nodes:
-            common: Value | None = None
-            inputs = [v for v in dict.fromkeys(node.inputs) if self.depends(v)]
-            for i, v in enumerate(inputs):
-                if v not in depth:
-                    parent[v], depth[v] = None, 1
-                if i == 0:
-                    common = v
-                    continue
-                other: Value | None = v
-                while common is not other:
-                    if depth[common] >= depth[other]:
-                        common = parent[common]  # type: ignore[index]
-                    else:
-                        other = parent[other]  # type: ignore[index]
-            result[node] = common
-            for out in node.outputs:
-                parent[out], depth[out] = common, depth[common] + 1
-        return result
-
-    def depends(self, value: Value) -> bool:
-        """Whether a value is derived from one that carries relevance, be it by a predicate."""
-        if not hasattr(self, "_derived"):
-            derived = {v for v in self.graph.inputs if v.carries}
-            for node in self.graph.nodes:
-                if self.family(node) == "stop":
-                    derived.update(o for o in node.outputs if o.carries)
-                elif any(v in derived for v in node.inputs):
-                    derived.update(node.outputs)
-                else:
-                    derived.update(o for o in node.outputs if o.carries)
-            self._derived = derived
-        return value in self._derived
-
-    def elementwise(self, node: Node) -> bool:
-        """Elementwise, with one output, in which all that depends on the explained input has the shape of the output."""
-        family = self.family(node)
-        if len(node.outputs) != 1 or not (
-            family in ("elementwise", "predicate", "quotient", "negation")
-            or node.name
-            in (
-                "add",
-                "sub",
-                "mul",
-                "select_n",
-                "convert_element_type",
-                "copy",
-                "add_any",
-                "reduce_precision",
-                "stop_gradient",
-            )
-        ):
-            return False
-        return all(v.shape == node.out.shape for v in node.inputs if self.depends(v))
-
-    def nonlinear(self, node: Node) -> bool:
-        family = self.family(node)
-        if family == "elementwise":
-            return True
-        if family == "predicate" or node.name == "select_n":
-            return self.depends(node.inputs[0])
-        return (node.name == "mul" and all(self.depends(v) for v in node.inputs)) or (
-            family == "quotient" and self.depends(node.inputs[1])
-        )
+    def statistics(self) -> None:
+        """max(0, variance) under a root is no ReLU of the network (flax's LayerNorm): rules for "relu" leave it alone."""
+        through = ("structural", "affine")
+        for unit in set(self.unit_of.values()):
+            if unit.name != "relu":
+                continue
+            values = self.forward(unit.out, through)
+            uses = {
+                u for v in values for u in v.users if not (self.light(u, through) and u.carriers() == [v])
+            }
+            roots = [u for u in uses if u.name == "sqrt" or activations.divides(u)]
+            if roots and len(roots) == len(uses) and not any(v.returned for v in values):
+                unit.name = "clip"
 
     def region(self, source: Value, end: Node) -> list[Node] | None:
         """The elementwise nodes between `source` and `end`, or None if one of them is not elementwise or is needed elsewhere."""
@@ -409,12 +359,12 @@ class _Finder:
         stack = [end]
         while stack:
             for v in stack.pop().inputs:
-                if v is source or not self.depends(v) or v.node in found:
+                if v is source or not self.dependence.depends(v) or v.node in found:
                     continue
                 if (
                     v.node is None
                     or v.node in self.unit_of
-                    or not self.elementwise(v.node)
+                    or not self.dependence.elementwise(v.node)
                     or v in self.kept
                     or v.returned
                 ):
@@ -497,6 +447,12 @@ class _Finder:
             ):
                 labels = dimensions.moved(user, labels, value.shape)
                 pending.append(user)
+            elif grow_structure and user.name in ("psum", "psum_invariant") and len(user.inputs) == 1:
+                nodes += [
+                    *pending,
+                    user,
+                ]  # a layer whose contraction is sharded: its rule needs the whole sum
+                pending = []
             elif self.affine(user) and user.out.shape == value.shape:
                 if user.name in ("add", "sub", "add_any"):
                     if not bias:

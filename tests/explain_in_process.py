@@ -201,11 +201,13 @@ def numbered(count, size=8):
 def killed(directory, kills, count):
     """Kills a run that explains `count` batches `kills` times at random, starting it again each time.
 
-    Each life is a fork from here that has not used JAX yet. Prints, for each life, how many batches were
-    stored when it began, and which ones it computed.
+    Each life is a fork from here that has not used JAX yet. A life that will be killed stops after its share of
+    the batches, so that however fast the machine is, there is work left for every life. Prints, for each life,
+    how many batches were stored when it began, and which ones it computed.
     """
     kills, count, directory = int(kills), int(count), Path(directory)
     delay = random.Random(0)
+    share = count // kills - 2  # two more may be in flight when it stops
     for life in range(kills + 1):
         # tensorstore must not be used before a fork, so the records are counted by their files.
         stored = len(list(directory.glob("store/batches/c.*.0")))
@@ -220,12 +222,14 @@ def killed(directory, kills, count):
             for number, _ in enumerate(results):
                 if number >= stored:
                     os.write(writer, b".")
+                if life < kills and number >= stored + share - 1:
+                    signal.pause()
             os._exit(0)
         os.close(writer)
         if life < kills:
             if delay.random() < 0.8:  # in this life's first batches; else anywhere from its birth on
                 os.read(reader, 1)
-                time.sleep(delay.random() * 0.05)
+                time.sleep(delay.random() * 0.02)
             else:
                 time.sleep(delay.random() * 0.5)
             os.kill(child, signal.SIGKILL)

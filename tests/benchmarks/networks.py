@@ -22,13 +22,33 @@ class VGG(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
-class Bottleneck(nn.Module):
+class Basic(nn.Module):
+    """The residual block of ResNet-18 and -34."""
+
     width: int
     stride: int
+    train: bool
 
     @nn.compact
     def __call__(self, x):
-        norm = lambda y: nn.BatchNorm(use_running_average=True)(y)
+        norm = lambda y: nn.BatchNorm(use_running_average=not self.train)(y)
+        y = nn.relu(norm(nn.Conv(self.width, (3, 3), self.stride, use_bias=False)(x)))
+        y = norm(nn.Conv(self.width, (3, 3), use_bias=False)(y))
+        if x.shape != y.shape:
+            x = norm(nn.Conv(self.width, (1, 1), self.stride, use_bias=False)(x))
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """The residual block of ResNet-50 and deeper ones."""
+
+    width: int
+    stride: int
+    train: bool
+
+    @nn.compact
+    def __call__(self, x):
+        norm = lambda y: nn.BatchNorm(use_running_average=not self.train)(y)
         y = nn.relu(norm(nn.Conv(self.width, (1, 1), use_bias=False)(x)))
         y = nn.relu(norm(nn.Conv(self.width, (3, 3), self.stride, use_bias=False)(y)))
         y = norm(nn.Conv(4 * self.width, (1, 1), use_bias=False)(y))
@@ -38,19 +58,28 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of bottleneck blocks; (3, 4, 6, 3) is ResNet-50."""
+    """A ResNet; the defaults are ResNet-50."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     classes: int = 1000
+    block: type[nn.Module] = Bottleneck
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False):
         x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False)(x)
-        x = nn.max_pool(nn.relu(nn.BatchNorm(use_running_average=True)(x)), (3, 3), (2, 2), padding="SAME")
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
         for i, depth in enumerate(self.depths):
             for j in range(depth):
-                x = Bottleneck(64 * 2**i, 2 if i and not j else 1)(x)
+                x = self.block(64 * 2**i, 2 if i and not j else 1, train)(x)
         return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+RESNETS = {
+    "resnet18": lambda classes: ResNet((2, 2, 2, 2), classes, Basic),
+    "resnet50": lambda classes: ResNet((3, 4, 6, 3), classes),
+    "resnet101": lambda classes: ResNet((3, 4, 23, 3), classes),
+}
 
 
 class Block(nn.Module):

@@ -1,0 +1,176 @@
+"""What holds for the source rather than for a result: JAX's internals, documentation, and the differences between versions of JAX."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lrpjax
+from lrpjax import _compat
+
+PACKAGE = pathlib.Path(lrpjax.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name != "_compat.py"], ids=lambda f: f.stem)
+def test_internals_of_jax_are_reached_for_in_one_module_only(file):
+    assert not [name for name in imports(file) if name.startswith("jax._src") or name == "_src"]
+
+
+PIPELINE = (
+    "errors primitives _compat graph activations dimensions elementwise rules units select composites plan "
+    "cotangents explained rewrite naming transform"
+)
+
+
+@pytest.mark.parametrize("name", PIPELINE.split())
+def test_stages_import_only_what_stands_before_them(name):
+    """function → graph → units → plan → rewritten function → relevance: data flows one way."""
+    order = PIPELINE.split()
+    file = PACKAGE / f"{name}.py"
+    tree = ast.parse(file.read_text())
+    used = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "lrpjax":
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lrpjax."):
+            used.add(node.module.split(".")[1])
+    assert {m for m in used if m in order} <= set(order[: order.index(name)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- documentation
+
+EXPORTED = {name: thing for name, thing in vars(lrpjax).items() if not name.startswith("_")}
+FUNCTIONS = {name: thing for name, thing in EXPORTED.items() if not isinstance(thing, types.ModuleType)}
+MODULES = [m.name for m in pkgutil.iter_modules([str(PACKAGE)], "lrpjax.")]
+
+
+def public(module):
+    """What a module itself defines under a public name."""
+    return {
+        f"{module.__name__}.{name}": thing
+        for name, thing in vars(module).items()
+        if not name.startswith("_")
+        and getattr(thing, "__module__", "") == module.__name__
+        and (inspect.isroutine(thing) or inspect.isclass(thing))
+    }
+
+
+API = FUNCTIONS | public(lrpjax.rules) | public(lrpjax.composites) | public(lrpjax.select)
+
+
+def test_public_names_are_those_of_the_issue():
+    assert {"relevance", "value_and_relevance", "vjp", "plan", "Composite"} <= set(FUNCTIONS)
+    named = "Epsilon Gamma AlphaBeta ZPlus ZBox WSquare Flat Norm Pass Gradient Stop"
+    assert all(hasattr(lrpjax.rules, name) for name in named.split())
+    presets = "epsilon epsilon_plus epsilon_plus_flat epsilon_alpha2_beta1 epsilon_alpha2_beta1_flat epsilon_gamma_box"
+    others = "excitation_backprop deep_taylor gradient input_x_gradient deconvnet guided_backprop"
+    assert all(hasattr(lrpjax.composites, name) for name in f"{presets} {others}".split())
+    assert all(hasattr(lrpjax.select, name) for name in ("path", "kind", "first", "last"))
+
+
+@pytest.mark.parametrize("name", API)
+def test_public_names_are_documented(name):
+    """A dataclass without a docstring has its signature for one."""
+    text = inspect.getdoc(API[name])
+    assert text and not text.startswith(f"{name.split('.')[-1]}(")
+
+
+@pytest.mark.parametrize("name", [n for n, thing in FUNCTIONS.items() if inspect.isfunction(thing)])
+def test_exported_functions_have_an_example_that_runs(name):
+    tests = doctest.DocTestFinder(recurse=False).find(FUNCTIONS[name], name)
+    assert sum(len(t.examples) for t in tests) > 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_say_what_they_are_for(name):
+    assert (importlib.import_module(name).__doc__ or "").strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------- what differs between versions
+
+
+class Bound:
+    """A primitive of a JAX whose `get_bind_params` answers in the way given."""
+
+    multiple_results = False
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def get_bind_params(self, params):
+        return self.answer(params)
+
+    def bind(self, *args, **params):
+        return args, params
+
+
+@pytest.mark.parametrize(
+    ("answer", "args"),
+    [(lambda p: (["f"], {"n": 1}), ("f", 2)), (lambda p: {"n": 1}, (2,))],
+    ids=["a pair, until 0.9.1", "a dict, since 0.9.2"],
+)
+def test_bind_parameters_of_either_form(answer, args):
+    assert _compat.bind(Bound(answer), {}, 2) == [(args, {"n": 1})]
+
+
+class FlatTree:
+    def unpack(self):
+        return [1, 2], [3], [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"num_consts": 2, "num_carry": 1}, {"ft_in": FlatTree()}],
+    ids=["numbers, until 0.10", "trees, since 0.11"],
+)
+def test_scan_layout_of_either_form(params):
+    assert _compat.scan_layout(params) == (2, 1)
+
+
+def test_scan_layout_of_the_installed_version():
+    w = np.ones((3, 3))
+    jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, x: (c @ w + x, c), x[0], x))(jnp.ones((4, 3)))
+    (scan,) = [e for e in _compat.open_jaxpr(jaxpr)[0].eqns if e.primitive.name == "scan"]
+    assert _compat.scan_layout(scan.params)[1] == 1
+
+
+def test_open_jaxpr_of_either_type():
+    class Open:
+        eqns = ()
+
+    class Closed:
+        jaxpr, consts = Open(), [1]
+
+    assert _compat.open_jaxpr(Closed) == (Closed.jaxpr, [1])
+    assert _compat.open_jaxpr(Closed.jaxpr) == (Closed.jaxpr, [])
+
+
+def test_late_arrays_are_the_arrays_themselves():
+    """Under jit, vmap of either operand, and differentiation."""
+    a, after = jnp.arange(3.0), jnp.ones((2, 2))
+    assert (jax.jit(_compat.late)(a, after) == a).all()
+    assert (jax.vmap(_compat.late, in_axes=(None, 0))(a, jnp.ones((5, 2, 2))) == a).all()
+    assert jax.vmap(_compat.late, in_axes=(0, None))(jnp.stack([a, 2 * a]), after).shape == (2, 3)
+    assert jax.grad(lambda a: _compat.late(a * a, after).sum())(a).tolist() == [0.0, 2.0, 4.0]
+    assert _compat.late(a, jnp.array([jnp.nan])).tolist() == a.tolist()
+    assert jax.jit(_compat.late)(a, jnp.zeros((0, 2))).tolist() == a.tolist()
+    assert jax.jit(_compat.late)(a, jnp.array([1j])).tolist() == a.tolist()
