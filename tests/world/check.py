@@ -154,7 +154,7 @@ def unrecognised(plan: Any) -> Counter:
     return found
 
 
-def check(name: str, build: Callable[[], Case], *, eager: bool = True) -> Row:
+def check(name: str, build: Callable[[], Case], *, eager: bool = True, times: bool = True) -> Row:
     """All checks of one model."""
     row = Row(name)
     try:
@@ -175,7 +175,8 @@ def check(name: str, build: Callable[[], Case], *, eager: bool = True) -> Row:
                 traceback.print_exc()
     try:
         _baseline(row, case, y)
-        _times(row, case)
+        if times:
+            _times(row, case)
         bound = BOUND * max(1.0, row.ratios["gradient"][0])
         row.failures += [f"{p}: Σ|R| is {size:.1e} times the logit" for p, (size, _) in row.ratios.items() if size > bound]
     except Exception as error:

@@ -18,19 +18,20 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--no-eager", action="store_true")
+    parser.add_argument("--no-times", action="store_true")
     options = parser.parse_args()
     import check
 
     for file in FILES:
         importlib.import_module(file)
     check.VERBOSE = options.verbose
-    names = [n for n in check.MODELS if not options.names or any(fnmatch.fnmatch(n, g) for g in options.names)]
+    names = [n for g in options.names or ['*'] for n in check.MODELS if fnmatch.fnmatch(n, g)]
     if options.list:
         print("\n".join(names))
         return 0
     passed = 0
     for name in names:
-        row = check.check(name, check.MODELS[name], eager=not options.no_eager)
+        row = check.check(name, check.MODELS[name], eager=not options.no_eager, times=not options.no_times)
         ratios = " ".join(f"{k}={a:.2g}({b:.2f})" for k, (a, b) in row.ratios.items())
         print(f"{name:32s} {row.equations:5d} {row.units:4d} {ratios} t={row.trace:.1f}/{row.compile:.1f} {dict(row.unrecognised)} {'FAIL ' + '; '.join(row.failures) if row.failures else 'pass'}", flush=True)
         passed += not row.failures

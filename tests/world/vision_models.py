@@ -76,19 +76,11 @@ def _equimo(name, build, size=32, kind="image"):
 
 
 _m = equimo.models
-_equimo("attnet", lambda **k: _m.attnet_xxs(**{**k, "dims": [32, 32, 32, 32], "depths": [1, 1, 1, 1]}))
 _equimo("convnext", lambda **k: _m.convnext_t(**{**k, "dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_scale_init_value": 0.1}))
-_equimo("mobilenet-v3", lambda **k: _m.mobilenetv3_small(last_channels=32, key=k["key"], num_classes=5))
-_equimo("iformer", lambda **k: _m.iformer_t(**{**k, "depths": [1, 1, 1, 1, 1, 1], "dims": [8, 16, 16, 16, 16, 32]}), kind=TOKENS)
+_equimo("mobilenet-v3", lambda **k: _m.mobilenetv3_small(last_channels=32, key=k["key"], num_classes=5), size=128)
+_equimo("iformer", lambda **k: _m.iformer_t(**{**k, "depths": [1, 1, 1, 1, 1, 1], "dims": [8, 16, 16, 16, 16, 32]}), size=128, kind=TOKENS)
 _equimo("lowformer", lambda **k: _m.lowformer_backbone_b0(**{**k, "depths": [0, 1, 1, 1, 1], "attention_type": "softmax"}), size=64, kind=TOKENS)
 _equimo("reduceformer", lambda **k: _m.reduceformer_backbone_b1(**{**k, "depths": [1, 1, 1, 1, 1], "widths": [8, 16, 16, 32, 32]}), size=64)
-_equimo("shvit", lambda **k: _m.SHViT(3, [16, 24, 32], [8, 8, 8], [8, 8, 8], [1, 1, 1], norm_layer=equimo.layers.norm.RMSNorm2d, **k), size=64, kind=TOKENS)
-_equimo(
-    "fastervit",
-    lambda **k: _m.FasterViT(64, 3, 8, 8, [1, 1, 2, 2], [False] * 4, [1, 1, 1, 1], [4, 4, 4, 2], 2, **k),
-    size=64,
-    kind=TOKENS,
-)
 _equimo("mlla", lambda **k: _m.Mlla(32, 3, dim=16, depths=[1, 1], num_heads=[2, 2], **k), kind=TOKENS)
 _equimo(
     "vssd",
@@ -97,7 +89,6 @@ _equimo(
     ),
     kind=TOKENS,
 )
-_equimo("partialformer", lambda **k: _m.PartialFormer(28, 3, 16, [2, 2], [1, 1], 0.5, **k), size=28, kind=TOKENS)
 _equimo("vit-registers", lambda **k: _m.VisionTransformer(32, 3, 16, 8, 2, [2], reg_tokens=2, **k), kind=TOKENS)
 _equimo(
     "vit-swiglu-rope-qknorm",
