@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lrpjax import composites
 
 import lrpjax
+from lrpjax import composites
 
 MODELS: dict[str, Callable[[], "Case"]] = {}
 """Name -> builder, filled by `model`."""
@@ -54,6 +54,7 @@ class Row:
     ratios: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     trace: float = float("nan")
     compile: float = float("nan")
+    run: float = float("nan")
     failures: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -78,7 +79,10 @@ def shake(tree: Any, seed: int = 0, amount: float = 0.1) -> Any:
     rng = np.random.default_rng(seed)
 
     def disturb(a: Any) -> Any:
-        if not (isinstance(a, (jax.Array, np.ndarray)) and jnp.issubdtype(a.dtype, jnp.floating)) or a.size == 0:
+        if (
+            not (isinstance(a, (jax.Array, np.ndarray)) and jnp.issubdtype(a.dtype, jnp.floating))
+            or a.size == 0
+        ):
             return a
         first = float(np.asarray(a).flat[0])
         if not np.all(np.asarray(a) == first):
@@ -111,7 +115,11 @@ def tokens(batch: int, length: int, vocabulary: int, seed: int = 0) -> jax.Array
 def presets(kind: str) -> dict[str, Any]:
     """The three composites for a kind of model."""
     if kind == TOKENS:
-        return {"epsilon": composites.epsilon(), "attnlrp": composites.attnlrp(), "cp_lrp": composites.cp_lrp()}
+        return {
+            "epsilon": composites.epsilon(),
+            "attnlrp": composites.attnlrp(),
+            "cp_lrp": composites.cp_lrp(),
+        }
     return {
         "epsilon": composites.epsilon(),
         "epsilon_plus": composites.epsilon_plus(),
@@ -137,8 +145,31 @@ def count_equations(jaxpr: Any) -> int:
 
 
 FAMILIAR = frozenset(
-    """relu relu6 silu swish gelu elu selu celu leaky_relu softplus mish hard_silu hard_swish hard_tanh log_sigmoid soft_sign squareplus
-    sigmoid hard_sigmoid tanh clip identity prelu""".split()
+    [
+        "relu",
+        "relu6",
+        "silu",
+        "swish",
+        "gelu",
+        "elu",
+        "selu",
+        "celu",
+        "leaky_relu",
+        "softplus",
+        "mish",
+        "hard_silu",
+        "hard_swish",
+        "hard_tanh",
+        "log_sigmoid",
+        "soft_sign",
+        "squareplus",
+        "sigmoid",
+        "hard_sigmoid",
+        "tanh",
+        "clip",
+        "identity",
+        "prelu",
+    ]
 )
 """Activations that a plan names; every other name of an activation means that a piece of something else was taken for one."""
 
@@ -148,17 +179,19 @@ def unrecognised(plan: Any) -> Counter:
     found: Counter = Counter()
     for unit in plan.units:
         if unit.kind == "unknown" or (unit.kind == "activation" and unit.name not in FAMILIAR):
-            found[f"{unit.kind}:{unit.name}" if unit.kind == "activation" else f"unknown:{unit.node.name}"] += 1
+            found[
+                f"{unit.kind}:{unit.name}" if unit.kind == "activation" else f"unknown:{unit.node.name}"
+            ] += 1
         elif unit.kind == "quotient":
             found["quotient"] += 1
     return found
 
 
-def check(name: str, build: Callable[[], Case], *, eager: bool = True, times: bool = True) -> Row:
+def check(name: str, *, eager: bool = True, times: bool = True, verbose: bool = False) -> Row:
     """All checks of one model."""
     row = Row(name)
     try:
-        case = build()
+        case = MODELS[name]()
         y = jax.jit(case.f)(case.x)
     except Exception as error:  # the model's own failure, no fault of lrpjax
         row.failures.append(f"MODEL {_brief(error)}")
@@ -171,21 +204,20 @@ def check(name: str, build: Callable[[], Case], *, eager: bool = True, times: bo
             _explain(row, case, preset, composite, y, eager and preset == "epsilon")
         except Exception as error:
             row.failures.append(f"{preset}: {_brief(error)}")
-            if VERBOSE:
+            if verbose:
                 traceback.print_exc()
     try:
         _baseline(row, case, y)
         if times:
             _times(row, case)
         bound = BOUND * max(1.0, row.ratios["gradient"][0])
-        row.failures += [f"{p}: Σ|R| is {size:.1e} times the logit" for p, (size, _) in row.ratios.items() if size > bound]
+        row.failures += [
+            f"{p}: Σ|R| is {size:.1e} times the logit" for p, (size, _) in row.ratios.items() if size > bound
+        ]
     except Exception as error:
         row.failures.append(f"times: {_brief(error)}")
     jax.clear_caches()
     return row
-
-
-VERBOSE = False
 
 
 def _brief(error: BaseException) -> str:
@@ -204,7 +236,9 @@ def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: b
     if not _close(value, y, 1e-4):
         row.failures.append(f"{preset}: forward value changed by {_difference(value, y):.1e}")
     if not np.all(np.isfinite(R)):
-        row.failures.append(f"{preset}: {np.size(R) - np.isfinite(R).sum()} of {np.size(R)} relevances not finite")
+        row.failures.append(
+            f"{preset}: {np.size(R) - np.isfinite(R).sum()} of {np.size(R)} relevances not finite"
+        )
         return
     logit = float(np.asarray(largest(y)).sum())
     total, size = float(np.sum(R, dtype=np.float64)), float(np.abs(R).sum(dtype=np.float64))
@@ -222,10 +256,15 @@ def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: b
 def _baseline(row: Row, case: Case, y: Any) -> None:
     """Input × gradient, which every method is to be smaller than, and which lrpjax must give as `jax.grad` does."""
     hot = np.asarray(largest(y)) != 0
-    explain = lrpjax.relevance(case.f, composites.input_x_gradient(), target=lambda y: jnp.asarray(hot, y.dtype), at=case.at)
+    explain = lrpjax.relevance(
+        case.f, composites.input_x_gradient(), target=lambda y: jnp.asarray(hot, y.dtype), at=case.at
+    )
     R = jax.jit(explain)(case.x)
     logit = abs(float(np.asarray(y)[hot].sum()))
-    row.ratios["gradient"] = float(np.abs(R).sum(dtype=np.float64)) / logit, float(np.sum(R, dtype=np.float64)) / logit
+    row.ratios["gradient"] = (
+        float(np.abs(R).sum(dtype=np.float64)) / logit,
+        float(np.sum(R, dtype=np.float64)) / logit,
+    )
     if case.at is None:
         expected = jax.jit(jax.grad(lambda x: jnp.sum(jnp.where(hot, case.f(x), 0))))(case.x) * case.x
         if not _close(R, expected, 1e-3):
@@ -242,24 +281,32 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _times(row: Row, case: Case) -> None:
-    """CPU seconds of this process to trace and to compile, each divided by the gradient's."""
+    """CPU seconds of this process to trace and to compile, and seconds to run, each divided by the gradient's."""
     explain = lrpjax.relevance(case.f, presets(case.kind)["epsilon"], target=largest, at=case.at)
     if case.at is None:
-        differentiate = jax.grad(lambda x: jnp.sum(largest(case.f(x))))
-        start = case.x
+        differentiate, start = jax.grad(lambda x: jnp.sum(largest(case.f(x)))), case.x
     else:
+        assert case.weights is not None
         g, start = case.weights
         differentiate = jax.grad(lambda w: jnp.sum(largest(g(w))))
-    jax.clear_caches()
-    grad_trace, grad_compile = _cost(differentiate, start)
-    jax.clear_caches()
-    trace, compiled = _cost(explain, case.x)
-    row.trace, row.compile = trace / grad_trace, compiled / grad_compile
+    gradient, *baseline = _cost(differentiate, start)
+    ours, *costs = _cost(explain, case.x)
+    row.trace, row.compile = (cost / base for cost, base in zip(costs, baseline, strict=True))
+    seconds: dict[Any, float] = {gradient: float("inf"), ours: float("inf")}
+    for _ in range(5):
+        for program, x in ((gradient, start), (ours, case.x)):
+            began = time.perf_counter()
+            jax.block_until_ready(program(x))
+            seconds[program] = min(seconds[program], time.perf_counter() - began)
+    row.run = seconds[ours] / seconds[gradient]
 
 
-def _cost(f: Callable, x: Any) -> tuple[float, float]:
+def _cost(f: Callable, x: Any) -> tuple[Any, float, float]:
+    """The compiled program, CPU seconds of tracing, CPU seconds of compiling; the first trace fills caches and does not count."""
+    jax.jit(f).trace(x)
+    jax.clear_caches()
     start = time.process_time()
-    lowered = jax.jit(f).lower(x)
-    middle = time.process_time()
-    lowered.compile()
-    return middle - start, time.process_time() - middle
+    traced = jax.jit(f).trace(x)
+    between = time.process_time()
+    compiled = traced.lower().compile()
+    return compiled, between - start, time.process_time() - between

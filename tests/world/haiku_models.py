@@ -3,7 +3,6 @@
 import haiku as hk
 import jax
 import jax.numpy as jnp
-
 from check import TOKENS, Case, image, model, shake
 
 
@@ -17,7 +16,10 @@ def _pure(net, x, clean=False, training=None):
         batch = image(4, *x.shape[1:], seed=1)
         state = transformed.apply(params, state, jax.random.key(2), batch, **mode(True))[1]
     if clean:  # which may shift nothing where no bias is wanted
-        state = {name: jax.tree.map(jnp.zeros_like, value) if "mean" in name else value for name, value in state.items()}
+        state = {
+            name: jax.tree.map(jnp.zeros_like, value) if "mean" in name else value
+            for name, value in state.items()
+        }
     return lambda x: transformed.apply(params, state, jax.random.key(1), x, **mode(training))[0]
 
 
@@ -30,7 +32,9 @@ def mlp():
 @model("haiku/mobilenet-v1")
 def mobilenet():
     x = image(1, 32, 32, 3)
-    return Case(_pure(lambda x, is_training: hk.nets.MobileNetV1(num_classes=5)(x, is_training), x, training=False), x)
+    return Case(
+        _pure(lambda x, is_training: hk.nets.MobileNetV1(num_classes=5)(x, is_training), x, training=False), x
+    )
 
 
 def _resnet(depth, version=1, clean=False):
@@ -39,7 +43,9 @@ def _resnet(depth, version=1, clean=False):
     config = {"name": "final", "w_init": hk.initializers.VarianceScaling()}
 
     def net(x, is_training):
-        return cls(5, resnet_v2=version == 2, logits_config=config, bn_config={"decay_rate": 0.9, "eps": 1e-5})(x, is_training)
+        return cls(
+            5, resnet_v2=version == 2, logits_config=config, bn_config={"decay_rate": 0.9, "eps": 1e-5}
+        )(x, is_training)
 
     return Case(_pure(net, x, clean, training=False), x)
 
@@ -131,7 +137,9 @@ def transformer():
         norm = lambda x: hk.LayerNorm(-1, True, True)(x)
         for _ in range(2):
             h = norm(x)
-            x = x + hk.MultiHeadAttention(4, 4, w_init=hk.initializers.VarianceScaling(), model_size=16)(h, h, h)
+            x = x + hk.MultiHeadAttention(4, 4, w_init=hk.initializers.VarianceScaling(), model_size=16)(
+                h, h, h
+            )
             x = x + hk.Linear(16)(jax.nn.gelu(hk.Linear(32)(norm(x))))
         return hk.Linear(5)(norm(x).mean(1))
 
@@ -147,7 +155,12 @@ def layer_stack():
         x = x + hk.MultiHeadAttention(4, 4, w_init=hk.initializers.VarianceScaling(), model_size=16)(h, h, h)
         return x + hk.Linear(16)(jax.nn.silu(hk.Linear(32)(hk.RMSNorm(-1)(x))))
 
-    return Case(_pure(lambda x: hk.Linear(5)(hk.layer_stack(3)(block)(x).mean(1)), x), x, kind=TOKENS, note="scan over layers")
+    return Case(
+        _pure(lambda x: hk.Linear(5)(hk.layer_stack(3)(block)(x).mean(1)), x),
+        x,
+        kind=TOKENS,
+        note="scan over layers",
+    )
 
 
 @model("haiku/instance-norm-style")

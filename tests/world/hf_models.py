@@ -1,17 +1,10 @@
 """Hugging Face's Flax classes (transformers < 5), built from tiny configurations."""
 
-import os
-import warnings
-
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-warnings.filterwarnings("ignore")
-
 import jax
-import jax.numpy as jnp
 import transformers as hf
+from check import TOKENS, Case, image, model, shake, tokens
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from check import TOKENS, Case, image, model, shake, tokens
 
 def _weights(net):
     """Random weights of the size that training leaves: initialisers with σ = 0.02 make every attention uniform in networks this small."""
@@ -51,12 +44,21 @@ def _image(cls, config, size=32, output="logits", **inputs):
     return lambda x: getattr(net(x, params=params, **inputs), output), image(1, 3, size, size)
 
 
-BERT = dict(vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, intermediate_size=F, max_position_embeddings=32)
+BERT = {
+    "vocab_size": V,
+    "hidden_size": D,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "intermediate_size": F,
+    "max_position_embeddings": 32,
+}
 
 
 @model("hf/bert")
 def bert():
-    return _text(hf.FlaxBertForSequenceClassification, hf.BertConfig(**BERT), "bert/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxBertForSequenceClassification, hf.BertConfig(**BERT), "bert/embeddings/word_embeddings"
+    )
 
 
 @model("hf/bert-mlm")
@@ -66,39 +68,65 @@ def bert_mlm():
 
 @model("hf/roberta")
 def roberta():
-    return _text(hf.FlaxRobertaForSequenceClassification, hf.RobertaConfig(**BERT), "roberta/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxRobertaForSequenceClassification,
+        hf.RobertaConfig(**BERT),
+        "roberta/embeddings/word_embeddings",
+    )
 
 
 @model("hf/roberta-prelayernorm")
 def roberta_prelayernorm():
     config = hf.RobertaPreLayerNormConfig(**BERT)
-    return _text(hf.FlaxRobertaPreLayerNormForSequenceClassification, config, "roberta_prelayernorm/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxRobertaPreLayerNormForSequenceClassification,
+        config,
+        "roberta_prelayernorm/embeddings/word_embeddings",
+    )
 
 
 @model("hf/xlm-roberta")
 def xlm_roberta():
-    return _text(hf.FlaxXLMRobertaForSequenceClassification, hf.XLMRobertaConfig(**BERT), "roberta/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxXLMRobertaForSequenceClassification,
+        hf.XLMRobertaConfig(**BERT),
+        "roberta/embeddings/word_embeddings",
+    )
 
 
 @model("hf/electra")
 def electra():
-    return _text(hf.FlaxElectraForSequenceClassification, hf.ElectraConfig(embedding_size=D, **BERT), "electra/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxElectraForSequenceClassification,
+        hf.ElectraConfig(embedding_size=D, **BERT),
+        "electra/embeddings/word_embeddings",
+    )
 
 
 @model("hf/distilbert")
 def distilbert():
-    config = hf.DistilBertConfig(vocab_size=V, dim=D, n_layers=L, n_heads=H, hidden_dim=F, max_position_embeddings=32)
+    config = hf.DistilBertConfig(
+        vocab_size=V, dim=D, n_layers=L, n_heads=H, hidden_dim=F, max_position_embeddings=32
+    )
     return _text(hf.FlaxDistilBertForSequenceClassification, config, "distilbert/embeddings/word_embeddings")
 
 
 @model("hf/albert")
 def albert():
-    return _text(hf.FlaxAlbertForSequenceClassification, hf.AlbertConfig(embedding_size=D, **BERT), "albert/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxAlbertForSequenceClassification,
+        hf.AlbertConfig(embedding_size=D, **BERT),
+        "albert/embeddings/word_embeddings",
+    )
 
 
 @model("hf/roformer")
 def roformer():
-    return _text(hf.FlaxRoFormerForSequenceClassification, hf.RoFormerConfig(embedding_size=D, **BERT), "roformer/embeddings/word_embeddings")
+    return _text(
+        hf.FlaxRoFormerForSequenceClassification,
+        hf.RoFormerConfig(embedding_size=D, **BERT),
+        "roformer/embeddings/word_embeddings",
+    )
 
 
 @model("hf/big-bird")
@@ -110,7 +138,12 @@ def big_bird():
 @model("hf/big-bird-sparse")
 def big_bird_sparse():
     long = 32
-    config = hf.BigBirdConfig(**{**BERT, "max_position_embeddings": 64}, attention_type="block_sparse", block_size=4, num_random_blocks=1)
+    config = hf.BigBirdConfig(
+        **{**BERT, "max_position_embeddings": 64},
+        attention_type="block_sparse",
+        block_size=4,
+        num_random_blocks=1,
+    )
     net = hf.FlaxBigBirdForSequenceClassification(config, seed=0, input_shape=(1, long))
     params = _weights(net)
     apply = lambda params, ids: net(ids, params=params, indices_rng=jax.random.key(0)).logits
@@ -126,7 +159,15 @@ def gpt2():
 @model("hf/gpt-neo")
 def gpt_neo():
     types = [[["global", "local"], 1]]
-    config = hf.GPTNeoConfig(vocab_size=V, hidden_size=D, num_layers=L, num_heads=H, attention_types=types, max_position_embeddings=32, window_size=4)
+    config = hf.GPTNeoConfig(
+        vocab_size=V,
+        hidden_size=D,
+        num_layers=L,
+        num_heads=H,
+        attention_types=types,
+        max_position_embeddings=32,
+        window_size=4,
+    )
     return _text(hf.FlaxGPTNeoForCausalLM, config, "transformer/wte")
 
 
@@ -138,14 +179,29 @@ def gpt_j():
 
 @model("hf/llama")
 def llama():
-    config = hf.LlamaConfig(vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, num_key_value_heads=2, intermediate_size=F, max_position_embeddings=32)
+    config = hf.LlamaConfig(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=H,
+        num_key_value_heads=2,
+        intermediate_size=F,
+        max_position_embeddings=32,
+    )
     return _text(hf.FlaxLlamaForCausalLM, config, "model/embed_tokens")
 
 
 @model("hf/mistral")
 def mistral():
     config = hf.MistralConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, num_key_value_heads=2, intermediate_size=F, sliding_window=4, max_position_embeddings=32
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=H,
+        num_key_value_heads=2,
+        intermediate_size=F,
+        sliding_window=4,
+        max_position_embeddings=32,
     )
     return _text(hf.FlaxMistralForCausalLM, config, "model/embed_tokens")
 
@@ -153,31 +209,58 @@ def mistral():
 @model("hf/gemma")
 def gemma():
     config = hf.GemmaConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, num_key_value_heads=1, intermediate_size=F, head_dim=8, max_position_embeddings=32
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=H,
+        num_key_value_heads=1,
+        intermediate_size=F,
+        head_dim=8,
+        max_position_embeddings=32,
     )
     return _text(hf.FlaxGemmaForCausalLM, config, "model/embed_tokens")
 
 
 @model("hf/bloom")
 def bloom():
-    return _text(hf.FlaxBloomForCausalLM, hf.BloomConfig(vocab_size=V, hidden_size=D, n_layer=L, n_head=H), "transformer/word_embeddings")
+    return _text(
+        hf.FlaxBloomForCausalLM,
+        hf.BloomConfig(vocab_size=V, hidden_size=D, n_layer=L, n_head=H),
+        "transformer/word_embeddings",
+    )
 
 
 @model("hf/opt")
 def opt():
     config = hf.OPTConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, ffn_dim=F, max_position_embeddings=32, word_embed_proj_dim=D
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=H,
+        ffn_dim=F,
+        max_position_embeddings=32,
+        word_embed_proj_dim=D,
     )
     return _text(hf.FlaxOPTForCausalLM, config, "model/decoder/embed_tokens")
 
 
 @model("hf/xglm")
 def xglm():
-    config = hf.XGLMConfig(vocab_size=V, d_model=D, num_layers=L, attention_heads=H, ffn_dim=F, max_position_embeddings=32)
+    config = hf.XGLMConfig(
+        vocab_size=V, d_model=D, num_layers=L, attention_heads=H, ffn_dim=F, max_position_embeddings=32
+    )
     return _text(hf.FlaxXGLMForCausalLM, config, "model/embed_tokens")
 
 
-T5 = dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=L, num_heads=H, decoder_start_token_id=0)
+T5 = {
+    "vocab_size": V,
+    "d_model": D,
+    "d_kv": 8,
+    "d_ff": F,
+    "num_layers": L,
+    "num_heads": H,
+    "decoder_start_token_id": 0,
+}
 
 
 def _seq2seq(cls, config, embedding, scope):
@@ -195,7 +278,12 @@ def t5():
 
 @model("hf/t5-gated-gelu")
 def t5_gated():
-    return _seq2seq(hf.FlaxT5ForConditionalGeneration, hf.T5Config(**T5, feed_forward_proj="gated-gelu"), "shared", "encoder/shared")
+    return _seq2seq(
+        hf.FlaxT5ForConditionalGeneration,
+        hf.T5Config(**T5, feed_forward_proj="gated-gelu"),
+        "shared",
+        "encoder/shared",
+    )
 
 
 @model("hf/mt5")
@@ -211,24 +299,33 @@ def longt5():
 
 @model("hf/longt5-global")
 def longt5_global():
-    config = hf.LongT5Config(**T5, local_radius=3, global_block_size=4, encoder_attention_type="transient-global")
+    config = hf.LongT5Config(
+        **T5, local_radius=3, global_block_size=4, encoder_attention_type="transient-global"
+    )
     return _seq2seq(hf.FlaxLongT5ForConditionalGeneration, config, "shared", "encoder/shared")
 
 
-BART = dict(
-    vocab_size=V, d_model=D, encoder_layers=L, decoder_layers=L, encoder_attention_heads=H, decoder_attention_heads=H,
-    encoder_ffn_dim=F, decoder_ffn_dim=F, max_position_embeddings=32, pad_token_id=0, decoder_start_token_id=2, forced_eos_token_id=None,
-)  # fmt: skip
+BART = {
+    "vocab_size": V, "d_model": D, "encoder_layers": L, "decoder_layers": L, "encoder_attention_heads": H, "decoder_attention_heads": H,
+    "encoder_ffn_dim": F, "decoder_ffn_dim": F, "max_position_embeddings": 32, "pad_token_id": 0, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
 
 
 @model("hf/bart")
 def bart():
-    return _seq2seq(hf.FlaxBartForConditionalGeneration, hf.BartConfig(**BART, eos_token_id=2), "model/shared", "model/encoder/shared")
+    return _seq2seq(
+        hf.FlaxBartForConditionalGeneration,
+        hf.BartConfig(**BART, eos_token_id=2),
+        "model/shared",
+        "model/encoder/shared",
+    )
 
 
 @model("hf/mbart")
 def mbart():
-    return _seq2seq(hf.FlaxMBartForConditionalGeneration, hf.MBartConfig(**BART), "model/shared", "model/encoder/shared")
+    return _seq2seq(
+        hf.FlaxMBartForConditionalGeneration, hf.MBartConfig(**BART), "model/shared", "model/encoder/shared"
+    )
 
 
 @model("hf/marian")
@@ -238,15 +335,32 @@ def marian():
 
 @model("hf/pegasus")
 def pegasus():
-    return _seq2seq(hf.FlaxPegasusForConditionalGeneration, hf.PegasusConfig(**BART), "model/shared", "model/encoder/shared")
+    return _seq2seq(
+        hf.FlaxPegasusForConditionalGeneration,
+        hf.PegasusConfig(**BART),
+        "model/shared",
+        "model/encoder/shared",
+    )
 
 
 @model("hf/blenderbot")
 def blenderbot():
-    return _seq2seq(hf.FlaxBlenderbotForConditionalGeneration, hf.BlenderbotConfig(**BART), "model/shared", "model/encoder/shared")
+    return _seq2seq(
+        hf.FlaxBlenderbotForConditionalGeneration,
+        hf.BlenderbotConfig(**BART),
+        "model/shared",
+        "model/encoder/shared",
+    )
 
 
-VIT = dict(hidden_size=D, num_hidden_layers=L, num_attention_heads=H, intermediate_size=F, image_size=32, patch_size=8)
+VIT = {
+    "hidden_size": D,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "intermediate_size": F,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 @model("hf/vit")
@@ -264,13 +378,18 @@ def beit():
 
 @model("hf/dinov2")
 def dinov2():
-    f, x = _image(hf.FlaxDinov2ForImageClassification, hf.Dinov2Config(**{k: v for k, v in VIT.items() if k != "intermediate_size"}))
+    f, x = _image(
+        hf.FlaxDinov2ForImageClassification,
+        hf.Dinov2Config(**{k: v for k, v in VIT.items() if k != "intermediate_size"}),
+    )
     return Case(f, x, kind=TOKENS)
 
 
 @model("hf/resnet")
 def resnet():
-    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic", num_labels=5)
+    config = hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic", num_labels=5
+    )
     f, x = _image(hf.FlaxResNetForImageClassification, config)
     return Case(f, x)
 
@@ -284,13 +403,23 @@ def resnet_bottleneck():
 
 @model("hf/regnet")
 def regnet():
-    config = hf.RegNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], groups_width=4, layer_type="y", num_labels=5)
+    config = hf.RegNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], groups_width=4, layer_type="y", num_labels=5
+    )
     f, x = _image(hf.FlaxRegNetForImageClassification, config)
     return Case(f, x)
 
 
 def _clip():
-    text = dict(vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=H, intermediate_size=F, max_position_embeddings=32, eos_token_id=2)
+    text = {
+        "vocab_size": V,
+        "hidden_size": D,
+        "num_hidden_layers": L,
+        "num_attention_heads": H,
+        "intermediate_size": F,
+        "max_position_embeddings": 32,
+        "eos_token_id": 2,
+    }
     return hf.CLIPConfig(text_config=text, vision_config=VIT, projection_dim=16)
 
 
@@ -334,14 +463,20 @@ def whisper():
     net = hf.FlaxWhisperForConditionalGeneration(config, seed=0, input_shape=(1, 8, 32))
     params = _weights(net)
     decoder = tokens(1, 5, V)
-    return Case(lambda x: net(x, decoder_input_ids=decoder, params=params).logits, image(1, 8, 32), kind=TOKENS)
+    return Case(
+        lambda x: net(x, decoder_input_ids=decoder, params=params).logits, image(1, 8, 32), kind=TOKENS
+    )
 
 
 @model("hf/vit-gpt2")
 def vision_encoder_decoder():
-    decoder = hf.GPT2Config(vocab_size=V, n_embd=D, n_layer=L, n_head=H, n_positions=32, add_cross_attention=True, is_decoder=True)
+    decoder = hf.GPT2Config(
+        vocab_size=V, n_embd=D, n_layer=L, n_head=H, n_positions=32, add_cross_attention=True, is_decoder=True
+    )
     config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.ViTConfig(**VIT), decoder)
     net = hf.FlaxVisionEncoderDecoderModel(config, seed=0, input_shape=((1, 32, 32, 3), (1, 5)))
     params = _weights(net)
     ids = tokens(1, 5, V)
-    return Case(lambda x: net(x, decoder_input_ids=ids, params=params).logits, image(1, 3, 32, 32), kind=TOKENS)
+    return Case(
+        lambda x: net(x, decoder_input_ids=ids, params=params).logits, image(1, 3, 32, 32), kind=TOKENS
+    )

@@ -4,9 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-
 from check import TOKENS, Case, image, model, shake, tokens
+from flax import linen as nn
 
 
 def _case(net, x, kind="image", **more):
@@ -97,7 +96,9 @@ _define("resnet-no-bias", picture, _clean_resnet, conserves=True)
 _define(
     "mlp-no-bias-gelu",
     lambda: image(2, 12),
-    lambda x: nn.Dense(5, use_bias=False)(nn.gelu(nn.Dense(16, use_bias=False)(nn.silu(nn.Dense(16, use_bias=False)(x))))),
+    lambda x: nn.Dense(5, use_bias=False)(
+        nn.gelu(nn.Dense(16, use_bias=False)(nn.silu(nn.Dense(16, use_bias=False)(x))))
+    ),
     conserves=True,
 )
 
@@ -168,7 +169,9 @@ _define("mlp-mixer", sequence, _mixer)
 def _gmlp(x):
     for _ in range(2):
         u, v = jnp.split(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))), 2, -1)
-        v = jnp.swapaxes(nn.Dense(8, bias_init=nn.initializers.ones)(jnp.swapaxes(nn.LayerNorm()(v), 1, 2)), 1, 2)
+        v = jnp.swapaxes(
+            nn.Dense(8, bias_init=nn.initializers.ones)(jnp.swapaxes(nn.LayerNorm()(v), 1, 2)), 1, 2
+        )
         x = x + nn.Dense(16)(u * v)
     return nn.Dense(5)(x.mean(1))
 
@@ -197,7 +200,9 @@ _define("fourier-neural-operator", sequence, _spectral, TOKENS)
 
 
 def _swiglu(x):
-    return nn.Dense(16, use_bias=False)(nn.silu(nn.Dense(24, use_bias=False)(x)) * nn.Dense(24, use_bias=False)(x))
+    return nn.Dense(16, use_bias=False)(
+        nn.silu(nn.Dense(24, use_bias=False)(x)) * nn.Dense(24, use_bias=False)(x)
+    )
 
 
 def _geglu(x):
@@ -362,7 +367,11 @@ def _flash_like(x):
         s = jnp.einsum("bhqd,bhkd->bhqk", q, kv[0]) / 2
         new = jnp.maximum(m, s.max(-1))
         p, old = jnp.exp(s - new[..., None]), jnp.exp(m - new)
-        return (new, total * old + p.sum(-1), out * old[..., None] + jnp.einsum("bhqk,bhkd->bhqd", p, kv[1])), None
+        return (
+            new,
+            total * old + p.sum(-1),
+            out * old[..., None] + jnp.einsum("bhqk,bhkd->bhqd", p, kv[1]),
+        ), None
 
     start = (jnp.full(q.shape[:3], -1e9), jnp.zeros(q.shape[:3]), jnp.zeros(q.shape))
     (_, total, out), _ = jax.lax.scan(step, start, (blocks(k), blocks(v)))
@@ -437,7 +446,12 @@ def _moe_ragged(x):
     return (h[jnp.argsort(order)] * gate).reshape(x.shape)
 
 
-for _name, _feed in (("dense", _moe_dense), ("gather", _moe_gather), ("dispatch", _moe_dispatch), ("ragged-dot", _moe_ragged)):
+for _name, _feed in (
+    ("dense", _moe_dense),
+    ("gather", _moe_gather),
+    ("dispatch", _moe_dispatch),
+    ("ragged-dot", _moe_ragged),
+):
     _define(f"moe/{_name}", sequence, _transformer(_attention(_soft), _feed), TOKENS)
 
 
@@ -445,7 +459,9 @@ def _soft_moe(x):
     w1, w2 = _experts(x)
     logits = nn.Dense(8)(nn.LayerNorm()(x))
     slots = jnp.einsum("btd,bts->bsd", x, jax.nn.softmax(logits, 1)).reshape(-1, 4, 2, 16)
-    out = jnp.einsum("bncf,nfd->bncd", nn.gelu(jnp.einsum("bncd,ndf->bncf", slots, w1)), w2).reshape(-1, 8, 16)
+    out = jnp.einsum("bncf,nfd->bncd", nn.gelu(jnp.einsum("bncd,ndf->bncf", slots, w1)), w2).reshape(
+        -1, 8, 16
+    )
     return jnp.einsum("bsd,bts->btd", out, jax.nn.softmax(logits, 2))
 
 
@@ -538,7 +554,13 @@ def _loop(decay, drive):
         h = t[0] * h + t[1]
         return h, h
 
-    return jnp.moveaxis(jax.lax.scan(step, jnp.zeros_like(drive[:, 0]), (jnp.moveaxis(decay, 1, 0), jnp.moveaxis(drive, 1, 0)))[1], 0, 1)
+    return jnp.moveaxis(
+        jax.lax.scan(
+            step, jnp.zeros_like(drive[:, 0]), (jnp.moveaxis(decay, 1, 0), jnp.moveaxis(drive, 1, 0))
+        )[1],
+        0,
+        1,
+    )
 
 
 def _parallel(decay, drive):
@@ -546,13 +568,20 @@ def _parallel(decay, drive):
 
 
 for _name, _scan in (("mamba-scan", _loop), ("mamba-associative-scan", _parallel)):
-    _define(f"ssm/{_name}", sequence, lambda x, s=_scan: nn.Dense(5)((x + _selective(nn.RMSNorm()(x), s)).mean(1)), TOKENS)
+    _define(
+        f"ssm/{_name}",
+        sequence,
+        lambda x, s=_scan: nn.Dense(5)((x + _selective(nn.RMSNorm()(x), s)).mean(1)),
+        TOKENS,
+    )
 
 
 def _s4(x):
     """S4D: a diagonal complex state space, as a convolution by FFT."""
     real, imag = -0.5 * jnp.ones((16, 4)), jnp.pi * jnp.arange(4.0) * jnp.ones((16, 4))
-    weight = jax.random.normal(jax.random.key(2), (16, 4)) + 1j * jax.random.normal(jax.random.key(3), (16, 4))
+    weight = jax.random.normal(jax.random.key(2), (16, 4)) + 1j * jax.random.normal(
+        jax.random.key(3), (16, 4)
+    )
     times = jnp.arange(x.shape[1])
     kernel = 2 * jnp.einsum("dn,dnt->td", weight, jnp.exp((real + 1j * imag)[..., None] * 0.1 * times)).real
     size = 2 * x.shape[1]
@@ -565,10 +594,18 @@ _define("ssm/s4d-fft", sequence, lambda x: nn.Dense(5)(_s4(nn.LayerNorm()(_s4(x)
 
 def _hyena(x):
     v, a, b = jnp.split(nn.Dense(48)(x), 3, -1)
-    filters = jnp.sin(nn.Dense(16)(jnp.sin(jnp.arange(x.shape[1])[:, None] * jnp.arange(1.0, 5.0)))) * jnp.exp(-jnp.arange(x.shape[1]))[:, None]
+    filters = (
+        jnp.sin(nn.Dense(16)(jnp.sin(jnp.arange(x.shape[1])[:, None] * jnp.arange(1.0, 5.0))))
+        * jnp.exp(-jnp.arange(x.shape[1]))[:, None]
+    )
     size = 2 * x.shape[1]
     for gate in (a, b):
-        v = gate * jnp.fft.irfft(jnp.fft.rfft(v, size, 1) * jnp.fft.rfft(filters, size, 0), size, 1)[:, : x.shape[1]]
+        v = (
+            gate
+            * jnp.fft.irfft(jnp.fft.rfft(v, size, 1) * jnp.fft.rfft(filters, size, 0), size, 1)[
+                :, : x.shape[1]
+            ]
+        )
     return nn.Dense(16)(v)
 
 
@@ -594,7 +631,12 @@ def _rwkv(x):
     return nn.Dense(16)(nn.sigmoid(r) * jnp.moveaxis(wkv, 0, 1))
 
 
-_define("ssm/rwkv", sequence, _transformer(_rwkv, lambda x: nn.Dense(16)(jnp.square(nn.relu(nn.Dense(32)(x))))), TOKENS)
+_define(
+    "ssm/rwkv",
+    sequence,
+    _transformer(_rwkv, lambda x: nn.Dense(16)(jnp.square(nn.relu(nn.Dense(32)(x))))),
+    TOKENS,
+)
 
 
 def _mlstm(x):
@@ -610,7 +652,9 @@ def _mlstm(x):
         memory = f[..., None, None] * memory + i[..., None, None] * v[..., :, None] * k[..., None, :]
         total = f[..., None] * total + i[..., None] * k
         read = jnp.einsum("bhde,bhe->bhd", memory, q)
-        return (memory, total, new), read / jnp.maximum(jnp.abs(jnp.einsum("bhe,bhe->bh", total, q)), 1.0)[..., None]
+        return (memory, total, new), read / jnp.maximum(jnp.abs(jnp.einsum("bhe,bhe->bh", total, q)), 1.0)[
+            ..., None
+        ]
 
     start = (jnp.zeros((x.shape[0], 2, 8, 8)), jnp.zeros((x.shape[0], 2, 8)), jnp.zeros((x.shape[0], 2)))
     h = jnp.moveaxis(jax.lax.scan(step, start, (q, k / 8**0.5, v, i, f))[1], 0, 1)
@@ -645,7 +689,12 @@ def _scanned_layers():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            layers = nn.scan(nn.remat(Block, prevent_cse=False), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            layers = nn.scan(
+                nn.remat(Block, prevent_cse=False),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+            )
             return nn.Dense(5)(layers()(x, None)[0].mean(1))
 
     return _case(Net(), sequence(), TOKENS, note="nn.scan of nn.remat")
@@ -658,7 +707,14 @@ def _vmapped():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            many = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=3)
+            many = nn.vmap(
+                nn.Dense,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=None,
+                out_axes=0,
+                axis_size=3,
+            )
             heads = nn.relu(many(8)(x))
             return nn.Dense(5)(jnp.moveaxis(heads, 0, -2).reshape(*x.shape[:-1], -1)).mean(1)
 
@@ -711,7 +767,9 @@ _define("real-nvp", lambda: image(2, 12), _coupling)
 def _capsules(x):
     u = nn.Dense(6 * 4)(x).reshape(2, -1, 4)
     squash = lambda v: (n := jnp.square(v).sum(-1, keepdims=True)) / (1 + n) * v / jnp.sqrt(n + 1e-7)
-    predictions = jnp.einsum("bid,ijde->bije", squash(u), jax.random.normal(jax.random.key(1), (u.shape[1], 3, 4, 4)))
+    predictions = jnp.einsum(
+        "bid,ijde->bije", squash(u), jax.random.normal(jax.random.key(1), (u.shape[1], 3, 4, 4))
+    )
     logits = jnp.zeros(predictions.shape[:3])
     for _ in range(2):
         v = squash((jax.nn.softmax(logits, 2)[..., None] * predictions).sum(1))
@@ -780,7 +838,13 @@ def _spatial_transformer(x):
     theta = 0.2 * nn.Dense(6)(nn.relu(nn.Dense(16)(x.reshape(1, -1)))) + jnp.asarray([1.0, 0, 0, 0, 1.0, 0])
     grid = jnp.stack([*jnp.meshgrid(jnp.linspace(-1, 1, 8), jnp.linspace(-1, 1, 8)), jnp.ones((8, 8))], -1)
     where = (jnp.einsum("hwk,ck->chw", grid, theta.reshape(2, 3)) + 1) * 3.5
-    sampled = jnp.stack([jax.scipy.ndimage.map_coordinates(x[0, ..., c], [where[1], where[0]], 1, mode="nearest") for c in range(3)], -1)
+    sampled = jnp.stack(
+        [
+            jax.scipy.ndimage.map_coordinates(x[0, ..., c], [where[1], where[0]], 1, mode="nearest")
+            for c in range(3)
+        ],
+        -1,
+    )
     return nn.Dense(5)(nn.relu(nn.Conv(8, (3, 3))(sampled[None])).mean((1, 2)))
 
 
@@ -817,7 +881,9 @@ _define("point-transformer", sequence, _point_transformer)
 def _pointnet(x):
     nearest = jax.lax.top_k(-jnp.square(x[:, :, None] - x[:, None]).sum(-1), 3)[1]
     neighbours = jax.vmap(lambda x, i: x[i])(x, nearest)
-    edge = jnp.concatenate([jnp.broadcast_to(x[:, :, None], neighbours.shape), neighbours - x[:, :, None]], -1)
+    edge = jnp.concatenate(
+        [jnp.broadcast_to(x[:, :, None], neighbours.shape), neighbours - x[:, :, None]], -1
+    )
     return nn.Dense(5)(nn.leaky_relu(nn.Dense(16)(edge)).max(2).max(1))
 
 
@@ -852,8 +918,15 @@ def _neural_turing(x):
     memory, out = jnp.zeros((2, 6, 8)) + 0.1, []
     for t in range(4):
         h = jnp.tanh(nn.Dense(16)(x[:, t]))
-        key, strength, erase, add = nn.Dense(8)(h), nn.softplus(nn.Dense(1)(h)), nn.sigmoid(nn.Dense(8)(h)), nn.Dense(8)(h)
-        cosine = jnp.einsum("bnd,bd->bn", memory, key) / (jnp.linalg.norm(memory, axis=-1) * jnp.linalg.norm(key, axis=-1, keepdims=True) + 1e-6)
+        key, strength, erase, add = (
+            nn.Dense(8)(h),
+            nn.softplus(nn.Dense(1)(h)),
+            nn.sigmoid(nn.Dense(8)(h)),
+            nn.Dense(8)(h),
+        )
+        cosine = jnp.einsum("bnd,bd->bn", memory, key) / (
+            jnp.linalg.norm(memory, axis=-1) * jnp.linalg.norm(key, axis=-1, keepdims=True) + 1e-6
+        )
         w = nn.softmax(strength * cosine)
         memory = memory * (1 - w[..., None] * erase[:, None]) + w[..., None] * add[:, None]
         out.append(jnp.einsum("bn,bnd->bd", w, memory))
@@ -867,7 +940,9 @@ def _bfloat(x):
     x = x.astype(jnp.bfloat16)
     for _ in range(2):
         x = x + nn.MultiHeadDotProductAttention(4, dtype=jnp.bfloat16)(nn.LayerNorm(dtype=jnp.bfloat16)(x))
-        x = x + nn.Dense(16, dtype=jnp.bfloat16)(nn.gelu(nn.Dense(32, dtype=jnp.bfloat16)(nn.LayerNorm(dtype=jnp.bfloat16)(x))))
+        x = x + nn.Dense(16, dtype=jnp.bfloat16)(
+            nn.gelu(nn.Dense(32, dtype=jnp.bfloat16)(nn.LayerNorm(dtype=jnp.bfloat16)(x)))
+        )
     return nn.Dense(5, dtype=jnp.bfloat16)(x.mean(1)).astype(jnp.float32)
 
 
@@ -877,7 +952,11 @@ _define("bfloat16-transformer", sequence, _bfloat, TOKENS)
 def _half(x):
     x = x.astype(jnp.float16)
     for width in (8, 16):
-        x = nn.relu(nn.BatchNorm(use_running_average=True, dtype=jnp.float16)(nn.Conv(width, (3, 3), dtype=jnp.float16)(x)))
+        x = nn.relu(
+            nn.BatchNorm(use_running_average=True, dtype=jnp.float16)(
+                nn.Conv(width, (3, 3), dtype=jnp.float16)(x)
+            )
+        )
         x = nn.max_pool(x, (2, 2), (2, 2))
     return nn.Dense(5, dtype=jnp.float16)(x.mean((1, 2)))
 

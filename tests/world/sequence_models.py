@@ -4,23 +4,22 @@ diffrax, jraph, stax."""
 import diffrax
 import e3nn_jax as e3nn
 import equinox as eqx
+import esm2quinox
 import flowjax.bijections
 import flowjax.distributions
 import flowjax.flows
 import jax
 import jax.numpy as jnp
-import esm2quinox
 import jraph
 import paramax
+from check import TOKENS, Case, image, model, shake, tokens
 from flaxmodels import stylegan2
 from jax.example_libraries import stax
+from memax.equinox import train_utils as memax
 from penzai import pz
 from penzai.models.transformer.variants import gpt_neox, llamalike_common
-from memax.equinox import train_utils as memax
 from recurrentgemma import common as gemma
 from recurrentgemma.jax import griffin
-
-from check import TOKENS, Case, image, model, shake, tokens
 
 # ------------------------------------------------------------------------------------------------- memax: recurrences as semigroups, scanned
 
@@ -40,7 +39,21 @@ def _memax(name):
         return Case(f, image(8, 6), kind=TOKENS)
 
 
-for _name in ("FART", "FWP", "DeltaNet", "DeltaProduct", "GDN", "FFM", "S6", "PSpherical", "LRU", "LinearRNN", "NMax", "Stack", "Attention"):
+for _name in (
+    "FART",
+    "FWP",
+    "DeltaNet",
+    "DeltaProduct",
+    "GDN",
+    "FFM",
+    "S6",
+    "PSpherical",
+    "LRU",
+    "LinearRNN",
+    "NMax",
+    "Stack",
+    "Attention",
+):
     _memax(_name)
 for _name in ("GRU", "LSTM", "MGU", "Elman", "Spherical"):
     _memax(_name)
@@ -69,7 +82,13 @@ def _griffin(name, scan):
             inner = {**params["params"], "embedder": {"input_embedding": table}}
             return apply({"params": inner}, ids)
 
-        return Case(lambda ids: apply(params, ids), ids, at="Griffin/embedder.encode", kind=TOKENS, weights=(weights, table))
+        return Case(
+            lambda ids: apply(params, ids),
+            ids,
+            at="Griffin/embedder.encode",
+            kind=TOKENS,
+            weights=(weights, table),
+        )
 
 
 _griffin("griffin-linear-scan", gemma.ScanType.LINEAR_NATIVE)
@@ -123,7 +142,9 @@ def _penzai(net):
 
 @model("esm2quinox/esm2")
 def esm2():
-    net = esm2quinox.ESM2(num_layers=2, embed_size=16, num_heads=4, token_dropout=False, key=jax.random.key(0))
+    net = esm2quinox.ESM2(
+        num_layers=2, embed_size=16, num_heads=4, token_dropout=False, key=jax.random.key(0)
+    )
     arrays, static = eqx.partition(net, eqx.is_inexact_array)
     arrays = shake(arrays)
     f = lambda ids: jax.vmap(eqx.combine(arrays, static))(ids).logits
@@ -132,7 +153,16 @@ def esm2():
 
 @model("flaxmodels/stylegan2-generator")
 def stylegan_generator():
-    net = stylegan2.Generator(resolution=16, z_dim=8, w_dim=8, mapping_layer_features=8, num_ws=6, num_mapping_layers=2, fmap_base=128, fmap_max=8)
+    net = stylegan2.Generator(
+        resolution=16,
+        z_dim=8,
+        w_dim=8,
+        mapping_layer_features=8,
+        num_ws=6,
+        num_mapping_layers=2,
+        fmap_base=128,
+        fmap_max=8,
+    )
     z = image(1, 8)
     variables = shake(net.init(jax.random.key(0), z))
     return Case(lambda z: net.apply(variables, z, train=False, noise_mode="const"), z)
@@ -162,10 +192,17 @@ _flow("coupling-affine", lambda k, **a: _flows.coupling_flow(k, flow_layers=2, n
 _flow(
     "coupling-spline",
     lambda k, **a: _flows.coupling_flow(
-        k, transformer=flowjax.bijections.RationalQuadraticSpline(knots=4, interval=3), flow_layers=2, nn_width=8, **a
+        k,
+        transformer=flowjax.bijections.RationalQuadraticSpline(knots=4, interval=3),
+        flow_layers=2,
+        nn_width=8,
+        **a,
     ),
 )
-_flow("masked-autoregressive", lambda k, **a: _flows.masked_autoregressive_flow(k, flow_layers=2, nn_width=8, invert=True, **a))
+_flow(
+    "masked-autoregressive",
+    lambda k, **a: _flows.masked_autoregressive_flow(k, flow_layers=2, nn_width=8, invert=True, **a),
+)
 _flow("triangular-spline", lambda k, **a: _flows.triangular_spline_flow(k, flow_layers=2, knots=4, **a))
 _flow("planar", lambda k, **a: _flows.planar_flow(k, flow_layers=2, invert=True, negative_slope=0.1, **a))
 
@@ -175,12 +212,20 @@ _flow("planar", lambda k, **a: _flows.planar_flow(k, flow_layers=2, invert=True,
 
 def _graph():
     edges = jnp.asarray([[0, 1, 2, 3, 1, 4, 2], [1, 2, 3, 0, 4, 0, 4]])
-    return dict(senders=edges[0], receivers=edges[1], n_node=jnp.asarray([5]), n_edge=jnp.asarray([7]))
+    return {
+        "senders": edges[0],
+        "receivers": edges[1],
+        "n_node": jnp.asarray([5]),
+        "n_edge": jnp.asarray([7]),
+    }
 
 
 def _mlp(key, width, *sizes):
     keys = jax.random.split(jax.random.key(key), len(sizes))
-    layers = [(jax.random.normal(k, (a, b)) / a**0.5, 0.1 * jax.random.normal(k, (b,))) for k, a, b in zip(keys, (width, *sizes), sizes, strict=False)]
+    layers = [
+        (jax.random.normal(k, (a, b)) / a**0.5, 0.1 * jax.random.normal(k, (b,)))
+        for k, a, b in zip(keys, (width, *sizes), sizes, strict=False)
+    ]
 
     def f(x):
         for i, (w, b) in enumerate(layers):
@@ -263,7 +308,9 @@ def equivariant():
 
     def f(positions):
         harmonics, radial = build(positions)
-        edge = features.apply(params, e3nn.concatenate([harmonics, e3nn.IrrepsArray("4x0e", radial)]).regroup())
+        edge = features.apply(
+            params, e3nn.concatenate([harmonics, e3nn.IrrepsArray("4x0e", radial)]).regroup()
+        )
         nodes = e3nn.scatter_sum(edge, dst=graph["receivers"], output_size=5)
         nodes = e3nn.scalar_activation(nodes, [jax.nn.silu, None])
         return gate.apply(last, e3nn.tensor_product(nodes, nodes)).array.sum(0)
@@ -302,12 +349,22 @@ _ode(
 def stax_resnet():
     def identity(channels):
         main = stax.serial(
-            stax.Conv(channels, (1, 1)), stax.BatchNorm(), stax.Relu, stax.Conv(channels, (3, 3), padding="SAME"), stax.BatchNorm()
+            stax.Conv(channels, (1, 1)),
+            stax.BatchNorm(),
+            stax.Relu,
+            stax.Conv(channels, (3, 3), padding="SAME"),
+            stax.BatchNorm(),
         )
         return stax.serial(stax.FanOut(2), stax.parallel(main, stax.Identity), stax.FanInSum, stax.Relu)
 
     init, apply = stax.serial(
-        stax.Conv(8, (3, 3), padding="SAME"), identity(8), stax.MaxPool((2, 2), (2, 2)), identity(8), stax.AvgPool((2, 2)), stax.Flatten, stax.Dense(5)
+        stax.Conv(8, (3, 3), padding="SAME"),
+        identity(8),
+        stax.MaxPool((2, 2), (2, 2)),
+        identity(8),
+        stax.AvgPool((2, 2)),
+        stax.Flatten,
+        stax.Dense(5),
     )
     x = image(2, 8, 8, 3)
     params = shake(init(jax.random.key(0), x.shape)[1])
@@ -316,7 +373,9 @@ def stax_resnet():
 
 @model("stax/softmax-classifier")
 def stax_softmax():
-    init, apply = stax.serial(stax.Dense(8), stax.Gelu, stax.Dense(8), stax.Softplus, stax.Dense(5), stax.LogSoftmax)
+    init, apply = stax.serial(
+        stax.Dense(8), stax.Gelu, stax.Dense(8), stax.Softplus, stax.Dense(5), stax.LogSoftmax
+    )
     x = image(2, 8)
     params = shake(init(jax.random.key(0), x.shape)[1])
     return Case(lambda x: apply(params, x), x, note="ends in log-softmax")

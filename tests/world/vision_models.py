@@ -4,14 +4,11 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import equimo.models
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-
-from check import TOKENS, Case, calibrate, image, model, shake
-
-import equimo.models
 import keras
+from check import TOKENS, Case, calibrate, image, model, shake
 from flaim.models.factory import CONFIGS
 
 # ------------------------------------------------------------------------------------------------------------------------------- flaim
@@ -27,21 +24,55 @@ def _flaim(name, config, size=32, kind="image", **smaller):
         if "batch_stats" not in variables:
             return Case(lambda x: net.apply(variables, x), x, kind=kind)
         batch = image(4, size, size, 3, seed=1)
-        step = lambda stats: net.apply({**variables, "batch_stats": stats}, batch, training=True, mutable=["batch_stats"])[1]["batch_stats"]
+        step = lambda stats: net.apply(
+            {**variables, "batch_stats": stats}, batch, training=True, mutable=["batch_stats"]
+        )[1]["batch_stats"]
         variables = {**variables, "batch_stats": calibrate(variables["batch_stats"], jax.jit(step))}
         return Case(lambda x: net.apply(variables, x, training=False), x, kind=kind)
 
 
-FOUR = dict(depths=(1, 1, 1, 1))
-_flaim("cait", "cait_xxsmall24_224", kind=TOKENS, depth=2, token_dim=16, n_heads=2, patch_size=8, layer_scale_init_value=0.1)
+FOUR = {"depths": (1, 1, 1, 1)}
+_flaim(
+    "cait",
+    "cait_xxsmall24_224",
+    kind=TOKENS,
+    depth=2,
+    token_dim=16,
+    n_heads=2,
+    patch_size=8,
+    layer_scale_init_value=0.1,
+)
 _flaim("convmixer", "convmixer32_768d_patch7_kernel7", size=28, depth=3, dim=16)
 _flaim("convnext", "convnext_nano", out_dims=(8, 16, 24, 32), layer_scale_init_value=0.1, **FOUR)
 _flaim("convnext-v2", "convnextv2_atto_fcmae", out_dims=(8, 16, 24, 32), **FOUR)
-_flaim("efficientnet-v2", "efficientnetv2_small", depths=(1,) * 6, out_dims=(8, 8, 16, 16, 24, 24), head_conv_bn_act_dim=32)
+_flaim(
+    "efficientnet-v2",
+    "efficientnetv2_small",
+    depths=(1,) * 6,
+    out_dims=(8, 8, 16, 16, 24, 24),
+    head_conv_bn_act_dim=32,
+)
 _flaim("gcvit", "gcvit_xxtiny_224", size=64, kind=TOKENS, token_dim=16, n_heads=(1, 2, 2, 4), **FOUR)
 _flaim("hornet", "hornet_tiny", out_dim_first_stage=16, layer_scale_init_value=0.1, **FOUR)
-_flaim("maxvit", "maxvit_tiny_224", size=64, kind=TOKENS, out_dims=(8, 16, 16, 32), stem_out_dim=8, head_dim=8, **FOUR)
-_flaim("nest", "nest_tiny_224", size=64, kind=TOKENS, depths=(1, 1, 1), token_dims=(16, 16, 32), n_heads=(2, 2, 2))
+_flaim(
+    "maxvit",
+    "maxvit_tiny_224",
+    size=64,
+    kind=TOKENS,
+    out_dims=(8, 16, 16, 32),
+    stem_out_dim=8,
+    head_dim=8,
+    **FOUR,
+)
+_flaim(
+    "nest",
+    "nest_tiny_224",
+    size=64,
+    kind=TOKENS,
+    depths=(1, 1, 1),
+    token_dims=(16, 16, 32),
+    n_heads=(2, 2, 2),
+)
 _flaim("pvt-v2", "pvtv2_b0", kind=TOKENS, token_dims=(8, 16, 16, 32), n_heads=(1, 2, 2, 2), **FOUR)
 _flaim("regnet-x", "regnetx_200mf", out_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
 _flaim("regnet-y", "regnety_200mf", out_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
@@ -52,12 +83,23 @@ _flaim("eca-resnet", "ecaresnet50_light", **FOUR)
 _flaim("resnest", "resnest14_2s1x64d")
 _flaim("sk-resnet", "skresnet18", **FOUR)
 _flaim("resnext", "resnext50_32x4d", **FOUR)
-_flaim("swin", "swin_tiny_window7_224", kind=TOKENS, depths=(2, 2), token_dim=16, n_heads=(2, 2), window_size=4)
+_flaim(
+    "swin", "swin_tiny_window7_224", kind=TOKENS, depths=(2, 2), token_dim=16, n_heads=(2, 2), window_size=4
+)
 _flaim("van", "van_b0", out_dims=(8, 16, 16, 32), **FOUR)
 _flaim("vgg11", "vgg11", out_dims=(8, "m", 16, "m", 16, 16, "m", 32, 32, "m", 32, 32, "m"))
 _flaim("vit", "vit_tiny_patch16_224", kind=TOKENS, depth=2, token_dim=16, n_heads=2, patch_size=8)
 _flaim("beit", "beit_base_patch16_224", kind=TOKENS, depth=2, token_dim=16, n_heads=2, patch_size=8)
-_flaim("deit3", "deit3_small_patch16_224", kind=TOKENS, depth=2, token_dim=16, n_heads=2, patch_size=8, layer_scale_init_value=0.1)
+_flaim(
+    "deit3",
+    "deit3_small_patch16_224",
+    kind=TOKENS,
+    depth=2,
+    token_dim=16,
+    n_heads=2,
+    patch_size=8,
+    layer_scale_init_value=0.1,
+)
 _flaim("xcit", "xcit_nano12_patch16_224", kind=TOKENS, depth=2, token_dim=16, n_heads=2)
 
 # ------------------------------------------------------------------------------------------------------------------------------ equimo
@@ -76,28 +118,74 @@ def _equimo(name, build, size=32, kind="image"):
 
 
 _m = equimo.models
-_equimo("convnext", lambda **k: _m.convnext_t(**{**k, "dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_scale_init_value": 0.1}))
-_equimo("mobilenet-v3", lambda **k: _m.mobilenetv3_small(last_channels=32, key=k["key"], num_classes=5), size=128)
-_equimo("iformer", lambda **k: _m.iformer_t(**{**k, "depths": [1, 1, 1, 1, 1, 1], "dims": [8, 16, 16, 16, 16, 32]}), size=128, kind=TOKENS)
-_equimo("lowformer", lambda **k: _m.lowformer_backbone_b0(**{**k, "depths": [0, 1, 1, 1, 1], "attention_type": "softmax"}), size=64, kind=TOKENS)
-_equimo("reduceformer", lambda **k: _m.reduceformer_backbone_b1(**{**k, "depths": [1, 1, 1, 1, 1], "widths": [8, 16, 16, 32, 32]}), size=64)
+_equimo(
+    "convnext",
+    lambda **k: _m.convnext_t(
+        **{**k, "dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_scale_init_value": 0.1}
+    ),
+)
+_equimo(
+    "mobilenet-v3", lambda **k: _m.mobilenetv3_small(last_channels=32, key=k["key"], num_classes=5), size=128
+)
+_equimo(
+    "iformer",
+    lambda **k: _m.iformer_t(**{**k, "depths": [1, 1, 1, 1, 1, 1], "dims": [8, 16, 16, 16, 16, 32]}),
+    size=128,
+    kind=TOKENS,
+)
+_equimo(
+    "lowformer",
+    lambda **k: _m.lowformer_backbone_b0(**{**k, "depths": [0, 1, 1, 1, 1], "attention_type": "softmax"}),
+    size=64,
+    kind=TOKENS,
+)
+_equimo(
+    "reduceformer",
+    lambda **k: _m.reduceformer_backbone_b1(
+        **{**k, "depths": [1, 1, 1, 1, 1], "widths": [8, 16, 16, 32, 32]}
+    ),
+    size=64,
+)
 _equimo("mlla", lambda **k: _m.Mlla(32, 3, dim=16, depths=[1, 1], num_heads=[2, 2], **k), kind=TOKENS)
 _equimo(
     "vssd",
     lambda **k: _m.Vssd(
-        32, 3, dim=16, d_state=8, depths=[1, 1], num_heads=[2, 2], attentions_layers=("mamba2mixer", "attention"), **k
+        32,
+        3,
+        dim=16,
+        d_state=8,
+        depths=[1, 1],
+        num_heads=[2, 2],
+        attentions_layers=("mamba2mixer", "attention"),
+        **k,
     ),
     kind=TOKENS,
 )
-_equimo("vit-registers", lambda **k: _m.VisionTransformer(32, 3, 16, 8, 2, [2], reg_tokens=2, **k), kind=TOKENS)
+_equimo(
+    "vit-registers", lambda **k: _m.VisionTransformer(32, 3, 16, 8, 2, [2], reg_tokens=2, **k), kind=TOKENS
+)
 _equimo(
     "vit-swiglu-rope-qknorm",
     lambda **k: _m.VisionTransformer(
-        32, 3, 16, 8, 2, [2], ffn_layer="swiglu", qk_norm=True, use_global_pos_embed=False, use_local_pos_embed=True, **k
+        32,
+        3,
+        16,
+        8,
+        2,
+        [2],
+        ffn_layer="swiglu",
+        qk_norm=True,
+        use_global_pos_embed=False,
+        use_local_pos_embed=True,
+        **k,
     ),
     kind=TOKENS,
 )
-_equimo("dinov3", lambda **k: _m.VisionTransformer(32, 3, 16, 8, 2, [2], ffn_layer="swiglu", init_values=0.1, **k), kind=TOKENS)
+_equimo(
+    "dinov3",
+    lambda **k: _m.VisionTransformer(32, 3, 16, 8, 2, [2], ffn_layer="swiglu", init_values=0.1, **k),
+    kind=TOKENS,
+)
 
 # ------------------------------------------------------------------------------------------------------------------------------- keras
 
@@ -128,7 +216,7 @@ def _stateless(build, x, batch, kind="image"):
 
 
 def _application(name, size=32, **options):
-    common = dict(weights=None, classes=5, classifier_activation=None, input_shape=(size, size, 3))
+    common = {"weights": None, "classes": 5, "classifier_activation": None, "input_shape": (size, size, 3)}
     if name.startswith(("EfficientNetV2", "ConvNeXt", "MobileNetV3")):
         common["include_preprocessing"] = False
     _keras(name, lambda: getattr(keras.applications, name)(**common, **options), size)
