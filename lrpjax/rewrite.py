@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -33,6 +34,7 @@ from lrpjax.errors import PathError, RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, is_native
+from lrpjax.primitives import IN_NUMPY
 from lrpjax.rules import (
     PLAIN,
     RATIO,
@@ -176,6 +178,9 @@ class _Frame:
         inputs = [self.known(v) for v in value.node.inputs]
         if any(i is None for i in inputs):
             return None
+        in_numpy = IN_NUMPY.get(value.node.name)
+        if in_numpy is not None:
+            return in_numpy(*map(np.asarray, inputs), **value.node.params)
         with jax.ensure_compile_time_eval():
             outputs = value.node.bind(*inputs)
         return outputs[value.node.outputs.index(value)]

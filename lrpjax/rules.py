@@ -37,6 +37,13 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
 
 
+def quotient(R: jax.Array, z: jax.Array, epsilon: Any) -> jax.Array:
+    """R / (z + ε sign z), and 0 where that divides by 0, for which nothing is computed where a positive ε is known to rule it out."""
+    stabilized = stabilize(z, epsilon)
+    known = isinstance(epsilon, (int, float)) and epsilon >= float(jnp.finfo(z.dtype).tiny)
+    return R / stabilized if known else divide(R, stabilized)
+
+
 @dataclasses.dataclass
 class Layer:
     """A weighted layer as a rule sees it: z = apply(x, w) + b, with `transpose(s, w)` the adjoint of `apply` in x.
@@ -60,7 +67,7 @@ class Layer:
 
     def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
         """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
-        s = divide(R, stabilize(z, epsilon))
+        s = quotient(R, z, epsilon)
         if self.account is not None:
             self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
         return s
