@@ -19,6 +19,7 @@ MODELS: dict[str, Callable[[], "Case"]] = {}
 
 IMAGE = "image"
 TOKENS = "tokens"
+GATED = "gated"
 
 BOUND = 100.0
 """Largest Σ|R| / |logit| that passes; where input × gradient exceeds 1 itself, so many times that."""
@@ -30,7 +31,7 @@ class Case:
 
     f: a function of one array, with an array as output whose largest entry is explained. x: the array. at: the module path that `f`'s
     tokens are embedded by, or None where x itself is explained. kind: IMAGE models are explained with z⁺ and γ in their convolutions, TOKENS
-    models with AttnLRP and CP-LRP beside ε. conserves: f has no biases, so Σ R must be the logit under every composite. smooth: neither a comparison nor a sort of
+    models with AttnLRP and CP-LRP beside ε, GATED recurrences with rules that give nothing to gates. conserves: f has no biases, so Σ R must be the logit under every composite. smooth: neither a comparison nor a sort of
     the data steers the values, so jit may differ from no jit by rounding only. note: what to know when reading the row.
     """
 
@@ -119,6 +120,12 @@ def presets(kind: str) -> dict[str, Any]:
             "epsilon": composites.epsilon(),
             "attnlrp": composites.attnlrp(),
             "cp_lrp": composites.cp_lrp(),
+        }
+    if kind == GATED:
+        return {
+            "epsilon": composites.epsilon(),
+            "epsilon_plus": composites.epsilon_plus(),
+            "mambalrp": composites.mambalrp(),
         }
     return {
         "epsilon": composites.epsilon(),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 import paramax
-from check import TOKENS, Case, image, model, shake, tokens
+from check import GATED, TOKENS, Case, image, model, shake, tokens
 from flaxmodels import stylegan2
 from jax.example_libraries import stax
 from memax.equinox import train_utils as memax
@@ -24,7 +24,7 @@ from recurrentgemma.jax import griffin
 # ------------------------------------------------------------------------------------------------- memax: recurrences as semigroups, scanned
 
 
-def _memax(name):
+def _memax(name, kind=TOKENS):
     @model(f"memax/{name}")
     def build():
         net = memax.get_residual_memory_model(name, 6, 16, 5, key=jax.random.key(0))
@@ -36,7 +36,7 @@ def _memax(name):
             start = jnp.zeros(x.shape[0], bool).at[0].set(True)
             return net(net.initialize_carry(), (x, start), jax.random.key(1))[1][-1]
 
-        return Case(f, image(8, 6), kind=TOKENS)
+        return Case(f, image(8, 6), kind=kind)
 
 
 for _name in (
@@ -56,7 +56,7 @@ for _name in (
 ):
     _memax(_name)
 for _name in ("GRU", "LSTM", "MGU", "Elman", "Spherical"):
-    _memax(_name)
+    _memax(_name, GATED)
 
 # -------------------------------------------------------------------------------------------------------------------- RecurrentGemma
 
@@ -122,7 +122,7 @@ def _penzai(net):
     """penzai gives no scopes: the embedding layer is replaced by one that enters a scope of its own."""
     ids = tokens(1, 7, 40)
 
-    @pz.pytree_dataclass
+    @pz.pytree_dataclass(has_implicitly_inherited_fields=True)
     class Scoped(pz.nn.EmbeddingLookup):
         def __call__(self, indices, **side_inputs):
             with jax.named_scope("embedding"):
@@ -148,7 +148,7 @@ def esm2():
     arrays, static = eqx.partition(net, eqx.is_inexact_array)
     arrays = shake(arrays)
     f = lambda ids: jax.vmap(eqx.combine(arrays, static))(ids).logits
-    return Case(f, tokens(1, 9, 24), at="embed", kind=TOKENS)
+    return Case(f, tokens(1, 9, 24), at="eqx.nn.Embedding", kind=TOKENS)
 
 
 @model("flaxmodels/stylegan2-generator")
