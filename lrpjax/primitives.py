@@ -20,7 +20,7 @@ _STRUCTURAL = _names(
     reshape transpose squeeze expand_dims broadcast_in_dim slice dynamic_slice dynamic_update_slice
     gather concatenate pad rev split stack unstack tile copy copy_p convert_element_type reduce_precision
     optimization_barrier device_put sharding_constraint real_to_complex name scatter select_n
-    select_and_gather_add real imag complex conj all_gather ppermute all_to_all pvary pbroadcast
+    select_and_gather_add real imag complex conj all_gather ppermute all_to_all pvary pbroadcast maybe_set
     mesh_cast reshard select_if_vmap sort top_k approx_top_k cummax cummin reduce_max reduce_min
     reduce_window_max reduce_window_min argsort select_and_scatter_add scatter_max scatter_min
     scatter-max scatter-min pmax pmin unreduced_cast vary_unreduced_cast
