@@ -1,0 +1,69 @@
+"""Other people's models, as they are, with random weights: `python tests/world/run.py [NAMES OR GLOBS] [--list] [--json FILE] [...]`.
+
+For each model: `plan`, `relevance` under three composites (finite, bounded, conserved where no bias is), the value left alone, jit against no
+jit, input × gradient equal to `jax.grad`'s, and the cost against the gradient's. Not part of the default tests: the collections want an
+environment of their own,
+
+    pip install . "jax==0.10.2" dm-haiku equinox "transformers<5" flaim equimo keras jraph memax penzai flowjax diffrax e3nn-jax esm2quinox \\
+        recurrentgemma flaxmodels
+
+Nothing is downloaded. Columns: equations of the program (loops counted once), units of the plan, units that no rule of the literature is
+about, and for the ε composite against the gradient: CPU time of tracing and compiling, and the smallest of five run times taken in turns.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import importlib
+import json
+import os
+import sys
+import warnings
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+warnings.filterwarnings("ignore")  # of the collections, which JAX has moved on from
+
+FILES = ("shims", "haiku_models", "hf_models", "vision_models", "sequence_models", "linen_models")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=["*"], help="names or globs of models; all without")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--verbose", action="store_true", help="print the traceback of every failure")
+    parser.add_argument("--no-eager", action="store_true", help="leave the runs without jit out")
+    parser.add_argument("--no-times", action="store_true", help="leave the measurements of cost out")
+    parser.add_argument("--json", metavar="FILE", help="write the rows to this file as well")
+    options = parser.parse_args()
+    import check
+
+    for file in FILES:
+        importlib.import_module(file)
+    names = list(dict.fromkeys(n for g in options.names for n in check.MODELS if fnmatch.fnmatch(n, g)))
+    if options.list:
+        print("\n".join(names))
+        return 0
+    print(f"{'model':32} equations units  trace compile   run  unrecognised", flush=True)
+    rows = []
+    for name in names:
+        row = check.check(
+            name, eager=not options.no_eager, times=not options.no_times, verbose=options.verbose
+        )
+        rows.append(row)
+        costs = " ".join(f"{cost:6.2f}" for cost in (row.trace, row.compile, row.run))
+        strange = ", ".join(f"{n} {kind}" for kind, n in row.unrecognised.items()) or "-"
+        print(f"{name:32} {row.equations:9d} {row.units:5d} {costs}  {strange}", flush=True)
+        for failure in row.failures:
+            print(f"    FAILED {failure}", flush=True)
+    passed = sum(not row.failures for row in rows)
+    print(f"{passed} of {len(rows)} models pass")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)
+    return 0 if passed == len(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
