@@ -1,0 +1,238 @@
+"""What relevance costs: `python tests/benchmarks/bench.py [--networks vgg16 …] [--batches 1 8 32] [--peers] [--quick] [--json FILE]`.
+
+For every composite, next to `jax.grad` of the same logits with respect to the input, in one process: flops and temporary memory as XLA counts them
+in the compiled program, CPU time of tracing and of compiling, and run time (the smallest of several, taken in turns), all as ratios to the
+gradient. `clock/flops` is the run time against what the flops predict. Then how these ratios grow with batch and depth; and with `--peers`, the
+same networks in torch under zennit and captum (which have to be installed). The weights are constants of the functions, as in the README.
+"""
+
+import argparse
+import datetime
+import functools
+import gc
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+
+import lrpjax
+from lrpjax import composites
+
+BOUNDS = -networks.BOUND, networks.BOUND
+COMPOSITES = {
+    "epsilon": composites.epsilon(),
+    "epsilon_plus": composites.epsilon_plus(),
+    "epsilon_plus_flat": composites.epsilon_plus_flat(),
+    "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(),
+    "epsilon_alpha2_beta1_flat": composites.epsilon_alpha2_beta1_flat(),
+    "epsilon_gamma_box": composites.epsilon_gamma_box(*BOUNDS),
+    "excitation_backprop": composites.excitation_backprop(),
+    "deep_taylor": composites.deep_taylor(*BOUNDS),
+    "attnlrp": composites.attnlrp(),
+    "cp_lrp": composites.cp_lrp(),
+    "gradient": composites.gradient(),
+    "input_x_gradient": composites.input_x_gradient(),
+    "deconvnet": composites.deconvnet(),
+    "guided_backprop": composites.guided_backprop(),
+}
+FAMILY = ("gradient", "input_x_gradient")
+TRANSFORMER = ("epsilon", "attnlrp", "cp_lrp", "excitation_backprop", "deep_taylor", *FAMILY)
+CONVOLUTIONAL = tuple(name for name in COMPOSITES if name not in ("attnlrp", "cp_lrp"))
+FEW = (
+    "epsilon",
+    "epsilon_plus_flat",
+    "epsilon_alpha2_beta1",
+    "epsilon_gamma_box",
+    "attnlrp",
+    "cp_lrp",
+)
+"""The composites of all rows but those of the first batch size in float32, which have every one."""
+
+
+class Program:
+    """A function compiled for x, and what XLA and the clock say of it. Each starts from empty caches, as in a fresh process."""
+
+    def __init__(self, f, x):
+        jax.clear_caches()
+        start = time.process_time()
+        lowered = jax.jit(f).lower(x)
+        traced = time.process_time()
+        self.run = functools.partial(lowered.compile(), x)
+        self.trace, self.compile = traced - start, time.process_time() - traced
+        self.flops = self.run.func.cost_analysis()["flops"]
+        self.memory = self.run.func.memory_analysis().temp_size_in_bytes
+
+
+def in_turns(runs, repeats):
+    """The smallest run time of each function in seconds, after one run to warm up: all of them one after the other, `repeats` times."""
+    best = [float("inf")] * len(runs)
+    for turn in range(repeats + 1):
+        for i, run in enumerate(runs):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:
+                best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def classes_of(f, x):
+    return np.asarray(jnp.argmax(jax.jit(f)(x), -1))
+
+
+def gradient_of(f, classes):
+    return jax.grad(lambda x: jnp.take_along_axis(f(x), classes[:, None], 1).sum())
+
+
+def far(a, b):
+    """‖a − b‖ / ‖b‖."""
+    a, b = (np.asarray(v, np.float64) for v in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def cost(name, size, batch, dtype, few, repeats):
+    """One row for each composite; without `repeats` nothing is run. In bfloat16 also how far the results are from those of float32."""
+    model = networks.NETWORKS[name]
+    cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
+    variables, x = cast(networks.weights(model, size)), cast(networks.inputs(model, size, batch))
+    f = lambda x: model.apply(variables, x)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
+    precise, precise_x = (lambda x: model.apply(wide, x)), x.astype(jnp.float32)
+    classes = classes_of(precise, precise_x)
+    error = lambda R, make: far(R, Program(make(precise), precise_x).run()) if repeats else None
+    gradient = Program(gradient_of(f, classes), x)
+    gradient_error = None
+    if dtype != "float32" and repeats:
+        gradient_error = error(gradient.run(), lambda f: gradient_of(f, classes))
+    chosen = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
+    for composite in [n for n in chosen if not few or n in FEW]:
+        make = lambda f, c=COMPOSITES[composite]: lrpjax.relevance(f, c, target=classes)
+        program = Program(make(f), x)
+        row = {"network": name, "dtype": dtype, "batch": batch, "composite": composite}
+        for kind in ("flops", "memory", "trace", "compile"):
+            row[kind] = getattr(program, kind) / getattr(gradient, kind)
+        if repeats:
+            seconds = in_turns([program.run, gradient.run], repeats)
+            row["clock"] = seconds[0] / seconds[1]
+            row["clock/flops"] = row["clock"] / row["flops"]
+            R = program.run()
+            row["finite"] = bool(jnp.isfinite(R).all())
+            row["gradient_seconds"] = seconds[1]
+            if dtype != "float32":
+                row["error"], row["gradient_error"] = error(R, make), gradient_error
+        row["gradient_flops"], row["gradient_memory"] = gradient.flops, gradient.memory
+        yield row
+
+
+def growth(quick):
+    """The ratios for a transformer of 192 channels on 64×64 images under AttnLRP, as the batch grows at depth 4 and the depth at batch 2."""
+    batches, depths = ((1, 2), (1, 2)) if quick else ((1, 2, 4, 8), (2, 4, 8, 12))
+    for batch, depth in [(b, 4) for b in batches] + [(2, d) for d in depths]:
+        model = networks.ViT(192, depth, 3, classes=10)
+        variables, x = networks.weights(model, 64), networks.inputs(model, 64, batch)
+        f = lambda x, model=model, variables=variables: model.apply(variables, x)
+        classes = classes_of(f, x)
+        gradient = Program(gradient_of(f, classes), x)
+        program = Program(lrpjax.relevance(f, COMPOSITES["attnlrp"], target=classes), x)
+        row = {"network": "transformer", "batch": batch, "depth": depth, "composite": "attnlrp"}
+        for kind in ("flops", "memory", "trace", "compile"):
+            row[kind] = getattr(program, kind) / getattr(gradient, kind)
+            row[f"{kind}_of_relevance"] = getattr(program, kind)
+        yield row
+
+
+def text(value):
+    if isinstance(value, float):
+        return f"{value:.2f}" if 0.01 <= abs(value) < 1000 else f"{value:.1e}"
+    return "" if value is None else str(value)
+
+
+def show(title, columns, rows):
+    """Prints a table row by row, as they come, and returns the rows."""
+    print(f"\n{title}")
+    print(" ".join(c.replace("_", " ").rjust(max(9, len(c))) for c in columns), flush=True)
+    kept = []
+    for row in rows:
+        print(" ".join(text(row.get(c)).rjust(max(9, len(c))) for c in columns), flush=True)
+        kept.append(row)
+        gc.collect()
+    return kept
+
+
+def processor():
+    """The model of the processor, as far as the system tells."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+
+
+def parsed(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--networks",
+        nargs="*",
+        default=["vgg16", "resnet50", "vit", "decoder"],
+        choices=list(networks.NETWORKS),
+    )
+    parser.add_argument("--size", type=int, default=224, help="height and width of images")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--largest", type=int, default=8, help="the largest batch that is run, not only compiled")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-growth", action="store_true", help="leave out the growth with batch and depth")
+    parser.add_argument("--peers", action="store_true", help="compare with zennit and captum")
+    parser.add_argument("--quick", action="store_true", help="small images, one batch size, two repeats")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file as well")
+    args = parser.parse_args(arguments)
+    if args.quick:
+        args.size, args.batches, args.repeats = min(args.size, 32), [2], 2
+    return args
+
+
+COST = ("network", "dtype", "batch", "composite", "flops", "memory", "trace", "compile", "clock", "clock/flops")
+
+
+def main(arguments=None):
+    args = parsed(arguments)
+    device = jax.devices()[0]
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "device": device.device_kind if device.platform != "cpu" else processor(),
+        "platform": device.platform,
+        "size": args.size,
+        "tokens": networks.TOKENS,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+    }
+    print(", ".join(f"{k} {v}" for k, v in report.items()))
+
+    def costs():
+        for name in args.networks:
+            for dtype in args.dtypes:
+                for batch in args.batches:
+                    first = (dtype, batch) == (args.dtypes[0], args.batches[0])
+                    repeats = args.repeats if batch <= args.largest else 0
+                    yield from cost(name, args.size, batch, dtype, args.quick or not first, repeats)
+
+    report["cost"] = show("ratios to jax.grad", (*COST, "error", "gradient_error"), costs())
+    if not args.no_growth:
+        columns = ("batch", "depth", "flops", "memory", "trace", "compile")
+        report["growth"] = show("growth: ratios to jax.grad", columns, growth(args.quick))
+    if args.peers:
+        import peers
+
+        report["versions"] |= peers.versions()
+        rows = peers.compare(args.networks, args.size, args.batches, args.largest, args.repeats)
+        report["peers"] = show("peers, in turns in one process", peers.COLUMNS, rows)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
