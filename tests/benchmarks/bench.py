@@ -3,7 +3,8 @@
 For every composite, next to `jax.grad` of the same logits with respect to the input, in one process: flops and temporary memory as XLA counts them
 in the compiled program, CPU time of tracing and of compiling, and run time (the smallest of several, taken in turns), all as ratios to the
 gradient. `clock/flops` is the run time against what the flops predict. Then how these ratios grow with batch and depth; and with `--peers`, the
-same networks in torch under zennit and captum (which have to be installed). The weights are constants of the functions, as in the README.
+same networks in torch under zennit and captum (which have to be installed). Weights are arguments of the compiled functions; with `--closed` they
+are constants in them, which takes XLA several times longer to compile.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import functools
 import gc
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import time
@@ -55,38 +57,60 @@ FEW = (
 """The composites of all rows but those of the first batch size in float32, which have every one."""
 
 
-class Program:
-    """A function compiled for x, and what XLA and the clock say of it. Each starts from empty caches, as in a fresh process."""
+KINDS = ("flops", "memory", "trace", "compile")
 
-    def __init__(self, f, x):
+
+class Program:
+    """What `make` makes of a network, compiled, and what XLA and the clock say of it. Each starts from empty caches, as in a fresh process."""
+
+    def __init__(self, make, model, variables, x, closed=False):
         jax.clear_caches()
         start = time.process_time()
-        lowered = jax.jit(f).lower(x)
+        given = (x,) if closed else (variables, x)
+        constants = (variables,) if closed else ()
+        f = lambda *given: make(functools.partial(model.apply, (*constants, *given)[0]))(given[-1])
+        lowered = jax.jit(f).lower(*given)
         traced = time.process_time()
-        self.run = functools.partial(lowered.compile(), x)
+        self.run = functools.partial(lowered.compile(), *given)
         self.trace, self.compile = traced - start, time.process_time() - traced
         self.flops = self.run.func.cost_analysis()["flops"]
         self.memory = self.run.func.memory_analysis().temp_size_in_bytes
 
 
+def alone():
+    """Whether all runs on a single thread of the CPU."""
+    return jax.default_backend() == "cpu" and len(os.sched_getaffinity(0)) == 1
+
+
 def in_turns(runs, repeats):
-    """The smallest run time of each function in seconds, after one run to warm up: all of them one after the other, `repeats` times."""
+    """The smallest run time of each function in seconds, after one run to warm up: all of them one after the other, `repeats` times.
+
+    On a single thread it is CPU time, which other work on the machine disturbs little; else wall-clock time.
+    """
+    clock = time.process_time if alone() else time.perf_counter
     best = [float("inf")] * len(runs)
     for turn in range(repeats + 1):
         for i, run in enumerate(runs):
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(run())
             if turn:
-                best[i] = min(best[i], time.perf_counter() - start)
+                best[i] = min(best[i], clock() - start)
     return best
 
 
-def classes_of(f, x):
-    return np.asarray(jnp.argmax(jax.jit(f)(x), -1))
+def classes_of(model, variables, x):
+    """The likeliest class of each example."""
+    return np.asarray(jnp.argmax(jax.jit(model.apply)(variables, x), -1))
 
 
-def gradient_of(f, classes):
-    return jax.grad(lambda x: jnp.take_along_axis(f(x), classes[:, None], 1).sum())
+def gradient_of(classes):
+    """f to the gradient of its logits of the given classes."""
+    return lambda f: jax.grad(lambda x: jnp.take_along_axis(f(x), classes[:, None], 1).sum())
+
+
+def relevance_of(composite, classes):
+    """f to the relevance of its logits of the given classes."""
+    return lambda f: lrpjax.relevance(f, composite, target=classes)
 
 
 def far(a, b):
@@ -95,27 +119,29 @@ def far(a, b):
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def cost(name, size, batch, dtype, few, repeats):
+def ratios(program, gradient):
+    return {kind: getattr(program, kind) / getattr(gradient, kind) for kind in KINDS}
+
+
+def cost(name, size, batch, dtype, few, repeats, closed):
     """One row for each composite; without `repeats` nothing is run. In bfloat16 also how far the results are from those of float32."""
     model = networks.NETWORKS[name]
     cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
-    variables, x = cast(networks.weights(model, size)), cast(networks.inputs(model, size, batch))
-    f = lambda x: model.apply(variables, x)
-    wide = jax.tree.map(lambda a: a.astype(jnp.float32), variables)
-    precise, precise_x = (lambda x: model.apply(wide, x)), x.astype(jnp.float32)
-    classes = classes_of(precise, precise_x)
-    error = lambda R, make: far(R, Program(make(precise), precise_x).run()) if repeats else None
-    gradient = Program(gradient_of(f, classes), x)
-    gradient_error = None
-    if dtype != "float32" and repeats:
-        gradient_error = error(gradient.run(), lambda f: gradient_of(f, classes))
+    given = model, cast(networks.weights(model, size)), cast(networks.inputs(model, size, batch))
+    precise = model, *jax.tree.map(lambda a: a.astype(jnp.float32), given[1:])
+    classes = classes_of(*precise)
+
+    def error(R, make):
+        return far(R, Program(make, *precise).run()) if repeats and dtype != "float32" else None
+
+    gradient = Program(gradient_of(classes), *given, closed)
+    gradient_error = error(gradient.run() if repeats else None, gradient_of(classes))
     chosen = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
     for composite in [n for n in chosen if not few or n in FEW]:
-        make = lambda f, c=COMPOSITES[composite]: lrpjax.relevance(f, c, target=classes)
-        program = Program(make(f), x)
+        make = relevance_of(COMPOSITES[composite], classes)
+        program = Program(make, *given, closed)
         row = {"network": name, "dtype": dtype, "batch": batch, "composite": composite}
-        for kind in ("flops", "memory", "trace", "compile"):
-            row[kind] = getattr(program, kind) / getattr(gradient, kind)
+        row |= ratios(program, gradient)
         if repeats:
             seconds = in_turns([program.run, gradient.run], repeats)
             row["clock"] = seconds[0] / seconds[1]
@@ -125,25 +151,20 @@ def cost(name, size, batch, dtype, few, repeats):
             row["gradient_seconds"] = seconds[1]
             if dtype != "float32":
                 row["error"], row["gradient_error"] = error(R, make), gradient_error
-        row["gradient_flops"], row["gradient_memory"] = gradient.flops, gradient.memory
-        yield row
+        yield row | {f"gradient_{kind}": getattr(gradient, kind) for kind in KINDS}
 
 
 def growth(quick):
-    """The ratios for a transformer of 192 channels on 64×64 images under AttnLRP, as the batch grows at depth 4 and the depth at batch 2."""
-    batches, depths = ((1, 2), (1, 2)) if quick else ((1, 2, 4, 8), (2, 4, 8, 12))
-    for batch, depth in [(b, 4) for b in batches] + [(2, d) for d in depths]:
+    """The ratios for a transformer of 192 channels on 64×64 images under AttnLRP, as the batch grows and as the depth does."""
+    cases = [(b, 4) for b in (1, 2, 4, 8)] + [(2, d) for d in (2, 8, 12)]
+    for batch, depth in [(1, 1), (2, 1), (2, 2)] if quick else cases:
         model = networks.ViT(192, depth, 3, classes=10)
         variables, x = networks.weights(model, 64), networks.inputs(model, 64, batch)
-        f = lambda x, model=model, variables=variables: model.apply(variables, x)
-        classes = classes_of(f, x)
-        gradient = Program(gradient_of(f, classes), x)
-        program = Program(lrpjax.relevance(f, COMPOSITES["attnlrp"], target=classes), x)
-        row = {"network": "transformer", "batch": batch, "depth": depth, "composite": "attnlrp"}
-        for kind in ("flops", "memory", "trace", "compile"):
-            row[kind] = getattr(program, kind) / getattr(gradient, kind)
-            row[f"{kind}_of_relevance"] = getattr(program, kind)
-        yield row
+        classes = classes_of(model, variables, x)
+        gradient = Program(gradient_of(classes), model, variables, x)
+        program = Program(relevance_of(COMPOSITES["attnlrp"], classes), model, variables, x)
+        row = {"batch": batch, "depth": depth, "composite": "attnlrp"} | ratios(program, gradient)
+        yield row | {f"own_{kind}": getattr(program, kind) for kind in KINDS}
 
 
 def text(value):
@@ -152,16 +173,14 @@ def text(value):
     return "" if value is None else str(value)
 
 
-def show(title, columns, rows):
-    """Prints a table row by row, as they come, and returns the rows."""
+def show(title, columns, rows, kept):
+    """Prints a table row by row, as they come, and adds the rows to `kept`."""
     print(f"\n{title}")
     print(" ".join(c.replace("_", " ").rjust(max(9, len(c))) for c in columns), flush=True)
-    kept = []
     for row in rows:
         print(" ".join(text(row.get(c)).rjust(max(9, len(c))) for c in columns), flush=True)
         kept.append(row)
         gc.collect()
-    return kept
 
 
 def processor():
@@ -181,26 +200,46 @@ def parsed(arguments):
     )
     parser.add_argument("--size", type=int, default=224, help="height and width of images")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--largest", type=int, default=8, help="the largest batch that is run, not only compiled")
     parser.add_argument(
-        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
+        "--largest", type=int, default=8, help="the largest batch that is run, not only compiled"
+    )
+    parser.add_argument(
+        "--dtypes", nargs="*", default=["float32", "bfloat16"], choices=["float32", "bfloat16"]
     )
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--closed", action="store_true", help="weights as constants, not as arguments")
     parser.add_argument("--no-growth", action="store_true", help="leave out the growth with batch and depth")
     parser.add_argument("--peers", action="store_true", help="compare with zennit and captum")
     parser.add_argument("--quick", action="store_true", help="small images, one batch size, two repeats")
-    parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file as well")
+    parser.add_argument("--threads", type=int, help="CPU threads to use, of JAX and of torch; all by default")
+    parser.add_argument(
+        "--json", type=pathlib.Path, help="write all figures to this file as well, or add them"
+    )
     args = parser.parse_args(arguments)
     if args.quick:
         args.size, args.batches, args.repeats = min(args.size, 32), [2], 2
     return args
 
 
-COST = ("network", "dtype", "batch", "composite", "flops", "memory", "trace", "compile", "clock", "clock/flops")
+COST = ("network", "dtype", "batch", "composite", *KINDS, "clock", "clock/flops", "error", "gradient_error")
+
+
+def added(report, path):
+    """The report with the rows of the file, which has to be of the same machine and settings."""
+    if path is None or not path.exists():
+        return report
+    old = json.loads(path.read_text())
+    for key in ("device", "size", "weights", "threads"):
+        if old[key] != report[key]:
+            raise SystemExit(f"{path} is of another {key}, {old[key]}: no figures can be added to it")
+    rows = {key: old[key] for key in ("cost", "growth", "peers")}
+    return report | rows | {"versions": old["versions"] | report["versions"]}
 
 
 def main(arguments=None):
     args = parsed(arguments)
+    if args.threads:  # before JAX starts its threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     device = jax.devices()[0]
     report = {
         "date": datetime.date.today().isoformat(),
@@ -208,30 +247,38 @@ def main(arguments=None):
         "platform": device.platform,
         "size": args.size,
         "tokens": networks.TOKENS,
+        "weights": "constants" if args.closed else "arguments",
+        "threads": len(os.sched_getaffinity(0)),
+        "clock": "CPU time" if alone() else "wall-clock time",
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
     }
+    if args.peers:
+        import peers
+
+        report["versions"] |= peers.versions()
     print(", ".join(f"{k} {v}" for k, v in report.items()))
 
     def costs():
         for name in args.networks:
             for dtype in args.dtypes:
                 for batch in args.batches:
-                    first = (dtype, batch) == (args.dtypes[0], args.batches[0])
+                    first = dtype == "float32" and batch == args.batches[0]
                     repeats = args.repeats if batch <= args.largest else 0
-                    yield from cost(name, args.size, batch, dtype, args.quick or not first, repeats)
+                    few = args.quick or not first
+                    yield from cost(name, args.size, batch, dtype, few, repeats, args.closed)
 
-    report["cost"] = show("ratios to jax.grad", (*COST, "error", "gradient_error"), costs())
-    if not args.no_growth:
-        columns = ("batch", "depth", "flops", "memory", "trace", "compile")
-        report["growth"] = show("growth: ratios to jax.grad", columns, growth(args.quick))
-    if args.peers:
-        import peers
-
-        report["versions"] |= peers.versions()
-        rows = peers.compare(args.networks, args.size, args.batches, args.largest, args.repeats)
-        report["peers"] = show("peers, in turns in one process", peers.COLUMNS, rows)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = added(report | {"cost": [], "growth": [], "peers": []}, args.json)
+    try:
+        show("ratios to jax.grad", COST, costs(), report["cost"])
+        if not args.no_growth:
+            columns = ("batch", "depth", *KINDS)
+            show("growth: ratios to jax.grad", columns, growth(args.quick), report["growth"])
+        if args.peers:
+            rows = peers.compare(args.networks, args.size, args.batches, args.largest, args.repeats)
+            show("peers, in turns in one process", peers.COLUMNS, rows, report["peers"])
+    finally:  # what was measured is kept, also when the run is broken off
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

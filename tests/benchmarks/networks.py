@@ -1,5 +1,6 @@
 """The networks that the benchmarks run, in flax linen with random weights. Strides pad as torch does, so that peers can run the same networks."""
 
+import functools
 import zlib
 
 import flax.linen as nn
@@ -33,9 +34,7 @@ class VGG(nn.Module):
 
 def conv(width, kernel, stride=1):
     """A convolution of a ResNet."""
-    return nn.Conv(
-        width, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, kernel_init=KERNEL
-    )
+    return nn.Conv(width, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, kernel_init=KERNEL)
 
 
 class Basic(nn.Module):
@@ -169,6 +168,7 @@ def inputs(model: nn.Module, size: int, batch: int) -> jax.Array:
     return jnp.clip(jax.random.normal(jax.random.key(1), (batch, *shape)), -BOUND, BOUND)
 
 
+@functools.lru_cache(maxsize=1)
 def weights(model: nn.Module, size: int) -> dict:
     """Random variables of a network, with statistics and scales of BatchNorm that are not 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(0), inputs(model, size, 1))
