@@ -165,7 +165,7 @@ TOKENS, BOUND = 128, 3.0
 def inputs(model: nn.Module, size: int, batch: int) -> jax.Array:
     """A batch of images, or of embedded tokens."""
     shape = (TOKENS, model.width) if isinstance(model, Decoder) else (size, size, 3)
-    return jnp.clip(jax.random.normal(jax.random.key(1), (batch, *shape)), -BOUND, BOUND)
+    return jnp.clip(jax.random.normal(jax.random.key(1), (batch, *shape), jnp.float32), -BOUND, BOUND)
 
 
 @functools.lru_cache(maxsize=1)
