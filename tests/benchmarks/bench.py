@@ -131,11 +131,10 @@ def cost(name, size, batch, dtype, few, repeats, closed):
     precise = model, *jax.tree.map(lambda a: a.astype(jnp.float32), given[1:])
     classes = classes_of(*precise)
 
-    def error(R, make):
-        return far(R, Program(make, *precise).run()) if repeats and dtype != "float32" else None
-
+    compared = repeats and dtype != "float32"
+    error = lambda program, make: far(program.run(), Program(make, *precise).run())
     gradient = Program(gradient_of(classes), *given, closed)
-    gradient_error = error(gradient.run() if repeats else None, gradient_of(classes))
+    gradient_error = error(gradient, gradient_of(classes)) if compared else None
     chosen = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
     for composite in [n for n in chosen if not few or n in FEW]:
         make = relevance_of(COMPOSITES[composite], classes)
@@ -146,11 +145,10 @@ def cost(name, size, batch, dtype, few, repeats, closed):
             seconds = in_turns([program.run, gradient.run], repeats)
             row["clock"] = seconds[0] / seconds[1]
             row["clock/flops"] = row["clock"] / row["flops"]
-            R = program.run()
-            row["finite"] = bool(jnp.isfinite(R).all())
+            row["finite"] = bool(jnp.isfinite(program.run()).all())
             row["gradient_seconds"] = seconds[1]
-            if dtype != "float32":
-                row["error"], row["gradient_error"] = error(R, make), gradient_error
+            if compared:
+                row["error"], row["gradient_error"] = error(program, make), gradient_error
         yield row | {f"gradient_{kind}": getattr(gradient, kind) for kind in KINDS}
 
 
@@ -259,8 +257,8 @@ def main(arguments=None):
     print(", ".join(f"{k} {v}" for k, v in report.items()))
 
     def costs():
-        for _ in cost("tiny_vgg", 32, 1, "float32", True, 0, False):
-            pass  # what is loaded once only, is loaded now
+        if args.dtypes:  # what is loaded once only, is loaded now
+            next(cost("tiny_vgg", 32, 1, "float32", True, 0, False))
         for name in args.networks:
             for dtype in args.dtypes:
                 for batch in args.batches:
