@@ -34,7 +34,7 @@ class VGG(nn.Module):
 
 def conv(width, kernel, stride=1):
     """A convolution of a ResNet."""
-    return nn.Conv(width, (kernel, kernel), stride, padding=kernel // 2, use_bias=False, kernel_init=KERNEL)
+    return nn.Conv(width, (kernel, kernel), stride, padding=kernel // 2, use_bias=False)
 
 
 class Basic(nn.Module):
@@ -170,17 +170,18 @@ def inputs(model: nn.Module, size: int, batch: int) -> jax.Array:
 
 @functools.lru_cache(maxsize=1)
 def weights(model: nn.Module, size: int) -> dict:
-    """Random variables of a network, with statistics and scales of BatchNorm that are not 0 and 1."""
+    """Random variables of a network; those of a ResNet with He's weights, and statistics and scales of BatchNorm that are not 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(0), inputs(model, size, 1))
     spread = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.0)}
 
     def varied(path, leaf):
-        kind = path[-1].key
-        if "BatchNorm" not in str(path) or kind not in spread:
-            return leaf
-        low, high = spread[kind]
-        key = jax.random.fold_in(jax.random.key(2), zlib.crc32(jax.tree_util.keystr(path).encode()))
-        return jax.random.uniform(key, leaf.shape, leaf.dtype, low, high)
+        name = jax.tree_util.keystr(path)
+        if "BatchNorm" in name and path[-1].key in spread:
+            low, high = spread[path[-1].key]
+            key = jax.random.fold_in(jax.random.key(2), zlib.crc32(name.encode()))
+            return jax.random.uniform(key, leaf.shape, leaf.dtype, low, high)
+        he = isinstance(model, ResNet) and "Conv" in name
+        return leaf * jnp.sqrt(2.0).astype(leaf.dtype) if he else leaf
 
     return jax.tree_util.tree_map_with_path(varied, variables)
 

@@ -20,7 +20,8 @@ from torch import nn
 from zennit import attribution, canonizers, layer
 from zennit import composites as zennit_composites
 
-from lrpjax import composites
+import lrpjax
+from lrpjax import rules, select
 
 ZENNIT = {
     "epsilon_plus_flat": zennit_composites.EpsilonPlusFlat,
@@ -28,8 +29,10 @@ ZENNIT = {
     "epsilon_alpha2_beta1": zennit_composites.EpsilonAlpha2Beta1,
     "epsilon_gamma_box": lambda **more: zennit_composites.EpsilonGammaBox(*bench.BOUNDS, **more),
 }
-CAPTUM = composites.epsilon(1e-9)
-"""captum's default."""
+CAPTUM = lrpjax.Composite(
+    [(select.kind("conv", "dense"), rules.Epsilon(1e-9)), (select.kind("pool"), rules.Norm(1e-9))]
+)
+"""captum's default: its ε-rule also holds for max pools."""
 
 COLUMNS = (
     "network",
