@@ -1,4 +1,4 @@
-"""The networks that the benchmarks run, in flax linen with random weights. Strides pad as torch does, so that peers can run the same networks."""
+"""The networks that the benchmarks run, in flax linen with random weights. Strides pad as in torch, so that peers can run the same networks."""
 
 import functools
 import zlib
@@ -32,9 +32,10 @@ class VGG(nn.Module):
         return dense(self.classes)(x)
 
 
-def conv(width, kernel, stride=1):
-    """A convolution of a ResNet."""
-    return nn.Conv(width, (kernel, kernel), stride, padding=kernel // 2, use_bias=False)
+def conv(width, kernel, stride=1, same=False):
+    """A convolution of a ResNet, padded as in torch, or "SAME"."""
+    padding = "SAME" if same else kernel // 2
+    return nn.Conv(width, (kernel, kernel), stride, padding=padding, use_bias=False)
 
 
 class Basic(nn.Module):
@@ -43,11 +44,12 @@ class Basic(nn.Module):
     width: int
     stride: int
     train: bool
+    same: bool
 
     @nn.compact
     def __call__(self, x):
         norm = lambda y: nn.BatchNorm(use_running_average=not self.train)(y)
-        y = nn.relu(norm(conv(self.width, 3, self.stride)(x)))
+        y = nn.relu(norm(conv(self.width, 3, self.stride, self.same)(x)))
         y = norm(conv(self.width, 3)(y))
         if x.shape != y.shape:
             x = norm(conv(self.width, 1, self.stride)(x))
@@ -60,12 +62,13 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     train: bool
+    same: bool
 
     @nn.compact
     def __call__(self, x):
         norm = lambda y: nn.BatchNorm(use_running_average=not self.train)(y)
         y = nn.relu(norm(conv(self.width, 1)(x)))
-        y = nn.relu(norm(conv(self.width, 3, self.stride)(y)))
+        y = nn.relu(norm(conv(self.width, 3, self.stride, self.same)(y)))
         y = norm(conv(4 * self.width, 1)(y))
         if x.shape != y.shape:
             x = norm(conv(4 * self.width, 1, self.stride)(x))
@@ -73,27 +76,28 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet; the defaults are ResNet-50."""
+    """A ResNet; the defaults are ResNet-50. `same` pads as JAX does by default, where torch pads otherwise."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     classes: int = 1000
     block: type[nn.Module] = Bottleneck
+    same: bool = False
 
     @nn.compact
     def __call__(self, x, train=False):
         x = conv(64, 7, 2)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME" if self.same else ((1, 1), (1, 1)))
         for i, depth in enumerate(self.depths):
             for j in range(depth):
-                x = self.block(64 * 2**i, 2 if i and not j else 1, train)(x)
-        return nn.Dense(self.classes, bias_init=BIAS)(x.mean((1, 2)))
+                x = self.block(64 * 2**i, 2 if i and not j else 1, train, self.same)(x)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
 
 
 RESNETS = {
-    "resnet18": lambda classes: ResNet((2, 2, 2, 2), classes, Basic),
-    "resnet50": lambda classes: ResNet((3, 4, 6, 3), classes),
-    "resnet101": lambda classes: ResNet((3, 4, 23, 3), classes),
+    "resnet18": lambda classes: ResNet((2, 2, 2, 2), classes, Basic, True),
+    "resnet50": lambda classes: ResNet((3, 4, 6, 3), classes, same=True),
+    "resnet101": lambda classes: ResNet((3, 4, 23, 3), classes, same=True),
 }
 
 
@@ -170,18 +174,19 @@ def inputs(model: nn.Module, size: int, batch: int) -> jax.Array:
 
 @functools.lru_cache(maxsize=1)
 def weights(model: nn.Module, size: int) -> dict:
-    """Random variables of a network; those of a ResNet with He's weights, and statistics and scales of BatchNorm that are not 0 and 1."""
+    """Random variables of a network; a ResNet gets He's weights, and biases and statistics that are not 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(0), inputs(model, size, 1))
-    spread = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.0)}
+    if not isinstance(model, ResNet):
+        return variables
+    spread = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.0), "bias": (-0.2, 0.2)}
 
     def varied(path, leaf):
         name = jax.tree_util.keystr(path)
-        if "BatchNorm" in name and path[-1].key in spread:
-            low, high = spread[path[-1].key]
-            key = jax.random.fold_in(jax.random.key(2), zlib.crc32(name.encode()))
-            return jax.random.uniform(key, leaf.shape, leaf.dtype, low, high)
-        he = isinstance(model, ResNet) and "Conv" in name
-        return leaf * jnp.sqrt(2.0).astype(leaf.dtype) if he else leaf
+        if path[-1].key not in spread:
+            return leaf * jnp.sqrt(2.0).astype(leaf.dtype) if "Conv" in name else leaf
+        low, high = spread[path[-1].key]
+        key = jax.random.fold_in(jax.random.key(2), zlib.crc32(name.encode()))
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, low, high)
 
     return jax.tree_util.tree_map_with_path(varied, variables)
 
