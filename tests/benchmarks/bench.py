@@ -130,7 +130,7 @@ def cost(name, size, batch, dtype, few, repeats, closed):
     given = model, cast(networks.weights(model, size)), cast(networks.inputs(model, size, batch))
     precise = model, *jax.tree.map(lambda a: a.astype(jnp.float32), given[1:])
     classes = classes_of(*precise)
-
+    jax.block_until_ready((given[1:], precise[1:]))
     compared = repeats and dtype != "float32"
     error = lambda program, make: far(program.run(), Program(make, *precise).run())
     gradient = Program(gradient_of(classes), *given, closed)
