@@ -54,7 +54,7 @@ FEW = (
     "attnlrp",
     "cp_lrp",
 )
-"""The composites of all rows but those of the first batch size in float32, which have every one."""
+"""Where not every composite is measured, these are."""
 
 
 KINDS = ("flops", "memory", "trace", "compile")
@@ -123,7 +123,7 @@ def ratios(program, gradient):
     return {kind: getattr(program, kind) / getattr(gradient, kind) for kind in KINDS}
 
 
-def cost(name, size, batch, dtype, few, repeats, closed):
+def cost(name, size, batch, dtype, chosen, repeats, closed):
     """One row for each composite; without `repeats` nothing is run. In bfloat16 also how far the results are from those of float32."""
     model = networks.NETWORKS[name]
     cast = lambda tree: jax.tree.map(lambda a: a.astype(dtype), tree)
@@ -135,8 +135,8 @@ def cost(name, size, batch, dtype, few, repeats, closed):
     error = lambda program, make: far(program.run(), Program(make, *precise).run())
     gradient = Program(gradient_of(classes), *given, closed)
     gradient_error = error(gradient, gradient_of(classes)) if compared else None
-    chosen = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
-    for composite in [n for n in chosen if not few or n in FEW]:
+    fitting = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
+    for composite in [n for n in chosen if n in fitting]:
         make = relevance_of(COMPOSITES[composite], classes)
         program = Program(make, *given, closed)
         row = {"network": name, "dtype": dtype, "batch": batch, "composite": composite}
@@ -171,16 +171,6 @@ def text(value):
     return "" if value is None else str(value)
 
 
-def show(title, columns, rows, kept):
-    """Prints a table row by row, as they come, and adds the rows to `kept`."""
-    print(f"\n{title}")
-    print(" ".join(c.replace("_", " ").rjust(max(9, len(c))) for c in columns), flush=True)
-    for row in rows:
-        print(" ".join(text(row.get(c)).rjust(max(9, len(c))) for c in columns), flush=True)
-        kept.append(row)
-        gc.collect()
-
-
 def processor():
     """The model of the processor, as far as the system tells."""
     info = pathlib.Path("/proc/cpuinfo")
@@ -195,6 +185,12 @@ def parsed(arguments):
         nargs="*",
         default=["vgg16", "resnet50", "vit", "decoder"],
         choices=list(networks.NETWORKS),
+    )
+    parser.add_argument(
+        "--composites",
+        nargs="+",
+        choices=list(COMPOSITES),
+        help="for all rows; by default every one for the first batch size in float32, and a few for the others",
     )
     parser.add_argument("--size", type=int, default=224, help="height and width of images")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
@@ -258,27 +254,35 @@ def main(arguments=None):
 
     def costs():
         if args.dtypes:  # what is loaded once only, is loaded now
-            next(cost("tiny_vgg", 32, 1, "float32", True, 0, False))
+            next(cost("tiny_vgg", 32, 1, "float32", FEW, 0, False))
         for name in args.networks:
             for dtype in args.dtypes:
                 for batch in args.batches:
                     first = dtype == "float32" and batch == args.batches[0]
                     repeats = args.repeats if batch <= args.largest else 0
-                    few = args.quick or not first
-                    yield from cost(name, args.size, batch, dtype, few, repeats, args.closed)
+                    chosen = args.composites or (COMPOSITES if first and not args.quick else FEW)
+                    yield from cost(name, args.size, batch, dtype, chosen, repeats, args.closed)
 
     report = added(report | {"cost": [], "growth": [], "peers": []}, args.json)
-    try:
-        show("ratios to jax.grad", COST, costs(), report["cost"])
-        if not args.no_growth:
-            columns = ("batch", "depth", *KINDS)
-            show("growth: ratios to jax.grad", columns, growth(args.quick), report["growth"])
-        if args.peers:
-            rows = peers.compare(args.networks, args.size, args.batches, args.largest, args.repeats)
-            show("peers, in turns in one process", peers.COLUMNS, rows, report["peers"])
-    finally:  # what was measured is kept, also when the run is broken off
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    def section(kind, title, columns, rows):
+        """Prints the rows as they come; each is in the file before the next is measured."""
+        print(f"\n{title}")
+        print(" ".join(c.replace("_", " ").rjust(max(9, len(c))) for c in columns), flush=True)
+        for row in rows:
+            print(" ".join(text(row.get(c)).rjust(max(9, len(c))) for c in columns), flush=True)
+            report[kind].append(row)
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n")
+            gc.collect()
+
+    section("cost", "ratios to jax.grad", COST, costs())
+    if not args.no_growth:
+        columns = ("batch", "depth", *KINDS)
+        section("growth", "growth: ratios to jax.grad", columns, growth(args.quick))
+    if args.peers:
+        rows = peers.compare(args.networks, args.size, args.batches, args.largest, args.repeats)
+        section("peers", "peers, in turns in one process", peers.COLUMNS, rows)
 
 
 if __name__ == "__main__":
