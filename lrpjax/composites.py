@@ -123,13 +123,25 @@ def _preset(name: str, *pairs: Any) -> Composite:
 
 
 def epsilon(epsilon: Any = 1e-6) -> Composite:
-    """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is LRP-0 and leaves sums native."""
+    """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is LRP-0 and leaves sums native.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-2. 10. -6.]
+    """
     sums = () if rules.is_zero(epsilon) else (_SUMS,)
     return _preset("epsilon", (select.kind("conv", "dense"), rules.Epsilon(epsilon)), *sums)
 
 
 def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
-    """z⁺ in convolutions, ε in dense layers (zennit's `EpsilonPlus`)."""
+    """z⁺ in convolutions, ε in dense layers (zennit's `EpsilonPlus`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon_plus())(jnp.array([1.0, 2.0, 3.0])).round())
+    [ 0.  6. -4.]
+    """
     return _preset(
         "epsilon_plus",
         (select.kind("conv"), rules.ZPlus()),
@@ -139,13 +151,25 @@ def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
 
 
 def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
-    """As `epsilon_plus`, with the flat rule in the first layer that is executed (zennit's `EpsilonPlusFlat`)."""
+    """As `epsilon_plus`, with the flat rule in the first layer that is executed (zennit's `EpsilonPlusFlat`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon_plus_flat())(jnp.array([1.0, 2.0, 3.0])).round())
+    [ 3.  1. -2.]
+    """
     base = epsilon_plus(epsilon)
     return _preset("epsilon_plus_flat", (_FIRST, rules.Flat()), *base.pairs)
 
 
 def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
-    """α2β1 in convolutions, ε in dense layers (zennit's `EpsilonAlpha2Beta1`)."""
+    """α2β1 in convolutions, ε in dense layers (zennit's `EpsilonAlpha2Beta1`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon_alpha2_beta1())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-6. 16. -8.]
+    """
     pairs = (
         (select.kind("conv"), rules.AlphaBeta(2.0, 1.0)),
         (select.kind("dense"), rules.Epsilon(epsilon)),
@@ -155,7 +179,13 @@ def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
 
 
 def epsilon_alpha2_beta1_flat(epsilon: Any = 1e-6) -> Composite:
-    """As `epsilon_alpha2_beta1`, with the flat rule in the first layer (zennit's `EpsilonAlpha2Beta1Flat`)."""
+    """As `epsilon_alpha2_beta1`, with the flat rule in the first layer (zennit's `EpsilonAlpha2Beta1Flat`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon_alpha2_beta1_flat())(jnp.array([1.0, 2.0, 3.0])).round())
+    [ 3.  1. -2.]
+    """
     return _preset("epsilon_alpha2_beta1_flat", (_FIRST, rules.Flat()), *epsilon_alpha2_beta1(epsilon).pairs)
 
 
@@ -164,6 +194,11 @@ def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.2
 
     `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers, or arrays that broadcast
     against the input.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, epsilon_gamma_box(low=0.0, high=4.0))(jnp.array([1.0, 2.0, 3.0])).round())
+    [ 3.  2. -3.]
     """
     return _preset(
         "epsilon_gamma_box",
@@ -175,7 +210,13 @@ def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.2
 
 
 def excitation_backprop() -> Composite:
-    """z⁺ in every weighted layer, the gradient through activations (Zhang et al. 2016; zennit's `ExcitationBackprop`)."""
+    """z⁺ in every weighted layer, the gradient through activations (Zhang et al. 2016; zennit's `ExcitationBackprop`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, excitation_backprop())(jnp.array([1.0, 2.0, 3.0])).round())
+    [0. 2. 0.]
+    """
     return _preset(
         "excitation_backprop",
         (select.kind("conv", "dense"), rules.ZPlus()),
@@ -185,7 +226,13 @@ def excitation_backprop() -> Composite:
 
 
 def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
-    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere."""
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, deep_taylor())(jnp.array([1.0, 2.0, 3.0])).round(1))
+    [0.4 1.6 0. ]
+    """
     if (low is None) != (high is None):
         raise RuleError("deep_taylor: give both low and high, or neither")
     first = rules.WSquare(epsilon, bias=False) if low is None else rules.ZBox(low, high, epsilon)
@@ -194,17 +241,35 @@ def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Compo
 
 
 def gradient() -> Composite:
-    """The gradient of the target with respect to the input (sensitivity is its absolute value or its square)."""
+    """The gradient of the target with respect to the input (sensitivity is its absolute value or its square).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, gradient())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-2.  5. -2.]
+    """
     return Composite((), default=rules.Gradient(), method="gradient", preset="gradient")
 
 
 def input_x_gradient() -> Composite:
-    """The input times the gradient of the target."""
+    """The input times the gradient of the target.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, input_x_gradient())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-2. 10. -6.]
+    """
     return Composite((), default=rules.Gradient(), method="input_x_gradient", preset="input_x_gradient")
 
 
 def deconvnet() -> Composite:
-    """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever their input."""
+    """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever their input.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, deconvnet())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-2.  4.  0.]
+    """
     return Composite(
         ((select.kind("relu"), rules.Deconvnet()),),
         default=rules.Gradient(),
@@ -214,7 +279,13 @@ def deconvnet() -> Composite:
 
 
 def guided_backprop() -> Composite:
-    """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs."""
+    """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, guided_backprop())(jnp.array([1.0, 2.0, 3.0])).round())
+    [-2.  4.  0.]
+    """
     return Composite(
         ((select.kind("relu"), rules.GuidedBackprop()),),
         default=rules.Gradient(),
@@ -251,7 +322,14 @@ def pattern_attribution(patterns: Any) -> Composite:
 
 def attnlrp(epsilon: Any = 1e-6) -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor expansion, normalisations
-    with their statistics held fixed, activations passed through."""
+    with their statistics held fixed, activations passed through.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
+    >>> R = lrpjax.relevance(f, attnlrp(), target=1)(jnp.array([[1.0, 1.0], [0.0, 1.0]]))
+    >>> print([f'{r:.2f}' for r in R.sum(1)])  # of each token
+    ['0.25', '0.25']
+    """
     return _preset(
         "attnlrp",
         (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
@@ -260,7 +338,14 @@ def attnlrp(epsilon: Any = 1e-6) -> Composite:
 
 
 def cp_lrp(epsilon: Any = 1e-6) -> Composite:
-    """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the activated factor of gated MLPs."""
+    """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the activated factor of gated MLPs.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
+    >>> R = lrpjax.relevance(f, cp_lrp(), target=1)(jnp.array([[1.0, 1.0], [0.0, 1.0]]))
+    >>> print([f'{r:.2f}' for r in R.sum(1)])  # of each token
+    ['0.50', '0.50']
+    """
     return _preset(
         "cp_lrp",
         (select.kind("softmax"), rules.Stop()),
@@ -271,7 +356,15 @@ def cp_lrp(epsilon: Any = 1e-6) -> Composite:
 
 def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs along the state and the input only;
-    the discretised A, B and the readout C are held fixed. With a `gamma`, the generalised γ-rule in weighted layers (the paper takes 0.25)."""
+    the discretised A, B and the readout C are held fixed. With a `gamma`, the generalised γ-rule in weighted layers (the paper takes 0.25).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> step = lambda h, x: (jax.nn.sigmoid(x) * h + x, h)
+    >>> f = lambda x: jax.lax.scan(step, jnp.zeros(2), x)[0].sum()
+    >>> print(lrpjax.relevance(f, mambalrp())(jnp.array([[1.0, 2.0], [0.0, 0.0]])).round(2))
+    [[0.5 1. ]
+     [0.  0. ]]
+    """
     layer = rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)
     return _preset(
         "mambalrp",

@@ -37,7 +37,15 @@ __all__ = [
 
 
 class ConditionError(LrpjaxError, ValueError):
-    """A condition does not fit the value that it is put on."""
+    """A condition does not fit the value that it is put on.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f = lambda x: lrpjax.tag(2.0 * x, 'h').sum()
+    >>> lrpjax.concepts.relevance(f, None, {'h': 5})(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.concepts.ConditionError: 'h' has 3 channels, 0 … 2, but the condition names 5
+    """
 
 
 # ---------------------------------------------------------------------------------------------------------------- conditional relevance
@@ -291,6 +299,12 @@ class Samples(NamedTuple):
 
     score: float [channels, k]. index: int32 [channels, k], the samples' numbers in the data set. position: int32 [channels, k], where in
     the channel's plane the largest entry is, flat (row-major). seen: int32 [], how many samples have been looked at.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f = lambda x: lrpjax.tag(x, 'in').sum(1)
+    >>> best = lrpjax.concepts.maximising_samples(f, None, [jnp.array([[1.0], [3.0], [2.0]])], at='in', target=None, k=2)
+    >>> print(best.score, best.index, best.position, best.seen)
+    [[3. 2.]] [[1 2]] [[0 0]] 3
     """
 
     score: jax.Array

@@ -24,6 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 import lrpjax
 from lrpjax import composites, viz
 
+__all__ = ["CNN", "Digits", "choose", "explainers", "load_digits", "train"]
+
 SIZE = 16
 LOW, HIGH = 0.0, 1.0  # black and white: the bounds that the z^B-rule needs to know
 BATCH = 64
@@ -46,7 +48,13 @@ METHODS = {
 
 
 class Digits(NamedTuple):
-    """Images, float32 (N, 16, 16, 1) in [0, 1], and their classes, int32 (N,), to train and to test with."""
+    """Images, float32 (N, 16, 16, 1) in [0, 1], and their classes, int32 (N,), to train and to test with.
+
+    Example:
+        >>> digits = load_digits()
+        >>> digits.train_labels.shape, digits.test_labels[:3].dtype
+        ((1347,), dtype('int32'))
+    """
 
     train_images: NDArray[np.float32]
     train_labels: NDArray[np.int32]
@@ -55,7 +63,13 @@ class Digits(NamedTuple):
 
 
 class CNN(nn.Module):
-    """Three convolutions with average pooling, then two dense layers: images to the logits of ten classes."""
+    """Three convolutions with average pooling, then two dense layers: images to the logits of ten classes.
+
+    Example:
+        >>> x = jnp.zeros((2, SIZE, SIZE, 1), jnp.float32)
+        >>> CNN().apply(jax.jit(CNN().init)(jax.random.key(0), x), x).shape
+        (2, 10)
+    """
 
     @nn.compact
     def __call__(self, x):
@@ -187,6 +201,11 @@ def choose(logits: NDArray, labels: NDArray, images: int) -> tuple[NDArray[np.in
 
     Returns:
         Indices into the test images and rival classes, both int32 (images,).
+
+    Example:
+        >>> logits, labels = np.eye(10)[[3, 9]] + 0.5 * np.eye(10)[[9, 3]], np.array([3, 9])
+        >>> print(*choose(logits, labels, images=1))
+        [0] [9]
     """
     ranked = np.argsort(-logits, axis=1)
     chosen = []
@@ -197,7 +216,14 @@ def choose(logits: NDArray, labels: NDArray, images: int) -> tuple[NDArray[np.in
 
 
 def explainers(logits: Callable) -> dict[str, Callable]:
-    """Each of `METHODS` for a network, jitted: from (images, classes) to relevance, shaped as the images."""
+    """Each of `METHODS` for a network, jitted: from (images, classes) to relevance, shaped as the images.
+
+    Example:
+        >>> digits = load_digits()
+        >>> functions = explainers(train(digits, epochs=1))
+        >>> functions['LRP-ε'](digits.test_images[:2], digits.test_labels[:2]).shape
+        (2, 16, 16, 1)
+    """
 
     def explainer(composite):
         def explain(x, classes):

@@ -2,40 +2,115 @@
 
 
 class LrpjaxError(Exception):
-    """Base class of all errors raised by lrpjax."""
+    """Base class of all errors raised by lrpjax.
+
+    >>> import lrpjax
+    >>> try:
+    ...     lrpjax.rules.Epsilon(-1.0)
+    ... except lrpjax.LrpjaxError as error:
+    ...     print(type(error).__name__, isinstance(error, ValueError))
+    ...
+    RuleError True
+    """
 
 
 class UnsupportedError(LrpjaxError, NotImplementedError):
-    """The function does something, on the way from the explained input to the output, that no rule explains."""
+    """The function does something, on the way from the explained input to the output, that no rule explains.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> lrpjax.relevance(lambda x: jax.lax.while_loop(lambda x: x < 9, lambda x: 2 * x, x))(1.0)
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.UnsupportedError: relevance cannot be propagated through...
+    """
 
 
 class InputError(LrpjaxError, TypeError):
-    """An argument to be explained cannot carry relevance (an integer, a string, an empty pytree)."""
+    """An argument to be explained cannot carry relevance (an integer, a string, an empty pytree).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> lrpjax.relevance(lambda x: 2.0 * x)(jnp.arange(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.InputError: the argument to be explained has dtype int...: only floating-point values carry relevance...
+    """
 
 
 class TargetError(LrpjaxError, ValueError):
-    """The target does not fit the function's output."""
+    """The target does not fit the function's output.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> lrpjax.relevance(lambda x: x, target=5)(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.TargetError: target 5 is out of range: the output has 3 classes
+    """
 
 
 class PathError(LrpjaxError, LookupError):
-    """A path names no value of the function."""
+    """A path names no value of the function.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> lrpjax.relevance(lambda x: 2.0 * x, at='nowhere')(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.PathError: no value leaves the scope 'nowhere'. Scopes of this function: (none)
+    """
 
 
 class RuleError(LrpjaxError, ValueError):
-    """A rule, or a composite, was given parameters that its formula does not admit."""
+    """A rule, or a composite, was given parameters that its formula does not admit.
+
+    >>> import lrpjax
+    >>> lrpjax.rules.AlphaBeta(3.0, 1.0)
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.RuleError: AlphaBeta: alpha - beta must be 1 (relevance is conserved only then), but 3.0 - 1.0 is not
+    """
 
 
 class PatternError(LrpjaxError, ValueError):
-    """Patterns cannot be fitted from this stream of batches, or belong to another model."""
+    """Patterns cannot be fitted from this stream of batches, or belong to another model.
+
+    >>> import lrpjax
+    >>> lrpjax.patterns.fit(lambda x: x, [])
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.PatternError: there are no batches to fit patterns to
+    """
 
 
 class RootError(LrpjaxError, ValueError):
-    """A Taylor decomposition has no root point to expand at, or its root search was given arguments that do not fit."""
+    """A Taylor decomposition has no root point to expand at, or its root search was given arguments that do not fit.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> lrpjax.taylor.decompose(lambda x: x @ x + 1.0, lrpjax.taylor.line())(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.RootError: no root point was found: f(x) is 4, the least |f(x₀)| that the search came to is 1...
+    """
 
 
 class UnmatchedWarning(UserWarning):
-    """A pair of a composite matched no unit of the function."""
+    """A pair of a composite matched no unit of the function.
+
+    >>> import warnings, jax.numpy as jnp, lrpjax
+    >>> composite = lrpjax.Composite([("conv*", lrpjax.rules.Flat())])
+    >>> with warnings.catch_warnings(action="error"):
+    ...     lrpjax.relevance(lambda x: x @ jnp.ones(3), composite)(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.UnmatchedWarning: pairs of the composite that match no unit: ('conv*', Flat(epsilon=1e-06))...
+    """
 
 
 class ProbabilityWarning(UserWarning):
-    """The function ends in a softmax or log-softmax; explaining the logits is usually what is meant."""
+    """The function ends in a softmax or log-softmax; explaining the logits is usually what is meant.
+
+    >>> import warnings, jax, jax.numpy as jnp, lrpjax
+    >>> with warnings.catch_warnings(action="error"):
+    ...     lrpjax.relevance(lambda x: jax.nn.softmax(x @ jnp.eye(3)))(jnp.ones(3))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.ProbabilityWarning: the function ends in a softmax or log-softmax: relevance is that of a probability...
+    """

@@ -170,7 +170,7 @@ class Weighted:
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        out = jax.eval_shape(apply, x, kernels[0]).dtype
+        out = self.core.out.aval.dtype
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)

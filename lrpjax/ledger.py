@@ -56,7 +56,15 @@ class Account:
 @dataclasses.dataclass
 class Audit:
     """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance` the sum of what arrived at
-    the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the axis of the batch: `audit[i]` is that of one example."""
+    the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the axis of the batch: `audit[i]` is that of one example.
+
+    Example:
+        >>> import jax.numpy as jnp, lrpjax
+        >>> f = lambda x: x @ jnp.array([1.0, 1.0]) + 1.0
+        >>> audit = lrpjax.audit(f)(jnp.array([2.0, 1.0]))
+        >>> print(audit.seed, audit.relevance.round(2), audit.worst().bias.round(2))
+        4.0 3.0 1.0
+    """
 
     units: list[Account]
     seed: jax.Array

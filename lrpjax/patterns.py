@@ -31,6 +31,8 @@ from lrpjax.layers import Network, Site, numbered
 from lrpjax.rules import Rule
 from lrpjax.select import Selector, matches
 
+__all__ = ["Moments", "Patterns", "collect", "finish", "fit", "load", "merge", "save", "start"]
+
 KINDS = ("relu", "linear", "relu.negative")
 
 # --------------------------------------------------------------------------------------------------------------------- fitted patterns
@@ -43,6 +45,13 @@ class Patterns(Mapping):
 
     Paths are those of `lrpjax.plan`; the second layer of one path has "#2" behind it, and so on. What stands before the first "/" may be
     left out where that is unambiguous.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> fitted = fit(f, [jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]])])
+        >>> list(fitted), fitted['dense'].shape, fitted.kind
+        (['dense'], (2, 1), 'relu')
     """
 
     arrays: tuple[jax.Array, ...]
@@ -119,6 +128,11 @@ class Moments:
     """What a pass over data leaves: a pytree that can be merged with that of other data, saved, and finished into patterns.
 
     `samples` and `batches` say how much data went in.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> collect(lambda x: x @ jnp.ones((2, 1)), [jnp.eye(2)]).kinds
+        ('relu',)
     """
 
     layers: tuple[LayerMoments, ...]
@@ -529,7 +543,13 @@ def load(path: Any) -> Any:
     Raises:
         PatternError: the folder holds nothing that `save` has saved.
 
-    Example: see `save`.
+    Example:
+        >>> import jax.numpy as jnp, tempfile
+        >>> fitted = fit(lambda x: x @ jnp.ones((2, 1)), [jnp.array([[1.0, 2.0], [3.0, 1.0]])])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, fitted)
+        ...     load(folder).kind
+        'relu'
     """
     if not _steps(path):
         raise PatternError(f"{path} holds no saved patterns")

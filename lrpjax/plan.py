@@ -285,8 +285,16 @@ def passing(unit: Unit, rule: Rule | None) -> list[Value]:
     """The operands to which a unit hands relevance under a rule."""
     if isinstance(rule, Gradient):
         return unit.operands
+    if unit.weights is not None and isinstance(rule, Pass):
+        return unit.passing[:1]
     if unit.kind != "product" or not isinstance(rule, Product) or rule.share == "gate":
         return unit.passing
+    if rule.share == "magnitude" and any(
+        node.name in ("dot_general", "conv_general_dilated") for node in unit.nodes
+    ):
+        raise RuleError(
+            f"Product: share='magnitude' is defined for elementwise products only, but that at {unit.main.source} is a contraction"
+        )
     if rule.share == "activated":
         return [v for v in unit.passing if v not in unit.activated] or unit.passing
     if rule.share == "selective":
@@ -317,6 +325,8 @@ def unit_forms(unit: Unit, rule: Rule | None, form: str) -> tuple[str, str | Non
     if isinstance(rule, Sum) and rule.share != "native" and unit.nodes[-1].name in ("add", "sub", "add_any"):
         return PLAIN, PLAIN
     if unit.kind in ("affine", "norm", "quotient") and not isinstance(rule, (Norm, Epsilon)):
+        if unit.weights is not None and rule is None:
+            return RATIO, RATIO
         return (PLAIN, PLAIN) if isinstance(rule, Pass) else (form, form)
     if unit.kind == "structural" or (unit.name == "max_pool" and rule is None):
         return form, form
@@ -374,7 +384,7 @@ def default_text(unit: Unit) -> str:
     if unit.kind == "product":
         return "signal takes all" if unit.name == "gate" else f"1/{len(unit.operands)} each"
     if unit.kind == "quotient" or unit.kind == "norm":
-        return "denominator fixed"
+        return "denominator fixed" if unit.weights is None else "Taylor, of a softmax divided late"
     if unit.kind == "pool" and unit.name == "max_pool":
         return "winner takes all"
     if unit.kind == "custom":

@@ -7,6 +7,8 @@ entries of your own over it.
 
 import types
 
+import numpy as np
+
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
@@ -18,7 +20,7 @@ _STRUCTURAL = _names(
     reshape transpose squeeze expand_dims broadcast_in_dim slice dynamic_slice dynamic_update_slice
     gather concatenate pad rev split stack unstack tile copy copy_p convert_element_type reduce_precision
     optimization_barrier device_put sharding_constraint real_to_complex name scatter select_n
-    select_and_gather_add real imag complex conj all_gather ppermute all_to_all pvary pbroadcast
+    select_and_gather_add real imag complex conj all_gather ppermute all_to_all pvary pbroadcast maybe_set
     mesh_cast reshard select_if_vmap sort top_k approx_top_k cummax cummin reduce_max reduce_min
     reduce_window_max reduce_window_min argsort select_and_scatter_add scatter_max scatter_min
     scatter-max scatter-min pmax pmin unreduced_cast vary_unreduced_cast
@@ -142,3 +144,21 @@ SIGN_KEEPING = frozenset(_STRUCTURAL).difference(["real", "imag", "complex", "co
 
 # Max-like: one operand that is not negative is enough.
 ANY_SIGN = frozenset(["max"])
+
+IN_NUMPY = types.MappingProxyType(
+    {
+        "add": lambda x, y, **_: x + y,
+        "sub": lambda x, y, **_: x - y,
+        "mul": lambda x, y, **_: x * y,
+        "neg": lambda x, **_: -x,
+        "sqrt": lambda x, **_: np.sqrt(x),
+        "rsqrt": lambda x, **_: (1 / np.sqrt(x)).astype(x.dtype),
+        "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
+        "squeeze": lambda x, dimensions, **_: x.squeeze(tuple(dimensions)),
+        "transpose": lambda x, permutation, **_: x.transpose(permutation),
+        "convert_element_type": lambda x, new_dtype, **_: x.astype(new_dtype),
+        "stop_gradient": lambda x, **_: x,
+        "copy": lambda x, **_: x,
+    }
+)
+"""The primitives that normalisations compute constants with, in NumPy: they are evaluated while tracing, where JAX would compile each one."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -33,6 +34,7 @@ from lrpjax.errors import PathError, RuleError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, is_native
+from lrpjax.primitives import IN_NUMPY
 from lrpjax.rules import (
     PLAIN,
     RATIO,
@@ -176,6 +178,9 @@ class _Frame:
         inputs = [self.known(v) for v in value.node.inputs]
         if any(i is None for i in inputs):
             return None
+        in_numpy = IN_NUMPY.get(value.node.name)
+        if in_numpy is not None:
+            return in_numpy(*map(np.asarray, inputs), **value.node.params)
         with jax.ensure_compile_time_eval():
             outputs = value.node.bind(*inputs)
         return outputs[value.node.outputs.index(value)]
@@ -222,6 +227,8 @@ class _Frame:
             self.custom(unit, *passing_on(unit, form[unit.out]), rule)
         elif unit.kind == "product":
             self.product(unit, rule)
+        elif unit.weights is not None:
+            self.divided_late(unit, rule)
         elif unit.kind == "custom" and not isinstance(rule, (Epsilon, Norm)):
             self.called(unit, rule)
         elif isinstance(rule, Sum) and rule.share != "native":
@@ -302,6 +309,25 @@ class _Frame:
             if share == "magnitude":
                 array = jnp.broadcast_to(array, weight.shape)
             return scale(array, jnp.asarray(weight, wide(array).real.dtype))
+
+        self.native(unit, epsilon=_epsilon(unit, rule), operand=operand)
+
+    def divided_late(self, unit: Unit, rule: Rule | None) -> None:
+        """Σ e v / Σ e: the native derivative, of which e takes the share that the product e v leaves to it, above the line and below."""
+        product = self.program.owner[unit.core]  # type: ignore[index]
+        rules, emits = self.program.rules, self.found.emits[product] or {}
+        factors = [v for v in product.operands if v in emits]
+        if isinstance(rules[product], Product) and rules[product].share == "magnitude":
+            raise RuleError(
+                f"Product: share='magnitude' is not defined for the softmax at {unit.nodes[0].source}, which is divided by its sum after the "
+                "product: divide before it"
+            )
+        share = 1 / len(factors) if unit.weights in factors else 0.0
+        bottom = unit.nodes[0].inputs[1]
+
+        def operand(value: Value) -> Any:
+            array = self.operand(unit, value)
+            return scale(array, jnp.asarray(share, wide(array).real.dtype)) if value is bottom else array
 
         self.native(unit, epsilon=_epsilon(unit, rule), operand=operand)
 

@@ -16,7 +16,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax.arithmetic import Layer as Layer
+from lrpjax.arithmetic import divide as divide
+from lrpjax.arithmetic import is_zero as is_zero
+from lrpjax.arithmetic import negative as negative
+from lrpjax.arithmetic import positive as positive
+from lrpjax.arithmetic import quotient as quotient
+from lrpjax.arithmetic import stabilize as stabilize
 from lrpjax.errors import PatternError, RuleError
+
+__all__ = [
+    "AlphaBeta",
+    "BetaSmooth",
+    "Deconvnet",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Gradient",
+    "GuidedBackprop",
+    "Norm",
+    "Pass",
+    "Pattern",
+    "Product",
+    "Rule",
+    "Stop",
+    "Sum",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]
 
 RATIO, PLAIN = "ratio", "plain"
 """The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
@@ -25,90 +53,15 @@ LAYERS = ("dense", "conv")
 LINEAR = (*LAYERS, "sum", "pool", "linear", "affine", "custom")
 
 
-def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
-    """z + ε·sign(z) with sign(0) = +1."""
-    epsilon = jnp.asarray(epsilon, z.dtype)
-    return z + jnp.where(z >= 0, epsilon, -epsilon)
-
-
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and 0 where b is 0, safe to differentiate."""
-    zero = b == 0
-    return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
-
-
-@dataclasses.dataclass
-class Layer:
-    """A weighted layer as a rule sees it: z = apply(x, w) + b, with `transpose(s, w)` the adjoint of `apply` in x.
-
-    Both take and return arrays of the precision that rules compute in, whatever the model's own.
-
-    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
-    ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
-    account: where an audit asks for it, what the bias and the stabiliser absorb, one pair for each `share`.
-    """
-
-    apply: Callable[[jax.Array, jax.Array], jax.Array]
-    transpose: Callable[[jax.Array, jax.Array], jax.Array]
-    kernels: tuple[jax.Array, ...]
-    b: jax.Array | float
-    nonnegative: bool
-    rectified: bool
-    ones: Callable[[], jax.Array]
-    noise: float
-    account: list[tuple[jax.Array, jax.Array]] | None = None
-
-    def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
-        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
-        s = divide(R, stabilize(z, epsilon))
-        if self.account is not None:
-            self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
-        return s
-
-    def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
-        """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
-        if self.nonnegative:
-            return self.apply(x, above)
-        return self.apply(positive(x), above) + self.apply(negative(x), below)
-
-    def pull(
-        self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array
-    ) -> jax.Array:
-        """s(w⁺, w⁻) where x_i > 0 and s(w⁻, w⁺) where x_i < 0: the two halves of a sum over x⁺ and x⁻ in ratio form."""
-        if self.nonnegative:
-            return s(above, below)
-        return jnp.where(x > 0, s(above, below), s(below, above))
-
-
-def positive(x: Any) -> Any:
-    """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`."""
-    return (
-        np.maximum(x, np.zeros((), x.dtype))
-        if isinstance(x, np.ndarray)
-        else jnp.maximum(x, jnp.zeros((), x.dtype))
-    )
-
-
-def negative(x: Any) -> Any:
-    """x⁻ = min(x, 0)."""
-    return (
-        np.minimum(x, np.zeros((), x.dtype))
-        if isinstance(x, np.ndarray)
-        else jnp.minimum(x, jnp.zeros((), x.dtype))
-    )
-
-
-def is_zero(value: Any) -> bool:
-    """Whether a hyper-parameter is known to be zero (a traced one is not)."""
-    return isinstance(value, (int, float)) and value == 0
-
-
 class Rule:
     """Base class of rules. `kinds` are the kinds of unit that a rule can explain; a composite passes it over for others.
 
     A rule for weighted layers defines `back(layer, x, z, R)`, which returns what `emits` says: the relevance of x (PLAIN) or that divided
     by x (RATIO, which neither divides by x nor loses anything); and `kernels(w)`, all that it computes from the kernel alone, which is
     done once and for all where the kernel is known when tracing.
+
+    >>> isinstance(Epsilon(), Rule), Epsilon.kinds[:2], Flat.emits
+    (True, ('dense', 'conv'), 'plain')
     """
 
     kinds: ClassVar[tuple[str, ...]] = LAYERS
@@ -208,7 +161,13 @@ class Epsilon(Rule):
 
 @rule()
 class Norm(Rule):
-    """The ε-rule of sums and pools, in proportion to the terms: R_i = x_i R_j / (Σ x + ε sign Σ x) (zennit's `Norm`)."""
+    """The ε-rule of sums and pools, in proportion to the terms: R_i = x_i R_j / (Σ x + ε sign Σ x) (zennit's `Norm`).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x.sum(), lrpjax.Composite([('*', Norm())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [1. 2.]
+    """
 
     epsilon: Any = 1e-6
     kinds: ClassVar = LINEAR
@@ -221,6 +180,11 @@ class Gamma(Rule):
 
     R_i = Σ_j (x_i w_ij + γ (x_i w_ij)^±) R_j / Σ_i (x_i w_ij + γ (x_i w_ij)^±) with ± the sign of z_j; the bias b + γ b^± is a term of the
     denominator unless `bias=False`. z_j = 0 gives nothing. For x ≥ 0 and z > 0 this is the γ-rule of Montavon et al. 2019.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Gamma(1.0))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [ 1.5 -0.5]
     """
 
     gamma: Any = 0.25
@@ -265,6 +229,11 @@ class AlphaBeta(Rule):
     """LRP-αβ: R_i = Σ_j (α (x_i w_ij)⁺ / z⁺_j − β (x_i w_ij)⁻ / z⁻_j) R_j, α − β = 1 (Bach et al. 2015, eq. 60, there with β of the other sign).
 
     z⁺_j = Σ_i (x_i w_ij)⁺ + b⁺_j and z⁻_j alike, stabilised by ε; with `bias=False` the bias is left out of both.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', AlphaBeta(2.0, 1.0))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [ 2. -1.]
     """
 
     alpha: Any = 2.0
@@ -307,6 +276,11 @@ class ZPlus(Rule):
     """The z⁺-rule: R_i = Σ_j (x_i w_ij)⁺ / (Σ_i (x_i w_ij)⁺ + b⁺_j) R_j (Montavon et al. 2017, eq. 15; αβ with α = 1, β = 0).
 
     With `bias=False` the bias is left out and relevance is conserved exactly.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', ZPlus())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [1. 0.]
     """
 
     epsilon: Any = 1e-6
@@ -322,6 +296,11 @@ class ZBox(Rule):
 
     R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j. `low` and `high` are numbers, or arrays that broadcast against x. The bias
     cancels. Inputs that are exactly zero get their share.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', ZBox(low=0.0, high=4.0))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [0.6 0.4]
     """
 
     low: Any
@@ -361,6 +340,11 @@ class WSquare(Rule):
     """The w²-rule: R_i = Σ_j w²_ij / (Σ_i w²_ij + b²_j) R_j, for unbounded inputs (Montavon et al. 2017, eq. 12; b² as zennit has it).
 
     With `bias=False` the b² is left out and relevance is conserved. It looks at the weights only: inputs that are zero get their share.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([1.0, -1.0]), lrpjax.Composite([('*', WSquare())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([5.0, 1.0])).round(1))
+    [2. 2.]
     """
 
     epsilon: Any = 1e-6
@@ -378,7 +362,13 @@ class WSquare(Rule):
 
 @rule()
 class Flat(Rule):
-    """The flat rule: every input of a neuron gets the same share, R_i = Σ_j R_j / (number of inputs of j) (Lapuschkin et al. 2019)."""
+    """The flat rule: every input of a neuron gets the same share, R_i = Σ_j R_j / (number of inputs of j) (Lapuschkin et al. 2019).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Flat())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [0.5 0.5]
+    """
 
     epsilon: Any = 1e-6
     emits: ClassVar = PLAIN
@@ -397,6 +387,11 @@ class Pattern(Rule):
 
     Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
     (see `mark_of`) say which kernel the pattern was fitted to.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Pattern(jnp.array([1.0, 2.0])))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [1. 2.]
     """
 
     pattern: Any
@@ -442,7 +437,13 @@ def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 @rule()
 class Pass(Rule):
-    """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`)."""
+    """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: jnp.tanh(x), lrpjax.Composite([('*', Pass())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([0.0, 20.0])).round(1))
+    [0. 1.]
+    """
 
     kinds: ClassVar = ("activation", "affine", "norm", "custom")
 
@@ -452,6 +453,11 @@ class Gradient(Rule):
     """The plain chain rule, applied to the relevance itself: R_i = Σ_j ∂z_j/∂x_i R_j, as zennit does to modules that no rule names.
 
     It conserves nothing in general; `composites.gradient()` is this rule everywhere.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Gradient())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [ 3. -1.]
     """
 
     kinds: ClassVar = ("*",)
@@ -460,14 +466,26 @@ class Gradient(Rule):
 
 @rule()
 class Stop(Rule):
-    """No relevance goes below this unit (CP-LRP stops at the attention weights, Ali et al. 2022)."""
+    """No relevance goes below this unit (CP-LRP stops at the attention weights, Ali et al. 2022).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Stop())])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
+    [0. 0.]
+    """
 
     kinds: ClassVar = ("*",)
 
 
 @rule()
 class Deconvnet(Rule):
-    """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0). For units named "relu"."""
+    """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0). For units named "relu".
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', Deconvnet())], default=Gradient(), method='gradient')
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
+    [2. 0. 3.]
+    """
 
     kinds: ClassVar = ("relu",)
     emits: ClassVar = PLAIN
@@ -478,7 +496,13 @@ class Deconvnet(Rule):
 
 @rule()
 class GuidedBackprop(Rule):
-    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0). For units named "relu"."""
+    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0). For units named "relu".
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', GuidedBackprop())], default=Gradient(), method='gradient')
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
+    [0. 0. 3.]
+    """
 
     kinds: ClassVar = ("relu",)
     emits: ClassVar = PLAIN
@@ -489,7 +513,13 @@ class GuidedBackprop(Rule):
 
 @rule()
 class BetaSmooth(Rule):
-    """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (zennit's `ReLUBetaSmooth`)."""
+    """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (zennit's `ReLUBetaSmooth`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', BetaSmooth(1.0))], default=Gradient(), method='gradient')
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([0.0, 0.0, 9.0])).round(1))
+    [ 1.  -0.5  3. ]
+    """
 
     beta: Any = 10.0
     kinds: ClassVar = ("relu",)
@@ -508,6 +538,11 @@ class Product(Rule):
     "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.selective`).
     "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
     (elementwise products only). An int: that factor, in the order of writing, takes all.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x[0] * x[1], lrpjax.Composite([('*', Product('magnitude'))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([6.0, 2.0])).round(1))
+    [9. 3.]
     """
 
     share: str | int = "gate"
@@ -527,6 +562,11 @@ class Sum(Rule):
 
     share: "native": in proportion to a and b, conserved exactly and divided by nothing (the default). "magnitude": in proportion to |a|, |b|.
     "uniform": half to each. An int: that operand takes all (0 is the first written).
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f, composite = lambda x: x + 2 * x[::-1], lrpjax.Composite([('*', Sum('uniform'))])
+    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 3.0])).round(1))
+    [6. 6.]
     """
 
     share: str | int = "native"

@@ -10,6 +10,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Protocol
 
+__all__ = ["Selector", "first", "kind", "last", "matches", "path"]
+
 
 class Selectable(Protocol):
     """What a selector looks at in a unit."""
@@ -20,7 +22,13 @@ class Selectable(Protocol):
 
 
 class Selector:
-    """Chooses units: `choose(units)` gives one bool for each unit, in execution order."""
+    """Chooses units: `choose(units)` gives one bool for each unit, in execution order.
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
+    >>> (kind('conv') & ~first('conv')).choose(units)
+    [False, True, False]
+    """
 
     def choose(self, units: Sequence[Selectable]) -> list[bool]:
         raise NotImplementedError
@@ -110,7 +118,13 @@ def matches(glob: str, path: str) -> bool:
 
 
 def path(glob: str) -> Selector:
-    """Units whose module path (named scopes joined by "/") matches a glob; see `matches`."""
+    """Units whose module path (named scopes joined by "/") matches a glob; see `matches`.
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
+    >>> path('body/*').choose(units)
+    [False, True, True]
+    """
     return Path(glob)
 
 
@@ -118,17 +132,34 @@ def kind(*kinds: str) -> Selector:
     """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax", "norm", "affine", "linear".
 
     The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool", "logsumexp", …
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
+    >>> kind('conv').choose(units)
+    [True, True, False]
     """
     return Kind(kinds)
 
 
 def first(*kinds: str) -> Selector:
-    """The one unit of these kinds that is executed first (not the one that was registered or named first)."""
+    """The one unit of these kinds that is executed first (not the one that was registered or named first).
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
+    >>> first('conv', 'dense').choose(units)
+    [True, False, False]
+    """
     return End("first", kinds)
 
 
 def last(*kinds: str) -> Selector:
-    """The one unit of these kinds that is executed last."""
+    """The one unit of these kinds that is executed last.
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
+    >>> last('conv').choose(units)
+    [False, True, False]
+    """
     return End("last", kinds)
 
 

@@ -17,7 +17,14 @@ __all__ = ["RegionError", "bilrp"]
 
 
 class RegionError(LrpjaxError, ValueError):
-    """Labels of regions are not whole numbers from 0, or do not fit the input."""
+    """Labels of regions are not whole numbers from 0, or do not fit the input.
+
+    >>> import jax.numpy as jnp
+    >>> bilrp(lambda x: x, None, regions=jnp.array([0.5, 1.0]))(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    Traceback (most recent call last):
+    ...
+    lrpjax.similarity.RegionError: regions are integer labels 0, 1, …, but these have dtype float...
+    """
 
 
 def bilrp(

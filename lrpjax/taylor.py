@@ -34,6 +34,12 @@ class Expansion:
     relevance: R, in the shape of x, averaged over the root points that were found. root: x₀. residual: f(x₀). remainder: all of f(x) that is of
     second and higher order at x₀, f(x) − f(x₀) − Σ R. found: whether x₀ is a root, |f(x₀)| ≤ tolerance · |f(x)|. Where a search
     gives several root points, the last four have an axis for them in front.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> expansion = expand(lambda x: x @ x - 1.0, jnp.array([2.0, 0.0]), root=jnp.array([1.0, 0.0]))
+        >>> print(expansion.relevance, expansion.residual, expansion.remainder, expansion.found)
+        [2. 0.] 0.0 1.0 True
     """
 
     relevance: jax.Array

@@ -7,10 +7,11 @@ only move or scale values become units of one node, of kind "structural" and "af
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from lrpjax import _compat, activations, dimensions
+from lrpjax import _compat, activations, dimensions, softmaxes
 from lrpjax.elementwise import Dependence
-from lrpjax.graph import Graph, Node, Value, between
+from lrpjax.graph import Graph, Node, Value
 
 SHOWN = (
     "conv",
@@ -40,7 +41,8 @@ class Unit:
     relevance (a denominator, a gate and the statistics of a normalisation do not). activated: the factors of a product that come straight
     from an activation. selected: the factors that `selective.Signals` found to be the signal, where a plan asked for it.
     core, scales: for weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of the kernel
-    that its constant varies along. bodies: the units of each sub-program.
+    that its constant varies along. weights: of a quotient that is a softmax's division put off, e in Σ e v / Σ e; its core is the product e v.
+    bodies: the units of each sub-program.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Unit:
     scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     activated: list[Value] = dataclasses.field(default_factory=list)
     selected: list[Value] = dataclasses.field(default_factory=list)
+    weights: Value | None = None
     bodies: list["Level"] = dataclasses.field(default_factory=list)
 
     @property
@@ -94,10 +97,12 @@ def carry_of(unit: Unit) -> tuple[int, int]:
 
 def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
     """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
-    return _Finder(graph, families, kept).level()
+    return Finder(graph, families, kept).level()
 
 
-class _Finder:
+class Finder:
+    """The units of one graph while they are being found: what is named first is taken first."""
+
     def __init__(self, graph: Graph, families: Mapping[str, str], kept: frozenset[Value]):
         self.graph = graph
         self.families = families
@@ -115,8 +120,12 @@ class _Finder:
         for node in unit.nodes:
             self.unit_of[node] = unit
 
+    def make(self, *args: Any, **kwargs: Any) -> None:
+        """Adds the Unit that these arguments make."""
+        self.add(Unit(*args, **kwargs))
+
     def level(self) -> Level:
-        self.softmaxes()
+        softmaxes.find(self)
         self.activations()
         self.statistics()
         self.layers()
@@ -186,77 +195,6 @@ class _Finder:
         while node is not None and self.light(node, families) and not self.activated(node):
             node = node.carriers()[0].node
         return node
-
-    # ------------------------------------------------------------------------------------------------------------------- softmax
-
-    def softmaxes(self) -> None:
-        """exp(u) / Σ exp(u) and log Σ exp(u) in every writing, and exp(u − log Σ exp(u)): all of them are right as JAX differentiates them."""
-        through = ("structural", "affine")
-        for node in self.live:
-            if node.name not in ("exp", "exp2") or node in self.unit_of:
-                continue
-            numerators = self.forward(node.out, through)
-            sums = [
-                u
-                for v in numerators
-                for u in v.users
-                if u.name in ("reduce_sum", "cumsum", "reduce_window_sum", "dot_general")
-            ]
-            sums = [s for s in sums if s.name != "dot_general" or len(s.carriers()) == 1]
-            for total in sums:
-                if total in self.unit_of:
-                    continue
-                for denominator in self.forward(total.out, through):
-                    for user in denominator.users:
-                        end = self.softmax_end(user, denominator, numerators, through)
-                        if end is not None and end not in self.unit_of:
-                            self.softmax(node, end)
-        for node in self.live:
-            if node not in self.unit_of and (
-                (node.name in ("exp", "exp2") and self.over_logsumexp(node))
-                or (node.name == "log" and self.ends_softmax(node.inputs[0], "softmax"))
-            ):
-                name = "log_softmax" if node.name == "log" else "softmax"
-                self.add(Unit("softmax", [node], node.carriers(), node.carriers(), name))
-
-    def over_logsumexp(self, node: Node) -> bool:
-        """exp(u − log Σ exp(u))"""
-        inner = node.inputs[0].node
-        return (
-            inner is not None
-            and inner.name == "sub"
-            and inner.inputs[1].carries
-            and self.ends_softmax(inner.inputs[1], "logsumexp")
-        )
-
-    def ends_softmax(self, value: Value, name: str) -> bool:
-        origin = self.origin(value, ("structural", "affine"))
-        unit = self.unit_of.get(origin) if origin is not None else None
-        return unit is not None and unit.name == name and unit.nodes[-1] is origin
-
-    def softmax_end(
-        self, user: Node, denominator: Value, numerators: list[Value], through: tuple[str, ...]
-    ) -> Node | None:
-        if user.name == "div" and user.inputs[1] is denominator:
-            if user.inputs[0] in numerators:
-                return user
-            if not user.inputs[0].carries:  # the reciprocal of the sum, multiplied with the exponentials
-                for r in self.forward(user.out, ("structural",)):
-                    for u in r.users:
-                        if u.name == "mul" and any(v in numerators for v in u.inputs):
-                            return u
-        if user.name == "log":
-            return user
-        return None
-
-    def softmax(self, start: Node, end: Node) -> None:
-        nodes = between(start.out, end)
-        if nodes is None or any(n in self.unit_of for n in nodes):
-            return
-        source = start.carriers()
-        self.add(
-            Unit("softmax", [start, *nodes], source, source, "logsumexp" if end.name == "log" else "softmax")
-        )
 
     # ---------------------------------------------------------------------------------------------------------------- activations
 

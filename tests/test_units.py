@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 
 import lrpjax
-from lrpjax import rules, select
+from lrpjax import composites, rules, select
 
 LRP0 = lrpjax.composites.epsilon(0.0)
 
@@ -202,6 +202,78 @@ def test_softmax_in_every_writing_follows_its_taylor_expansion(name, rng):
     s, R = f(x), rng.normal(size=(5, 3))
     above = ratio(lambda s: s @ w, s, R)
     close(lrpjax.relevance(model, LRP0, target=R)(x), x * (above - s * above.sum(axis, keepdims=True)), 1e-7)
+
+
+LATE = {
+    "division": lambda e, v: (e @ v) / e.sum(-1, keepdims=True),
+    "division of a transpose": lambda e, v: ((v.T @ e.T) / e.sum(-1)).T,
+    "einsum": lambda e, v: jnp.einsum("qk,kd->qd", e, v) / jnp.einsum("qk->q", e)[:, None],
+    "dot with ones": lambda e, v: (e @ v) / (e @ jnp.ones((5, 1))),
+    "multiplied and summed": lambda e, v: (e[:, :, None] * v).sum(1) / e.sum(1)[:, None],
+    "masked": lambda e, v: (jnp.tril(e) @ v) / jnp.tril(e).sum(-1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize(
+    "composite",
+    [composites.attnlrp(0.0), composites.cp_lrp(0.0), composites.input_x_gradient()],
+    ids=["attnlrp", "cp_lrp", "input_x_gradient"],
+)
+@pytest.mark.parametrize("name", LATE)
+def test_softmax_that_is_divided_late_is_attention(name, composite, rng):
+    """Σ e v / Σ e, as attention in blocks computes it, is explained as softmax(s) v is."""
+    x, q, k, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((5, 4), (4, 3), (4, 3), (4, 2)))
+    scores = lambda x: (x @ q) @ (x @ k).T
+
+    def late(x):
+        s = scores(x)
+        return LATE[name](jnp.exp(s - lax.stop_gradient(s.max(-1, keepdims=True))), x @ w)
+
+    def usual(x):
+        s = (
+            jnp.where(jnp.tril(jnp.ones((5, 5), bool)), scores(x), -jnp.inf)
+            if name == "masked"
+            else scores(x)
+        )
+        return jax.nn.softmax(s) @ (x @ w)
+
+    target = jnp.asarray(rng.normal(size=(5, 2)))
+    found = jax.jit(lrpjax.relevance(late, composite, target=target))(x)
+    close(found, lrpjax.relevance(usual, composite, target=target)(x))
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_softmax_that_is_divided_late_with_other_shares(share, rng):
+    """The sum below the line takes part as the exponentials above it do."""
+    x, w = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 5)))
+    composite = lrpjax.Composite([(select.kind("product"), rules.Product(share))])
+
+    def late(x):
+        e = jnp.exp(x @ w)
+        return (e @ x) / e.sum(-1, keepdims=True)
+
+    explain = lambda f: lrpjax.relevance(f, composite, target=jnp.ones((5, 4)))(x)
+    close(explain(late), explain(lambda x: jax.nn.softmax(x @ w) @ x))
+
+
+def test_softmax_that_is_divided_late_has_no_shares_by_magnitude(rng):
+    """|e| and |v| say another thing than |softmax| and |v|."""
+    x, w = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 5)))
+    composite = lrpjax.Composite([(select.kind("product"), rules.Product("magnitude"))])
+
+    def late(x):
+        e = jnp.exp(x @ w)
+        return (e[:, :, None] * x[None]).sum(1) / e.sum(1)[:, None]
+
+    with pytest.raises(lrpjax.RuleError, match=r"magnitude.*divide before it"):
+        lrpjax.relevance(late, composite)(x)
+
+
+def test_shares_by_magnitude_need_an_elementwise_product(rng):
+    x = jnp.asarray(rng.normal(size=(4, 4)))
+    composite = lrpjax.Composite([(select.kind("product"), rules.Product("magnitude"))])
+    with pytest.raises(lrpjax.RuleError, match=r"magnitude.*elementwise.*test_units"):
+        lrpjax.relevance(lambda x: x @ x.T, composite)(x)
 
 
 LOG_SOFTMAX = {

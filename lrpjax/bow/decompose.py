@@ -48,6 +48,12 @@ class Bag:
         mapping: `Hard()`, `Soft(beta)`, `Rank()`, or an object with the members of `Mapping`.
         patches: extractors; empty if descriptors of your own are brought as `LocalFeatures`.
         p: exponent of the pooling: 1 mean, inf maximum.
+
+    Example:
+        >>> from lrpjax.bow import Hard
+        >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
+        >>> histogram(bag, jnp.ones((1, 2, 2))).tolist()
+        [[0.0, 1.0]]
     """
 
     vocabulary: Array
@@ -64,6 +70,13 @@ class BowModel:
     Attributes:
         bags: in the order of their words in the histogram.
         svm: sees the words of all bags; `Kernel.words` gives each kernel its own.
+
+    Example:
+        >>> from lrpjax.bow import Hard, linear, make_svm
+        >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
+        >>> model = make_model(bag, make_svm(linear(), [[0.0, 1.0]], [1.0], 0.0))
+        >>> len(model.bags), model.svm.support.shape
+        (1, (1, 2))
     """
 
     bags: tuple[Bag, ...]
@@ -81,6 +94,14 @@ class Decomposition(NamedTuple):
             sum R^(2) = sum R^(1).
         remainder, target, root, root_score: as in `WordRelevance`.
         histogram: (N, D) x.
+
+    Example:
+        >>> from lrpjax.bow import Hard, linear, make_svm
+        >>> bag = Bag(jnp.array([[0.0], [1.0]]), Hard(), (Patches(1),))
+        >>> model = make_model(bag, make_svm(linear(), [[0.0, 1.0]], [1.0], 0.0))
+        >>> result = decompose(model, jnp.ones((1, 2, 2)))
+        >>> result.words.tolist(), result.features.tolist(), result.pixels.tolist()
+        ([[0.0, 1.0]], [[0.25, 0.25, 0.25, 0.25]], [[[0.25, 0.25], [0.25, 0.25]]])
     """
 
     pixels: Array

@@ -126,6 +126,11 @@ class LocalFeatures:
             image; -1 fills up the rows of smaller supports. See `supports_from_boxes`, `supports_from_masks`.
         shape: (H, W) of the images.
         valid: (N, L) bool or None: False marks fill-up rows where images have fewer than L features.
+
+    Example:
+        >>> features = LocalFeatures(jnp.ones((5, 3, 2)), supports_from_boxes([[0, 0, 2, 2]] * 3, (4, 4)), (4, 4))
+        >>> features.descriptors.shape, features.supports.shape
+        ((5, 3, 2), (3, 4))
     """
 
     descriptors: Array
@@ -283,6 +288,15 @@ class Mapping(Protocol):
     """A mapping of local features to words: any pytree with these two members, e.g. one of your own.
 
     (`jax.tree_util.register_static` makes a pytree of a class without arrays.)
+
+    Example:
+        >>> class Every:
+        ...     nearest = None
+        ...     def weights(self, squared_distances):
+        ...         return jnp.ones_like(squared_distances)
+        ...
+        >>> map_to_words(jnp.zeros((1, 1, 2)), jnp.eye(2), jax.tree_util.register_static(Every)()).tolist()
+        [[[1.0, 1.0]]]
     """
 
     @property
@@ -298,7 +312,12 @@ class Mapping(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Hard:
-    """Hard mapping: m_(d)(l) = 1 for the nearest word d, 0 for every other; a tie goes to the first."""
+    """Hard mapping: m_(d)(l) = 1 for the nearest word d, 0 for every other; a tie goes to the first.
+
+    Example:
+        >>> map_to_words(jnp.array([[[0.4]]]), jnp.array([[0.0], [1.0]]), Hard()).tolist()
+        [[[1.0, 0.0]]]
+    """
 
     nearest = 1
 
@@ -316,6 +335,11 @@ class Soft:
         beta: inverse squared width, above 0; in units of 1 / descriptor^2.
         nearest: None for all words, or how many of the nearest ones share the feature (the sum then runs
             over these).
+
+    Example:
+        >>> import numpy as np
+        >>> print(np.asarray(map_to_words(jnp.array([[[0.4]]]), jnp.array([[0.0], [1.0]]), Soft(beta=5.0))).round(2))
+        [[[0.73 0.27]]]
     """
 
     beta: float | Array
@@ -337,6 +361,11 @@ class Rank:
     Attributes:
         nearest: how many words get a weight.
         base: above 1; how fast the weights fall.
+
+    Example:
+        >>> import numpy as np
+        >>> print(np.asarray(map_to_words(jnp.array([[[0.4]]]), jnp.array([[0.0], [1.0]]), Rank(nearest=2))).round(2))
+        [[[0.42 0.17]]]
     """
 
     nearest: int = field(default=8, metadata={"static": True})

@@ -36,6 +36,11 @@ class Kernel:
             can have words of its own, x^(u).
         weight: beta_u.
         parameters: numbers or arrays given to `function`.
+
+    Example:
+        >>> kernel = intersection(weight=2.0)
+        >>> kernel.decomposable, kernel.values(jnp.array([[1.0, 3.0]]), jnp.array([[2.0, 1.0]])).tolist()
+        (True, [[4.0]])
     """
 
     function: Callable[..., Array] = field(metadata={"static": True})

@@ -41,6 +41,11 @@ class SVM:
         bias: (C,) b.
         kernels: the k_u, each with its weight beta_u.
         labels: what each output stands for: a class, or a pair of classes (first against second).
+
+    Example:
+        >>> svm = make_svm(linear(), [[1.0, 0.0]], [2.0], 0.5)
+        >>> svm.support.shape, svm.coefficients.tolist(), svm.bias.tolist()
+        ((1, 2), [[2.0]], [0.5])
     """
 
     support: Array

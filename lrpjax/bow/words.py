@@ -35,6 +35,12 @@ class WordRelevance(NamedTuple):
         target: (N, C) weights of the outputs in what was explained: 1 and 0 if it was a single output.
         root: (N, D) the points expanded at, or None where no expansion was needed.
         root_score: (N,) f at these points, or None; far from 0 it says that no root was found.
+
+    Example:
+        >>> from lrpjax.bow import linear, make_svm
+        >>> found = word_relevance(make_svm(linear(), [[1.0, 0.0]], [2.0], 1.0), jnp.array([[3.0, 5.0]]))
+        >>> found.words.tolist(), found.score.tolist(), found.remainder.tolist()
+        ([[6.5, 0.5]], [7.0], [0.0])
     """
 
     words: Array

@@ -27,7 +27,13 @@ from lrpjax.metrics.similarity import pearson
 
 
 class Curve(NamedTuple):
-    """A perturbation curve: `scores[b, s]` is f of sample b with `counts[s]` of its regions flipped."""
+    """A perturbation curve: `scores[b, s]` is f of sample b with `counts[s]` of its regions flipped.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Curve(counts=jnp.array([0, 1]), scores=jnp.array([[3.0, 1.0]])).scores.shape
+        (1, 2)
+    """
 
     counts: jax.Array
     scores: jax.Array

@@ -15,7 +15,13 @@ from lrpjax.metrics.similarity import spearman
 
 
 class Robustness(NamedTuple):
-    """Largest and mean relative change of the relevance under noise, each of shape [B]."""
+    """Largest and mean relative change of the relevance under noise, each of shape [B].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(*robustness(lambda x: 2 * x, jnp.ones((1, 4)), noise=jnp.full((1, 1, 4), 0.5)))
+        [0.5] [0.5]
+    """
 
     maximum: jax.Array
     mean: jax.Array

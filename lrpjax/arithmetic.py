@@ -1,0 +1,94 @@
+"""What rules are made of: the stabiliser, division with 0/0 = 0, positive and negative parts, and a weighted layer as a rule sees it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
+    """z + ε·sign(z) with sign(0) = +1."""
+    epsilon = jnp.asarray(epsilon, z.dtype)
+    return z + jnp.where(z >= 0, epsilon, -epsilon)
+
+
+def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, and 0 where b is 0, safe to differentiate."""
+    zero = b == 0
+    return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
+
+
+def quotient(R: jax.Array, z: jax.Array, epsilon: Any) -> jax.Array:
+    """R / (z + ε sign z), and 0 where that divides by 0, for which nothing is computed where a positive ε is known to rule it out."""
+    stabilized = stabilize(z, epsilon)
+    known = isinstance(epsilon, (int, float)) and epsilon >= float(jnp.finfo(z.dtype).tiny)
+    return R / stabilized if known else divide(R, stabilized)
+
+
+def positive(x: Any) -> Any:
+    """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`."""
+    return (
+        np.maximum(x, np.zeros((), x.dtype))
+        if isinstance(x, np.ndarray)
+        else jnp.maximum(x, jnp.zeros((), x.dtype))
+    )
+
+
+def negative(x: Any) -> Any:
+    """x⁻ = min(x, 0)."""
+    return (
+        np.minimum(x, np.zeros((), x.dtype))
+        if isinstance(x, np.ndarray)
+        else jnp.minimum(x, jnp.zeros((), x.dtype))
+    )
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a hyper-parameter is known to be zero (a traced one is not)."""
+    return isinstance(value, (int, float)) and value == 0
+
+
+@dataclasses.dataclass
+class Layer:
+    """A weighted layer as a rule sees it: z = apply(x, w) + b, with `transpose(s, w)` the adjoint of `apply` in x.
+
+    Both take and return arrays of the precision that rules compute in, whatever the model's own.
+
+    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
+    ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
+    account: where an audit asks for it, what the bias and the stabiliser absorb, one pair for each `share`.
+    """
+
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    transpose: Callable[[jax.Array, jax.Array], jax.Array]
+    kernels: tuple[jax.Array, ...]
+    b: jax.Array | float
+    nonnegative: bool
+    rectified: bool
+    ones: Callable[[], jax.Array]
+    noise: float
+    account: list[tuple[jax.Array, jax.Array]] | None = None
+
+    def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
+        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
+        s = quotient(R, z, epsilon)
+        if self.account is not None:
+            self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
+        return s
+
+    def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
+        """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
+        if self.nonnegative:
+            return self.apply(x, above)
+        return self.apply(positive(x), above) + self.apply(negative(x), below)
+
+    def pull(
+        self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array
+    ) -> jax.Array:
+        """s(w⁺, w⁻) where x_i > 0 and s(w⁻, w⁺) where x_i < 0: the two halves of a sum over x⁺ and x⁻ in ratio form."""
+        if self.nonnegative:
+            return s(above, below)
+        return jnp.where(x > 0, s(above, below), s(below, above))

@@ -1,0 +1,96 @@
+"""What the documentation says exists: names in the pages' tables, and an example that runs in the docstring of every public name."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import lrpjax
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ("coming_from.md", "family.md")
+EXPORTED = [node for node in ast.parse(inspect.getsource(lrpjax)).body if isinstance(node, ast.ImportFrom)]
+MODULES = {a.name for node in EXPORTED if node.module == "lrpjax" for a in node.names} | {
+    "bow",
+    "demo",
+    "estimators",
+    "viz",
+}
+
+
+def module(name):
+    return lrpjax if name == "lrpjax" else importlib.import_module(f"lrpjax.{name}")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ the pages' code
+
+CODE = re.compile(r"(?<![\w.])(" + "|".join(sorted({"lrpjax", *MODULES})) + r")\.\w")
+
+
+def code_of(page):
+    """The code spans of a page that speak of lrpjax; what an ellipsis cuts short is no code."""
+    text = (ROOT / "notebooks" / page).read_text()
+    spans = dict.fromkeys(span.replace(r"\|", "|") for span in re.findall(r"`([^`\n]+)`", text))
+    return [span for span in spans if CODE.search(span) and "…" not in span and "/" not in span.split("(")[0]]
+
+
+def resolve(node):
+    """The object that `module.name.…` stands for, or None if the expression begins with something else."""
+    if isinstance(node, ast.Name):
+        return module(node.id) if node.id in {"lrpjax", *MODULES} else None
+    if isinstance(node, ast.Attribute):
+        owner = resolve(node.value)
+        return None if owner is None else getattr(owner, node.attr)
+    return None
+
+
+@pytest.mark.parametrize(("page", "span"), [(page, span) for page in PAGES for span in code_of(page)])
+def test_code_on_a_page_names_what_exists(page, span):
+    found = []
+    for node in ast.walk(ast.parse(span)):
+        if isinstance(node, ast.Attribute):
+            found.append(resolve(node))
+        if isinstance(node, ast.Call) and resolve(node.func) is not None:
+            given = [None for a in node.args if not isinstance(a, ast.Starred) and ast.unparse(a) != "..."]
+            signature = inspect.signature(resolve(node.func))
+            bind = signature.bind if len(given) == len(node.args) else signature.bind_partial
+            bind(*given, **{k.arg: None for k in node.keywords})
+    assert any(object is not None for object in found)
+
+
+def test_pages_are_read():
+    assert len(code_of("coming_from.md")) > 80
+    with pytest.raises(AttributeError, match="no attribute 'Episilon'"):
+        test_code_on_a_page_names_what_exists("", "rules.Episilon(1e-6)")
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        test_code_on_a_page_names_what_exists("", "rules.Epsilon(gamma=1e-6)")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ docstrings
+
+
+def public(name):
+    """The names that a module offers: its `__all__`, what a package imports as itself, or what it defines without an underscore."""
+    owner = module(name)
+    names = getattr(owner, "__all__", None)
+    if names is None:
+        names = [
+            key
+            for key, value in vars(owner).items()
+            if not key.startswith("_")
+            and (inspect.isclass(value) or inspect.isfunction(value))
+            and value.__module__.startswith(owner.__name__)
+        ]
+    return [key for key in names if callable(getattr(owner, key))]
+
+
+@pytest.mark.parametrize(
+    "name", [f"{owner}.{key}" for owner in ["lrpjax", *sorted(MODULES)] for key in public(owner)]
+)
+def test_a_public_name_has_an_example(name):
+    owner, key = name.split(".")
+    text = getattr(module(owner), key).__doc__ or ""
+    assert ">>>" in text, f"lrpjax.{name} has no example in its docstring"
