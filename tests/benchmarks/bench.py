@@ -253,7 +253,7 @@ def main(arguments=None):
     print(", ".join(f"{k} {v}" for k, v in report.items()))
 
     def costs():
-        if args.dtypes:  # what is loaded once only, is loaded now
+        if args.dtypes and not args.quick:  # what is loaded once only, is loaded now
             next(cost("tiny_vgg", 32, 1, "float32", FEW, 0, False))
         for name in args.networks:
             for dtype in args.dtypes:
