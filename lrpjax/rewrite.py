@@ -314,15 +314,19 @@ class _Frame:
 
     def divided_late(self, unit: Unit, rule: Rule | None) -> None:
         """Σ e v / Σ e: the native derivative, of which e takes the share that the product e v leaves to it, above the line and below."""
-        product = self.program.owner[unit.core]  # type: ignore[index]
-        rules, emits = self.program.rules, self.found.emits[product] or {}
-        factors = [v for v in product.operands if v in emits]
-        if isinstance(rules[product], Product) and rules[product].share == "magnitude":
+        product = self.program.owner.get(unit.core)  # type: ignore[arg-type]
+        rule_of_product = None if product is None else self.program.rules[product]
+        factors = (
+            [] if product is None else [v for v in product.operands if v in (self.found.emits[product] or {})]
+        )
+        if isinstance(rule_of_product, Product) and rule_of_product.share == "magnitude":
             raise RuleError(
                 f"Product: share='magnitude' is not defined for the softmax at {unit.nodes[0].source}, which is divided by its sum after the "
                 "product: divide before it"
             )
         share = 1 / len(factors) if unit.weights in factors else 0.0
+        if isinstance(rule_of_product, Gradient):
+            share = 1.0
         bottom = unit.nodes[0].inputs[1]
 
         def operand(value: Value) -> Any:

@@ -70,6 +70,8 @@ def _add_deferred(
     """Σ e v / Σ e: the exponentials are a unit, and so is the division, which hands relevance to both sums."""
     if user.name != "div" or user.inputs[1] is not denominator or user in finder.unit_of:
         return
+    if not user.inputs[0].carries:
+        return
     node = user.inputs[0].node
     while node is not None and (finder.light(node, ("structural",)) or node.name == "reduce_sum"):
         node = node.carriers()[0].node

@@ -269,6 +269,23 @@ def test_softmax_that_is_divided_late_has_no_shares_by_magnitude(rng):
         lrpjax.relevance(late, composite)(x)
 
 
+def test_constant_sum_over_a_sum_of_exponentials_is_no_softmax(rng):
+    x, w = jnp.asarray(rng.normal(size=4)), jnp.asarray(rng.uniform(size=4))
+    f = lambda x: jnp.square(w).sum() / jnp.exp(x).sum()
+    close(lrpjax.relevance(f, LRP0)(x).sum(), f(x))
+
+
+@pytest.mark.parametrize("rule", [rules.Stop(), rules.Gradient(), rules.Product(0)], ids=str)
+def test_softmax_that_is_divided_late_with_other_rules_of_its_product(rule, rng):
+    x, w = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 5)))
+
+    def late(x):
+        e = jnp.exp(x @ w)
+        return (e @ x) / e.sum(-1, keepdims=True)
+
+    assert jnp.isfinite(lrpjax.relevance(late, lrpjax.Composite([(select.kind("product"), rule)]))(x)).all()
+
+
 def test_shares_by_magnitude_need_an_elementwise_product(rng):
     x = jnp.asarray(rng.normal(size=(4, 4)))
     composite = lrpjax.Composite([(select.kind("product"), rules.Product("magnitude"))])
