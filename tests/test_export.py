@@ -72,10 +72,10 @@ def test_a_fresh_process_calls_it_without_the_code_of_the_model(tmp_path):
     subprocess.run([sys.executable, "-c", CALL], cwd=tmp_path, check=True)
     for number, x in enumerate(inputs):
         y, R = explain(x)
-        results = np.load(tmp_path / f"results{number}.npz")
-        assert results["relevance"].shape == x.shape
-        np.testing.assert_allclose(results["output"], y, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(results["relevance"], R, rtol=1e-5, atol=1e-6)
+        with np.load(tmp_path / f"results{number}.npz") as results:
+            assert results["relevance"].shape == x.shape
+            np.testing.assert_allclose(results["output"], y, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(results["relevance"], R, rtol=1e-5, atol=1e-6)
 
 
 def test_an_exported_explanation_explains_batches():
