@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lrpjax.graph import Node, Value
 
-_NAMED = frozenset(
+NAMED = frozenset(
     [
         "relu",
         "relu6",
@@ -58,7 +58,7 @@ def call_of(nodes: Sequence[Node]) -> tuple[str, ...] | None:
     common = nodes[0].within
     for node in nodes[1:]:
         common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
-    return next((common[: i + 1] for i, name in enumerate(common) if name in _NAMED), None)
+    return next((common[: i + 1] for i, name in enumerate(common) if name in NAMED), None)
 
 
 def name_of(nodes: Sequence[Node]) -> str:
@@ -78,7 +78,7 @@ def name_of(nodes: Sequence[Node]) -> str:
     if "hard_sigmoid" in common and "hard_silu" not in common[common.index("hard_sigmoid") :]:
         return "hard_sigmoid"
     for name in reversed(common):
-        if name in _NAMED:
+        if name in NAMED:
             return {"logaddexp": "softplus", "swish": "silu"}.get(name, name)
     return {"logistic": "sigmoid"}.get(names[0], names[0]) if len(names) == 1 else _shape_name(names)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lrpjax
-from lrpjax import composites
+from lrpjax import activations, composites
 
 MODELS: dict[str, Callable[[], "Case"]] = {}
 """Name -> builder, filled by `model`."""
@@ -151,33 +151,7 @@ def count_equations(jaxpr: Any) -> int:
     return total
 
 
-FAMILIAR = frozenset(
-    [
-        "relu",
-        "relu6",
-        "silu",
-        "swish",
-        "gelu",
-        "elu",
-        "selu",
-        "celu",
-        "leaky_relu",
-        "softplus",
-        "mish",
-        "hard_silu",
-        "hard_swish",
-        "hard_tanh",
-        "log_sigmoid",
-        "soft_sign",
-        "squareplus",
-        "sigmoid",
-        "hard_sigmoid",
-        "tanh",
-        "clip",
-        "identity",
-        "prelu",
-    ]
-)
+FAMILIAR = activations.NAMED | {"sigmoid", "tanh", "clip"}
 """Activations that a plan names; every other name of an activation means that a piece of something else was taken for one."""
 
 
