@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import sys
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small programs, run once: compiling is what takes the time. Four devices, for shard_map.
@@ -17,6 +18,12 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Most programs are single operations that many files run: each process keeps what it compiled, on disk, beyond the files.
+programs = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
 
 # Traces are many objects that live long: looking for cycles among them after every few hundred new ones is most of the time of a long run.
@@ -29,3 +36,7 @@ def programs_of_one_file_only():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_unconfigure():
+    programs.cleanup()
