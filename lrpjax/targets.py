@@ -54,7 +54,9 @@ def clrp(label: Any) -> Callable:
 
     The relevance is R − R_dual of Gu, Yang & Tresp 2018 ("Understanding Individual Decisions of CNNs via Contrastive Backpropagation"),
     where the dual concept is the rest of the classes (CLRP1), to which the target's score is given in equal parts. Their heatmap keeps
-    the positive part of it: `jnp.maximum(R, 0)`.
+    the positive part of it: `jnp.maximum(R, 0)`. The programs that the authors of CLRP and of SGLRP have published scale the two heatmaps to
+    one sum before they subtract them, which differs from this where biases or stabilisers absorb unlike shares of the two; that of CLRP begins
+    the dual with the other classes' own scores, |y_n|, where the paper (and this) shares out the target's.
 
     Args:
         label: the target t, an int or ints [...] (one for each example).
@@ -84,7 +86,8 @@ def sglrp(label: Any) -> Callable:
     """Softmax-gradient LRP: p_t (1 − p_t) at the target t, −p_t p_n at every other class n, where p = softmax(y); Σ R = 0.
 
     Iwana, Kuroki & Uchida 2019 ("Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance Propagation"): the
-    output relevance is ∂p_t/∂y, so rivals count as much as they are likely. y are logits.
+    output relevance is ∂p_t/∂y, so rivals count as much as they are likely. y are logits. Their program scales the heatmap of the rivals to
+    the sum of the target's before it subtracts it; here both are one explanation.
 
     Args:
         label: the target t, an int or ints [...] (one for each example).
