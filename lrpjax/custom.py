@@ -24,7 +24,7 @@ def tag(x: jax.Array, name: str) -> jax.Array:
     >>> def f(tokens):
     ...     rows = lrpjax.tag(jnp.eye(3)[tokens], "rows")
     ...     return rows.sum(0) @ jnp.array([1.0, 2.0, 3.0])
-    >>> print(lrpjax.relevance(f, at="rows")(jnp.array([2, 0])).sum(-1).round(3))
+    >>> print(lrpjax.relevance(f, at="rows")(jnp.array([2, 0])).sum(-1).round(2))
     [3. 1.]
     """
     return checkpoint_name(x, name)

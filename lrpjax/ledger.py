@@ -138,13 +138,13 @@ def audit(
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda x: jnp.maximum(x @ jnp.eye(2) + 1.0, 0.0) @ jnp.array([[1.0], [2.0]])
-    >>> print(lrpjax.audit(f)(jnp.array([[1.0, 1.0]])))
-    #  path  kind        rule                    in  out  bias  epsilon  other
-    0  -     dense       Epsilon(epsilon=1e-06)   6    3     3    3e-06      0
-    1  -     activation  Pass()                   6    6     0        0      0
-    2  -     dense       Epsilon(epsilon=1e-06)   6    6     0    1e-06      0
-    output 6, arguments 3
-    largest loss or gain: 3 in unit 0
+    >>> print(lrpjax.audit(f, lrpjax.composites.epsilon(2.0))(jnp.array([[1.0, 1.0]])))
+    #  path  kind        rule                 in    out   bias  epsilon  other
+    0  -     dense       Epsilon(epsilon=2)  4.5  1.125  1.125     2.25      0
+    1  -     activation  Pass()              4.5    4.5      0        0      0
+    2  -     dense       Epsilon(epsilon=2)    6    4.5      0      1.5      0
+    output 6, arguments 1.125
+    largest loss or gain: 3.375 in unit 0
     """
 
     @functools.wraps(f)
