@@ -191,10 +191,19 @@ class _Frame:
         elif step not in self.found.given:
             for node in step.nodes:
                 self.bind(node, self.fixed)
-        elif step.bodies:
-            self.structured(step)
         else:
-            self.explain(step, self.program.rules[step])
+            if step.bodies:
+                self.structured(step)
+            else:
+                self.explain(step, self.program.rules[step])
+            self.stop(step)
+
+    def stop(self, unit: Unit) -> None:
+        """Detaches what a unit makes besides that through which relevance flows: the half of a split that becomes a gate."""
+        for value in (v for node in unit.nodes for v in node.outputs):
+            used = value.returned or any(user not in unit.nodes for user in value.users)
+            if used and value.carries and value not in self.found.live:
+                self.env[value] = detach(self.env[value])
 
     def bind(self, node: Node, read: Callable[[Value], Any]) -> None:
         for value, array in zip(node.outputs, _bind(node, [read(v) for v in node.inputs]), strict=True):

@@ -457,6 +457,55 @@ def test_gate_takes_nothing_unless_the_rule_says_so(rule, sigmoid, rng):
     assert rule.share == "uniform" or not found[0].any()
 
 
+def _gated_loop(x, gate):
+    """What a step's gate is made of travels in the state beside the signal, and opens the gate of the next."""
+
+    def step(state, row):
+        h, opens = state
+        signal, opening = jnp.split(row, 2)
+        h = jax.nn.relu(h + signal) * gate(opens)
+        return (h, opening), (h, opening)
+
+    h, opening = lax.scan(step, (jnp.ones(3), x[0, 3:]), x)[1]
+    return h * gate(opening)
+
+
+@lrpjax.custom_relevance
+def halves(x):
+    return x[:, :3], x[:, 3:]
+
+
+halves.defrelevance(
+    lambda x: (halves.f(x), None), lambda _, R: (jnp.concatenate([R[0], jnp.zeros_like(R[0])], 1),)
+)
+
+
+GATED = {  # two outputs of one operation, of which the second one is a gate and nothing else
+    "split": lambda x, gate: (lambda a, b: a * gate(b))(*jnp.split(x, 2, 1)),
+    "the library's": lambda x, gate: jax.nn.glu(x) if gate is jax.nn.sigmoid else GATED["split"](x, gate),
+    "loop": _gated_loop,
+    "cond": lambda x, gate: (lambda a, b: a * gate(b))(
+        *lax.cond(x[0, 0] > 9, lambda x: (x[:, 3:], x[:, :3]), lambda x: tuple(jnp.split(x, 2, 1)), x)
+    ),
+    "checkpoint": lambda x, gate: (lambda a, b: a * gate(b))(
+        *jax.checkpoint(lambda x: (2 * x[:, :3], 3 * x[:, 3:]))(x)
+    ),
+    "custom": lambda x, gate: (lambda a, b: a * gate(b))(*halves(x)),
+    "sort": lambda x, gate: (lambda a, b: a * gate(b))(*lax.sort((x[:, :3], x[:, 3:]), num_keys=1)),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", GATED)
+def test_gate_that_leaves_an_operation_beside_its_signal_takes_nothing(name, jit, rng):
+    x, w = jnp.asarray(rng.normal(size=(5, 4))), jnp.asarray(rng.normal(size=(4, 6)))
+    f = lambda x: GATED[name](x @ w, jax.nn.sigmoid)
+    detached = lambda x: GATED[name](x @ w, lambda b: lax.stop_gradient(jax.nn.sigmoid(b)))
+    explain = lrpjax.relevance(f, lrpjax.composites.epsilon(0.0))
+    found = jax.jit(explain)(x) if jit else explain(x)
+    close(found, x * jax.grad(lambda x: detached(x).sum())(x))
+
+
 def test_stop_lets_nothing_through_and_the_rest_alone(rng):
     (w, _), x = dense(rng), rng.normal(size=6)
     f = lambda x: jax.nn.tanh(x @ w) + (x @ w)
