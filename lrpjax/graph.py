@@ -72,8 +72,26 @@ class Node:
     def source(self) -> str:
         return _compat.source_of(*self.sites)
 
+    @property
+    def place(self) -> str:
+        """The primitive, its module path and the user's line, as errors name them."""
+        return f"{self.name} in '{self.path or '(no module path)'}' at {self.source}"
+
     def carriers(self) -> list[Value]:
         return [v for v in self.inputs if v.carries]
+
+    @property
+    def entering(self) -> list[Value]:
+        """The operands that the inputs of every body stand for, in their order: not the index of a branch, nor the constants of a condition."""
+        first = {"cond": 1, "while": self.params.get("cond_nconsts")}.get(self.name)
+        return self.inputs[first:]
+
+    @property
+    def carry(self) -> tuple[int, int]:
+        """Where the state of a loop stands among the inputs of its body, and of how many values it is."""
+        if self.name == "scan":
+            return _compat.scan_layout(self.params)
+        return (self.params["body_nconsts"], len(self.outputs)) if self.name == "while" else (0, 0)
 
     def bind(self, *values: Any) -> list:
         with self.eqn.ctx.manager:
@@ -230,26 +248,19 @@ def mark(
 
 
 def _mark_bodies(node: Node, sources: frozenset[Value], families: Mapping[str, str]) -> None:
-    carries = [v.carries for v in node.inputs]
-    signs = [v.nonnegative for v in node.inputs]
+    carries = [v.carries for v in node.entering]
+    signs = [v.nonnegative for v in node.entering]
     if node.name == "cond":
         results = []
         for body in node.bodies:
-            mark(body, carries[1:], signs[1:], sources, families)
+            mark(body, carries, signs, sources, families)
             results.append(body.outputs)
         for i, value in enumerate(node.outputs):
             value.carries = any(r[i].carries for r in results)
             value.nonnegative = all(r[i].nonnegative for r in results)
         return
     body = node.bodies[0]
-    if node.name == "while":
-        skip = node.params["cond_nconsts"]
-        carries, signs = carries[skip:], signs[skip:]
-        first, count = node.params["body_nconsts"], len(node.outputs)
-    elif node.name == "scan":
-        first, count = _compat.scan_layout(node.params)
-    else:
-        first, count = 0, 0
+    first, count = node.carry
     while True:
         mark(body, carries, signs, sources, families)
         new_carries, new_signs = list(carries), list(signs)

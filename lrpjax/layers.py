@@ -15,7 +15,7 @@ from lrpjax.cotangents import wide
 from lrpjax.errors import PatternError, UnsupportedError
 from lrpjax.explained import Weighted
 from lrpjax.graph import Value
-from lrpjax.plan import carry_of, path_of
+from lrpjax.plan import path_of
 from lrpjax.rewrite import Rewritten
 from lrpjax.rules import PLAIN, Gradient
 from lrpjax.units import Level, Unit
@@ -199,7 +199,7 @@ def sites_of(level: Level, loops: int = 0, varying: frozenset[Value] = frozenset
                 )
             yield site
         elif unit.kind in ("scan", "remat"):
-            first, _ = carry_of(unit)
+            first, _ = unit.nodes[0].carry
             body, inputs = unit.bodies[0], unit.nodes[0].inputs
             steps = unit.kind == "scan"
             inner = zip(body.graph.inputs, inputs, strict=True)

@@ -14,7 +14,7 @@ from lrpjax.errors import RuleError, UnmatchedWarning, UnsupportedError
 from lrpjax.graph import Node, Value
 from lrpjax.rules import LAYERS, PLAIN, RATIO, Epsilon, Gradient, Norm, Pass, Product, Rule, Stop, Sum
 from lrpjax.selective import Signals
-from lrpjax.units import SHOWN, Level, Unit, carry_of
+from lrpjax.units import SHOWN, Level, Unit
 
 _REFUSED = {
     "while": "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that are known when tracing",
@@ -160,22 +160,17 @@ def flow(
         if isinstance(unit, Node):  # made from what carries nothing: an embedding's rows
             into.update(v for v in unit.outputs if v in tapped)
             continue
-        inputs = unit.nodes[0].inputs
         if unit.bodies:
-            flows = [v in into for v in inputs]
-            if unit.kind == "cond":
+            flows, (first, count) = [v in into for v in unit.nodes[0].entering], unit.nodes[0].carry
+            while True:
                 for body in unit.bodies:
-                    flow(body, flows[1:], rules, tapped, into)
-            else:
-                first, count = carry_of(unit)
-                while True:
-                    flow(unit.bodies[0], flows, rules, tapped, into)
-                    grown = list(flows)
-                    for i, out in enumerate(unit.bodies[0].graph.outputs[:count]):
-                        grown[first + i] |= out in into
-                    if grown == flows:
-                        break
-                    flows = grown
+                    flow(body, flows, rules, tapped, into)
+                grown = list(flows)
+                for i, out in enumerate(unit.bodies[0].graph.outputs[:count]):
+                    grown[first + i] |= out in into
+                if grown == flows:
+                    break
+                flows = grown
             reached = [any(b.graph.outputs[i] in into for b in unit.bodies) for i in range(len(unit.outputs))]
         else:
             reaches = not isinstance(rules[unit], Stop) and any(v in into for v in passing(unit, rules[unit]))
@@ -254,8 +249,7 @@ def _orient_bodies(
         )
     live = [v in found.live for v in unit.outputs]
     forms = [found.form.get(v, RATIO) for v in unit.outputs]
-    operands = unit.nodes[0].inputs[1:] if unit.kind == "cond" else unit.nodes[0].inputs
-    first, count = carry_of(unit)
+    operands, (first, count) = unit.nodes[0].entering, unit.nodes[0].carry
     while True:
         for body in unit.bodies:
             orient(body, live, forms, rules, found, tapped)
@@ -401,8 +395,5 @@ def refuse(found: Orientation) -> None:
     """Raises UnsupportedError, which lists everything that cannot be explained, if there is anything."""
     if not found.refused:
         return
-    lines = []
-    for unit, reason in reversed(dict.fromkeys(found.refused)):
-        node = unit.nodes[-1]
-        lines.append(f"  {node.name} in '{node.path or '(no module path)'}' at {node.source}: {reason}")
+    lines = [f"  {unit.nodes[-1].place}: {reason}" for unit, reason in reversed(dict.fromkeys(found.refused))]
     raise UnsupportedError("relevance cannot be propagated through\n" + "\n".join(lines))

@@ -7,6 +7,7 @@ Loops, branches and rematerialised bodies are rewritten by the same code and han
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from lrpjax.cotangents import (
     wide,
     with_backward,
 )
-from lrpjax.errors import PathError, RuleError
+from lrpjax.errors import PathError, RuleError, UnsupportedError
 from lrpjax.explained import Weighted, activation, arrays_of, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, is_native
@@ -49,7 +50,7 @@ from lrpjax.rules import (
     Sum,
     divide,
 )
-from lrpjax.units import Level, Unit, carry_of
+from lrpjax.units import Level, Unit
 
 DEFAULT = Epsilon(1e-6)
 """The rule of weighted layers that no composite names."""
@@ -503,7 +504,7 @@ class _Frame:
 
     def run_scan(self, unit: Unit, node: Node, arrays: list) -> list:
         body = unit.bodies[0]
-        first, count = carry_of(unit)
+        first, count = node.carry
         arrays = self.enter(unit, body, node.inputs, arrays)
         consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
         taps = {i: self.taps[i] for i in self.program.taps_in(body)}
@@ -545,7 +546,15 @@ def _bind(node: Node, values: Sequence[Any]) -> list:
         at = 0 if node.inputs[0].carries else 1
         x, bound = values[at], values[1 - at]
         return [with_backward(functools.partial(_pair, node, at), _mask, x, bound)]
-    return node.bind(*values)
+    try:
+        return node.bind(*values)
+    except (NotImplementedError, ValueError) as error:
+        if not re.search("JVP|gradient|differentia", str(error)):
+            raise
+        raise UnsupportedError(
+            f"relevance cannot be propagated through\n  {node.place}: JAX has no derivative of it ({error}). "
+            "Detach it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
+        ) from error
 
 
 def _pair(node: Node, at: int, x: Any, bound: Any) -> Any:

@@ -14,7 +14,7 @@ layer (Mamba 2), neither is computed from the other, and both take half. `lrpjax
 from collections.abc import Callable
 
 from lrpjax.graph import Node, Value
-from lrpjax.units import Level, Unit, carry_of
+from lrpjax.units import Level, Unit
 
 DECAYS = ("exp", "exp2", "softplus")
 GATES = (*DECAYS, "sigmoid", "hard_sigmoid")
@@ -44,9 +44,8 @@ class Signals:
 
     def link(self, unit: Unit, body: Level) -> None:
         node = unit.nodes[0]
-        first, count = carry_of(unit)
-        operands = node.inputs[1:] if unit.kind == "cond" else node.inputs
-        for i, (inner, operand) in enumerate(zip(body.graph.inputs, operands, strict=False)):
+        first, count = node.carry
+        for i, (inner, operand) in enumerate(zip(body.graph.inputs, node.entering, strict=True)):
             self.outside[inner] = None if first <= i < first + count else operand
         for outer, inner in zip(node.outputs, body.graph.outputs, strict=True):
             self.results.setdefault(outer, []).append(inner)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lrpjax import _compat, activations, dimensions, softmaxes
+from lrpjax import activations, dimensions, softmaxes
 from lrpjax.elementwise import Dependence
 from lrpjax.graph import Graph, Node, Value
 
@@ -88,11 +88,6 @@ class Level:
             yield unit
             for body in unit.bodies:
                 yield from body.walk()
-
-
-def carry_of(unit: Unit) -> tuple[int, int]:
-    """Where the carries stand among a body's inputs, and how many there are."""
-    return _compat.scan_layout(unit.nodes[0].params) if unit.kind == "scan" else (0, 0)
 
 
 def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:

@@ -133,8 +133,27 @@ def experts_mlp(d, p, x):
     return d.half(jnp.einsum("tkh,tkhd->tkd", h, down) * d.gate(weights)[..., None]).sum(1)
 
 
+def separate(p, h):
+    return h @ p["q"], h @ p["k"], h @ p["v"]
+
+
+def fused(p, h):
+    """One layer for all three, cut afterwards: q and k leave the split beside v, and CP-LRP gives them nothing."""
+    together = h @ jnp.concatenate([p["q"], p["k"], p["v"]], -1)
+    return jnp.split(together, [HEADS * SIZE, (HEADS + KV) * SIZE], -1)
+
+
 def decoder(
-    params, tokens, added=None, *, d=Plain, rotate=rotate_half, attend=repeated, mlp=dense_mlp, loop=False
+    params,
+    tokens,
+    added=None,
+    *,
+    d=Plain,
+    rotate=rotate_half,
+    attend=repeated,
+    mlp=dense_mlp,
+    project=separate,
+    loop=False,
 ):
     """Logits of the next token, for token ids or their embeddings; `added` [layers, tokens, dim] is added to what the layers put out."""
     position = jnp.arange(TOKENS, dtype=params["final"].dtype)
@@ -142,7 +161,7 @@ def decoder(
     def layer(x, given):
         p, add = given
         h = d.norm(x, p["attention_norm"])
-        q, k, v = ((h @ p[name]).reshape(TOKENS, n, SIZE) for name, n in (("q", HEADS), ("k", KV), ("v", KV)))
+        q, k, v = (u.reshape(TOKENS, -1, SIZE) for u in project(p, h))
         q, k = (d.query_key(d.half(d.half(rotate(u, position)))) for u in (q, k))
         x = x + attend(q, k, d.half(v)).reshape(TOKENS, -1) @ p["o"]
         x = x + mlp(d, p, d.norm(x, p["mlp_norm"]))
@@ -166,6 +185,8 @@ WRITINGS = {
     "the library's attention": {"attend": library},
     "complex rotation": {"rotate": rotate_complex},
     "experts": {"mlp": experts_mlp},
+    "one projection": {"project": fused},
+    "one projection, scanned": {"project": fused, "loop": True},
     "scanned": {"loop": True, "attend": grouped},
     "scanned experts": {"loop": True, "mlp": experts_mlp},
 }

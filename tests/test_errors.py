@@ -328,6 +328,46 @@ def test_unsupported_primitive_is_found_inside(where):
         explain(f)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_while_with_constants_in_its_condition_is_refused(inside):
+    """What reaches the result only in the second turn is found as well; `odeint` loops like this within a scan."""
+
+    def loop(x):
+        turn = lambda s: (s[0] + 1, s[2], x.sum(), s[3])
+        return lax.while_loop(lambda s: s[0] < x.size + s[3].max(), turn, (0.0, x[0, 0], 1.0, x))[1]
+
+    f = lambda x: lax.scan(lambda c, _: (c + loop(x), None), 0.0, length=2)[0] if inside else loop(x)
+    with pytest.raises(lrpjax.UnsupportedError, match=r"while in .*test_errors.py.*use jax.lax.scan"):
+        explain(f)
+
+
+@pytest.mark.parametrize(
+    ("name", "f"),
+    {
+        "pure_callback": lambda x: jax.pure_callback(np.tanh, x, x),
+        "scatter-mul": lambda x: jnp.ones(3).at[jnp.array([0, 0])].multiply(x[:, 0]),
+        "regularized_incomplete_beta": lambda x: lax.betainc(jnp.abs(x), 2.0 + 0 * x, 0.3 + 0 * x),
+    }.items(),
+)
+def test_what_jax_cannot_differentiate_is_named_where_the_gradient_is_asked_for(name, f):
+    composite = composites.input_x_gradient()
+    with pytest.raises(lrpjax.UnsupportedError, match=rf"{name} in .*test_errors.py.*no derivative"):
+        explain(f, composite)
+
+
+def test_an_error_of_the_users_own_callback_is_left_alone():
+    def fail(x):
+        raise ValueError("mine")
+
+    with pytest.raises(Exception, match="mine") as error:
+        explain(
+            lambda x: (
+                x * lax.stop_gradient(jax.pure_callback(fail, jax.ShapeDtypeStruct(x.shape, x.dtype), x))
+            )
+        )
+    assert not isinstance(error.value, lrpjax.LrpjaxError)
+
+
 def test_unsupported_primitive_beside_the_path_is_none_of_our_business():
     f = lambda x: x * 2.0 + lax.stop_gradient(jnp.cumprod(x)).reshape(x.shape)
     close(explain(f, target=jnp.ones((2, 3))).shape, (2, 3))

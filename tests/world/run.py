@@ -12,7 +12,6 @@ about, and for the ε composite against the gradient: CPU time of tracing and co
 """
 
 import argparse
-import dataclasses
 import fnmatch
 import importlib
 import json
@@ -61,7 +60,7 @@ def main() -> int:
     print(f"{passed} of {len(rows)} models pass")
     if options.json:
         with open(options.json, "w") as file:
-            json.dump([dataclasses.asdict(row) for row in rows], file, indent=1)
+            json.dump([vars(row) for row in rows], file, indent=1)
     return 0 if passed == len(rows) else 1
 
 
