@@ -726,7 +726,7 @@ model("linen/structure/vmap-ensemble")(_vmapped)
 
 def _weight_norms(x):
     x = nn.relu(nn.WeightNorm(nn.Dense(16))(x))
-    return nn.Dense(5)(nn.InstanceNorm()(x).mean(1))
+    return nn.Dense(5)(nn.relu(nn.InstanceNorm()(x)).mean(1))
 
 
 _define("structure/weight-norm", sequence, _weight_norms)
