@@ -230,7 +230,9 @@ def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: b
         row.failures.append(f"{preset}: ΣR is {total / logit:.4f} of the logit, without biases")
     if eager:
         _, unjitted = both(case.x)
-        if not _close(unjitted, R, 1e-3):
+        if not _close(
+            unjitted, R, 1e-3 if value.dtype.itemsize > 2 else 0.03
+        ):  # compiled, half precision is rounded less often
             row.failures.append(f"{preset}: jit and no jit differ by {_difference(unjitted, R):.1e}")
 
 
@@ -267,7 +269,8 @@ def _times(row: Row, case: Case) -> None:
     if case.at is None:
         differentiate, start = jax.grad(lambda x: jnp.sum(largest(case.f(x)))), case.x
     else:
-        assert case.weights is not None
+        if case.weights is None:  # nothing to differentiate by but the tokens
+            return
         g, start = case.weights
         differentiate = jax.grad(lambda w: jnp.sum(largest(g(w))))
     gradient, *baseline = _cost(differentiate, start)
