@@ -170,7 +170,7 @@ class Weighted:
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        out = self.core.out.aval.dtype
+        out = (self.moves or [self.core])[-1].out.aval.dtype  # a BatchNorm behind it may compute in a wider type
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)

@@ -582,6 +582,8 @@ def test_models_in_mixed_precision(dtype, composite):
         @nn.compact
         def __call__(self, x):
             x = nn.relu(nn.Conv(4, (3, 3), dtype=self.dtype)(x))
+            x = nn.Conv(4, (3, 3), use_bias=False, dtype=self.dtype)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=True, dtype=self.dtype)(x))
             x = nn.LayerNorm(dtype=self.dtype)(x.mean((1, 2)))
             return nn.Dense(3, dtype=self.dtype)(nn.gelu(x)).astype(jnp.float32)
 
