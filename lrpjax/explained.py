@@ -170,7 +170,9 @@ class Weighted:
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        last = self.moves[-1] if self.moves else self.core  # a BatchNorm behind the layer may compute in a wider type
+        last = (
+            self.moves[-1] if self.moves else self.core
+        )  # a BatchNorm behind the layer may compute in a wider type
         out = last.out.aval.dtype
 
         def transpose(s, w):
