@@ -170,10 +170,8 @@ class Weighted:
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        last = (
-            self.moves[-1] if self.moves else self.core
-        )  # a BatchNorm behind the layer may compute in a wider type
-        out = last.out.aval.dtype
+        # A BatchNorm behind the layer may compute in a wider type.
+        out = (self.moves or [self.core])[-1].out.aval.dtype
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)
