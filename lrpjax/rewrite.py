@@ -192,15 +192,18 @@ class _Frame:
         elif step not in self.found.given:
             for node in step.nodes:
                 self.bind(node, self.fixed)
+        elif step.bodies:
+            self.structured(step)
         else:
-            if step.bodies:
-                self.structured(step)
-            else:
-                self.explain(step, self.program.rules[step])
+            self.explain(step, self.program.rules[step])
             self.stop(step)
 
     def stop(self, unit: Unit) -> None:
-        """Detaches what a unit makes besides that through which relevance flows: the half of a split that becomes a gate."""
+        """Detaches what a unit makes besides that through which relevance flows: the half of a split that becomes a gate.
+
+        Not what leaves a loop or a branch, which was detached inside: done again, without a tangent to stop, it would stop those of derivatives
+        of the relevance.
+        """
         for value in (v for node in unit.nodes for v in node.outputs):
             used = value.returned or any(user not in unit.nodes for user in value.users)
             if used and value.carries and value not in self.found.live:

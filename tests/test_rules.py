@@ -506,6 +506,17 @@ def test_gate_that_leaves_an_operation_beside_its_signal_takes_nothing(name, jit
     close(found, x * jax.grad(lambda x: detached(x).sum())(x))
 
 
+@pytest.mark.parametrize("name", GATED)
+def test_relevance_past_such_a_gate_can_be_differentiated(name, rng):
+    """A detached gate is a constant of the relevance, not of its derivative."""
+    x, way, R = (jnp.asarray(rng.normal(size=(5, 4))) for _ in range(3))
+    w = jnp.asarray(rng.normal(size=(4, 6)))
+    explain = lrpjax.relevance(lambda x: GATED[name](x @ w, jax.nn.sigmoid), lrpjax.composites.epsilon(0.0))
+    loss = lambda x: (explain(x) * R).sum()
+    slope = (loss(x + 1e-6 * way) - loss(x - 1e-6 * way)) / 2e-6
+    np.testing.assert_allclose((jax.grad(loss)(x) * way).sum(), slope, rtol=1e-6)
+
+
 def test_stop_lets_nothing_through_and_the_rest_alone(rng):
     (w, _), x = dense(rng), rng.normal(size=6)
     f = lambda x: jax.nn.tanh(x @ w) + (x @ w)
