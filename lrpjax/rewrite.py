@@ -32,7 +32,7 @@ from lrpjax.cotangents import (
     with_backward,
 )
 from lrpjax.errors import PathError, RuleError, UnsupportedError
-from lrpjax.explained import Weighted, activation, arrays_of, passing_on
+from lrpjax.explained import Weighted, activation, arrays_of, max_pool, passing_on
 from lrpjax.graph import Node, Value
 from lrpjax.plan import Orientation, is_native
 from lrpjax.primitives import IN_NUMPY
@@ -540,7 +540,7 @@ class _Frame:
 
 
 def _bind(node: Node, values: Sequence[Any]) -> list:
-    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there)."""
+    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there), and max pools with a quick one."""
     if (
         node.name in ("max", "min")
         and {"relu", "relu6"} & set(node.within)
@@ -549,6 +549,8 @@ def _bind(node: Node, values: Sequence[Any]) -> list:
         at = 0 if node.inputs[0].carries else 1
         x, bound = values[at], values[1 - at]
         return [with_backward(functools.partial(_pair, node, at), _mask, x, bound)]
+    if node.name == "reduce_window_max" and node.inputs[0].carries and (own := max_pool(node)):
+        return [with_backward(*own, *values)]
     try:
         return node.bind(*values)
     except (NotImplementedError, ValueError) as error:

@@ -319,11 +319,8 @@ class ZBox(Rule):
             ) from None
         _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
-    def kernels(self, w):
-        return w, positive(w), negative(w)
-
     def back(self, layer, x, z, R):
-        w, above, below = layer.kernels
+        above, below = layer.kernels
         for name, bound in (("low", self.low), ("high", self.high)):
             if not _broadcasts(jnp.shape(bound), x.shape):
                 raise RuleError(
@@ -332,7 +329,7 @@ class ZBox(Rule):
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
         s = layer.share(R, z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
-        return x * layer.transpose(s, w) - low * layer.transpose(s, above) - high * layer.transpose(s, below)
+        return (x - low) * layer.transpose(s, above) + (x - high) * layer.transpose(s, below)
 
 
 @rule("bias")

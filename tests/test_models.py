@@ -449,6 +449,81 @@ def test_pools_share_in_proportion_or_by_the_winner(name):
         close(lrpjax.relevance(f, LRP0, target=seed)(x), x * back(seed / y)[0], 1e-4)
 
 
+MAX_POOLS = {  # window, strides, padding, dilation of windows and of the array
+    "apart": ((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
+    "apart, a remainder": ((1, 3, 3, 1), (1, 3, 3, 1), "VALID"),
+    "overlapping": ((1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
+    "every place": ((1, 3, 2, 1), (1, 1, 1, 1), "SAME"),
+    "with gaps": ((1, 2, 2, 1), (1, 3, 3, 1), "VALID"),
+    "of channels": ((1, 1, 1, 4), (1, 1, 1, 2), "VALID"),
+    "more padding than needed": ((1, 2, 2, 1), (1, 2, 2, 1), ((0, 0), (3, 1), (0, 4), (0, 0))),
+    "large": ((1, 5, 5, 1), (1, 2, 2, 1), "SAME"),
+    "cropped": ((1, 2, 2, 1), (1, 2, 2, 1), ((0, 0), (-1, 0), (-1, -2), (0, 0))),
+    "dilated": ((1, 2, 2, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (1, 1), (0, 0)), (1, 1, 1, 1), (1, 2, 3, 1)),
+    "large and dilated": ((1, 5, 5, 1), (1, 1, 1, 1), "SAME", (1, 1, 1, 1), (1, 1, 2, 1)),
+    "spaced": ((1, 2, 3, 1), (1, 1, 2, 1), ((0, 0), (1, 2), (-1, 1), (0, 0)), (1, 2, 3, 1), (1, 2, 1, 1)),
+}
+UNDIFFERENTIABLE = ("cropped", "dilated", "large and dilated", "spaced")
+"""JAX has no derivative of these."""
+
+
+def pool_in_python(x, seed, window, strides, padding, spacing=(1,) * 4, gaps=(1,) * 4):
+    """Maxima, and each of the seeds at the first of the maxima of its window, by loops over all windows and elements."""
+    (low, high), strides, spacing, gaps = np.transpose(padding), *map(np.array, (strides, spacing, gaps))
+    shape = (np.array(x.shape) - 1) * spacing + 1 + np.maximum(low, 0) + np.maximum(high, 0)
+    spaced, where = np.full(shape, -np.inf), {}
+    for i in np.ndindex(x.shape):
+        at = tuple(np.maximum(low, 0) + spacing * i)
+        spaced[at], where[at] = x[i], i
+    y, R = np.empty(seed.shape), np.zeros(x.shape)
+    for o in np.ndindex(seed.shape):
+        first = np.maximum(-low, 0) + strides * o
+        winner = max((tuple(first + gaps * place) for place in np.ndindex(window)), key=lambda at: spaced[at])
+        y[o] = spaced[winner]
+        if winner in where:
+            R[where[winner]] += seed[o]
+    return y, R
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", MAX_POOLS)
+def test_max_pools_have_the_derivative_that_jax_gives_them(name, dtype):
+    """Small integers, so that windows hold ties, of which the first wins, and sums are exact; and -inf, which wins where all are."""
+    window, strides, padding, *dilations = MAX_POOLS[name]
+    x = jax.random.randint(KEY, (2, 7, 8, 4), -2, 3).astype(dtype).at[0, :3, :4].set(-jnp.inf)
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding, *dilations)
+    y, pull = lrpjax.vjp(pool, composites.gradient(), x)
+    seed = jax.random.randint(KEY, y.shape, -9, 10).astype(dtype)
+    if name in UNDIFFERENTIABLE:
+        if padding == "SAME":
+            reach = (np.array(window) - 1) * dilations[1] + 1
+            padding = lax.padtype_to_pads(x.shape, reach, strides, padding)
+        wanted, gradient = pool_in_python(
+            np.asarray(x), np.asarray(seed), window, strides, padding, *dilations
+        )
+    else:
+        wanted, back = jax.vjp(pool, x)
+        (gradient,) = back(seed)
+    np.testing.assert_array_equal(y, wanted)
+    np.testing.assert_array_equal(jax.jit(pull)(seed)[0], gradient)
+    np.testing.assert_array_equal(jax.vmap(pull)(jnp.stack([seed, 2 * seed]))[0][1], 2 * gradient)
+
+
+def test_a_max_pool_keeps_nan():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    R = lrpjax.relevance(
+        lambda x: nn.max_pool(x, (2, 2), (2, 2)), LRP0, target=jnp.full((1, 2, 2, 1), jnp.nan)
+    )(x)
+    assert jnp.isnan(R).sum() == 4
+
+
+def test_max_pools_cost_less_than_their_gradient():
+    """XLA's own derivative is a scatter on the CPU, with an array of indices for each dimension."""
+    x, f = normal(2, 64, 64, 8), lambda x: nn.max_pool(jnp.sin(x), (2, 2), (2, 2)).sum()
+    memory = lambda f: jax.jit(f).lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert memory(lrpjax.relevance(f, composites.gradient())) <= 0.5 * memory(jax.grad(f))
+
+
 class Recurrent(nn.Module):
     cell: str
 
