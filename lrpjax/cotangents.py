@@ -53,7 +53,7 @@ def _convert_fwd(x, epsilon, have, want, rectified):
 def _convert_bwd(have, want, rectified, residuals, c):
     x, epsilon = residuals
     dtype = c.dtype
-    x, c = wide(x), wide(c)
+    x, c = wide(residual(x, c)), wide(c)
     if have == RATIO and (want == PLAIN or epsilon is not None):
         c = c * x
         have = PLAIN
@@ -68,6 +68,11 @@ convert.defvjp(_convert_fwd, _convert_bwd)
 def wide(x: jax.Array) -> jax.Array:
     """x in the precision that rules compute in: at least float32."""
     return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+
+
+def residual(x: jax.Array, c: jax.Array) -> jax.Array:
+    """A value that the forward pass left for a cotangent. Where a device computes half precision in float32, XLA would keep that copy of it."""
+    return x if wide(x) is x else _compat.late(x, c)
 
 
 def with_backward(
@@ -94,7 +99,7 @@ def with_backward(
 
     def bwd(residuals, c):
         x, rest, y = residuals
-        result = backward(x, rest, y, c)
+        result = backward(residual(x, c), rest, residual(y, c), c)
         result, noted = (result, None) if slot is None else result
         return (result.astype(x.dtype), noted, *([None] * len(rest)))
 

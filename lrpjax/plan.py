@@ -283,6 +283,10 @@ def passing(unit: Unit, rule: Rule | None) -> list[Value]:
         return unit.passing[:1]
     if unit.kind != "product" or not isinstance(rule, Product) or rule.share == "gate":
         return unit.passing
+    if unit.name == "reduce_product" and (rule.share == "magnitude" or isinstance(rule.share, int)):
+        raise RuleError(
+            f"Product: share={rule.share!r} is not defined for the product along an axis at {unit.main.source}, whose factors share alike"
+        )
     if rule.share == "magnitude" and any(
         node.name in ("dot_general", "conv_general_dilated") for node in unit.nodes
     ):
@@ -376,6 +380,8 @@ def describe(
 def default_text(unit: Unit) -> str:
     """What happens to a unit that no pair of the composite names."""
     if unit.kind == "product":
+        if unit.name == "reduce_product":
+            return "all factors alike"
         return "signal takes all" if unit.name == "gate" else f"1/{len(unit.operands)} each"
     if unit.kind == "quotient" or unit.kind == "norm":
         return "denominator fixed" if unit.weights is None else "Taylor, of a softmax divided late"

@@ -70,6 +70,7 @@ FAMILIES = types.MappingProxyType(
         "div": "quotient",
         "neg": "negation",
         "reduce_prod": "reduce_product",
+        "cumprod": "reduce_product",
         "custom_relevance_call": "custom",
     }
     | {"cumlogsumexp": "sum", "logsumexp": "sum", "stop_gradient": "stop"}

@@ -249,8 +249,14 @@ class _Frame:
         else:
             self.native(unit, epsilon=_epsilon(unit, rule))
 
-    def native(self, unit: Unit, epsilon: Any = None, operand: Callable[[Value], Any] | None = None) -> None:
-        """Binds a unit's nodes as they are; converts the cotangents at its border."""
+    def native(
+        self,
+        unit: Unit,
+        epsilon: Any = None,
+        operand: Callable[[Value], Any] | None = None,
+        share: np.ndarray | None = None,
+    ) -> None:
+        """Binds a unit's nodes as they are; converts the cotangents at its border, of which only `share` enters."""
         inner = {v for node in unit.nodes for v in node.outputs}
         cache: dict[Value, Any] = {}
 
@@ -269,6 +275,8 @@ class _Frame:
         last = unit.nodes[-1]
         for value, array in zip(last.outputs, _bind(last, [read(v) for v in last.inputs]), strict=True):
             form = self.found.form.get(value)
+            if share is not None:
+                array = scale(array, jnp.asarray(share, wide(array).real.dtype))
             if value in self.found.live and (form != given or epsilon is not None):
                 if epsilon is not None:
                     array = self.audit(unit, array, given, {EPSILON: -1})
@@ -301,10 +309,7 @@ class _Frame:
         """y = a·b·…: the native derivative, which gives each factor all of the relevance, times each factor's share."""
         emits = self.found.emits[unit]
         if unit.name == "reduce_product":
-            (x,) = emits
-            number = math.prod(x.shape[a] for a in unit.nodes[0].params["axes"])
-            array = self.operand(unit, x)
-            self.native(unit, operand=lambda v: scale(array, jnp.asarray(1 / number, wide(array).real.dtype)))
+            self.native(unit, share=1 / _factors(unit.nodes[0]))
             return
         factors = [v for v in unit.operands if v in emits]
         share = rule.share if isinstance(rule, Product) else "uniform"
@@ -560,6 +565,17 @@ def _bind(node: Node, values: Sequence[Any]) -> list:
             f"relevance cannot be propagated through\n  {node.place}: JAX has no derivative of it ({error}). "
             "Detach it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
         ) from error
+
+
+def _factors(node: Node) -> np.ndarray:
+    """The number of factors of each element of a product along axes."""
+    x, p = node.inputs[0], node.params
+    if node.name == "reduce_prod":
+        return np.asarray(math.prod(x.shape[a] for a in p["axes"]))
+    numbers = np.arange(1, x.shape[p["axis"]] + 1)
+    return np.expand_dims(
+        numbers[::-1] if p["reverse"] else numbers, [d for d in range(len(x.shape)) if d != p["axis"]]
+    )
 
 
 def _pair(node: Node, at: int, x: Any, bound: Any) -> Any:

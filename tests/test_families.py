@@ -170,6 +170,14 @@ FAMILIES = {
     "elementwise: power": Family(lambda a, b: (abs(a) + 1.0) ** b, left=everything, right=everything),
     "elementwise: atan2": Family(jnp.arctan2, left=everything, right=everything),
     "reduce_product": unary(lambda a: a.prod(-1), lambda a, R: np.repeat(R[:, None] / 3, 3, 1)),
+    "reduce_product: cumulative": unary(
+        lambda a: jnp.cumprod(a, 1),
+        lambda a, R: np.stack([R[:, j:] @ (1 / np.arange(j + 1, 4)) for j in range(3)], 1),
+    ),
+    "reduce_product: cumulative, reverse": unary(
+        lambda a: lax.cumprod(a, 0, reverse=True),
+        lambda a, R: np.stack([R[: i + 1].T @ (1 / np.arange(2, 1 - i, -1)) for i in range(2)]),
+    ),
     "softmax": unary(lambda a: 2.0 * jax.nn.softmax(a), softmax_shares),
     "stop": Family(lambda a, b: lax.stop_gradient(a) + b, left=nothing, right=lambda a, b, R: b / (a + b) * R),
     "scan": linear(
