@@ -1,7 +1,8 @@
 """The peers of lrpjax on the same networks, weights and inputs: zennit and captum, in torch, on the CPU, or on a GPU that both frameworks see.
 
 `compare` times lrpjax, `jax.grad`, the peer and the gradient of torch in turns, and compares the relevances: in float32 at the size measured, and
-in float64 at 64×64, where rounding cannot hide a difference of the rules, nor look like one.
+in float64 at 64×64, where rounding cannot hide a difference of the rules, nor look like one. `peer_flops` is what the peer computes over what
+lrpjax does: where both run at the same speed, it is the ratio of their throughputs.
 """
 
 import functools
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from captum.attr import LRP
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from zennit import attribution, canonizers, layer
 from zennit import composites as zennit_composites
 
@@ -47,6 +50,7 @@ COLUMNS = (
     "gradients",
     "overhead",
     "peer_overhead",
+    "peer_flops",
 )
 
 
@@ -249,6 +253,19 @@ class Pair:
         )
 
 
+class Flops(TorchDispatchMode):
+    """The flops of the matrix products and convolutions that torch runs within; torch's own counter refuses some backward passes."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def seen(R: torch.Tensor) -> np.ndarray:
     return R.detach().cpu().numpy().transpose(0, 2, 3, 1)
 
@@ -258,7 +275,9 @@ def measure(pair: Pair, peer: str, composite: str, repeats: int) -> dict:
     program = pair.relevance(CAPTUM if peer == "captum" else bench.COMPOSITES[composite])
     run, leave = getattr(pair, peer)(composite)
     try:
-        row = {"difference": pair.different(program.run(), seen(run()))}
+        with Flops() as flops:
+            theirs = seen(run())
+        row = {"difference": pair.different(program.run(), theirs), "peer_flops": flops.total / program.flops}
         if repeats:
             ours, theirs = bench.in_turns([program.run, pair.settled(run)], repeats)
     finally:
