@@ -126,6 +126,8 @@ def late(array: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _late_lowered(array: jax.Array, probe: jax.Array) -> jax.Array:
+    # A square root is dear enough for XLA to compute it once. Else it copies all that `after` is a sum of into whatever reads the array.
+    probe = lax.sqrt(probe)
     impossible = (probe != probe) & (probe > 0)
     return lax.select(jnp.broadcast_to(impossible, array.shape), jnp.zeros_like(array), array)
 

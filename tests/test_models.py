@@ -540,6 +540,23 @@ def test_half_precision_keeps_no_float32_copies():
     assert memory(lrpjax.relevance(f)) <= 1.25 * memory(jax.grad(f))
 
 
+def test_compiled_programs_grow_with_depth_as_those_of_the_gradient():
+    """XLA copied the sum of all cotangents of a residual stream into whatever waits for it: the square of the depth."""
+
+    def ratio(depth):
+        x, kernels = normal(4, 16), [normal(2, 16, 16, key=jax.random.key(i)) for i in range(depth)]
+
+        def f(x):
+            for first, second in kernels:
+                x = x + nn.gelu((x - x.mean(-1, keepdims=True)) @ first) @ second
+            return x.sum()
+
+        size = lambda f: len(jax.jit(f).lower(x).compile().as_text())
+        return size(lrpjax.relevance(f, composites.deep_taylor())) / size(jax.grad(f))
+
+    assert ratio(8) <= 1.4 * ratio(2)
+
+
 class Recurrent(nn.Module):
     cell: str
 
