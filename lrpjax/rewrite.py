@@ -309,7 +309,7 @@ class _Frame:
         """y = a·b·…: the native derivative, which gives each factor all of the relevance, times each factor's share."""
         emits = self.found.emits[unit]
         if unit.name == "reduce_product":
-            self.native(unit, share=1 / _factors(unit.nodes[0]))
+            self.native(unit, epsilon=_epsilon(unit, rule), share=1 / _factors(unit.nodes[0]))
             return
         factors = [v for v in unit.operands if v in emits]
         share = rule.share if isinstance(rule, Product) else "uniform"

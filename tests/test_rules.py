@@ -440,6 +440,30 @@ def test_product_of_three_values_however_it_is_associated(share, shares, associa
     close(found, np.array(shares(x)) * R)
 
 
+def test_epsilon_damps_a_product_along_an_axis(rng):
+    x, R = rng.normal(size=(3, 4)), rng.normal(size=4)
+    composite = lrpjax.Composite([(select.kind("product"), rules.Epsilon(0.1))])
+    found = lrpjax.relevance(lambda x: x.prod(0), composite, target=R)(jnp.asarray(x))
+    y = x.prod(0)
+    close(found, np.tile(R / 3 * y / (y + np.copysign(0.1, y)), (3, 1)))
+
+
+@pytest.mark.parametrize("share", ["magnitude", 0])
+@pytest.mark.parametrize("f", [lambda x: x.prod(0), lambda x: jnp.cumprod(x, 1)], ids=["prod", "cumprod"])
+def test_products_along_an_axis_share_alike_or_not_at_all(f, share, rng):
+    composite = lrpjax.Composite([(select.kind("product"), rules.Product(share))])
+    with pytest.raises(
+        lrpjax.RuleError, match=rf"share={share!r} is not defined for the product along an axis"
+    ):
+        lrpjax.relevance(f, composite)(jnp.asarray(rng.normal(size=(3, 4))))
+
+
+def test_contractions_have_no_share_by_magnitude(rng):
+    composite = lrpjax.Composite([(select.kind("product"), rules.Product("magnitude"))])
+    with pytest.raises(lrpjax.RuleError, match=r"elementwise products only, but that at .* is a contraction"):
+        lrpjax.relevance(lambda x: x @ x, composite)(jnp.asarray(rng.normal(size=(3, 3))))
+
+
 @pytest.mark.parametrize(
     "rule", [rules.Product(), rules.Product("uniform"), rules.Product("activated")], ids=str
 )
