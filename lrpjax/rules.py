@@ -534,7 +534,7 @@ class Product(Rule):
     "activated": a factor that comes straight from an activation receives nothing (the gate of SwiGLU in CP-LRP); without one, uniform.
     "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.selective`).
     "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
-    (elementwise products only). An int: that factor, in the order of writing, takes all.
+    (elementwise products only). An int: that factor, in the order of writing, takes all. Along an axis (`jnp.prod`, `jnp.cumprod`) all share alike.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x[0] * x[1], lrpjax.Composite([('*', Product('magnitude'))])

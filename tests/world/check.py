@@ -231,9 +231,8 @@ def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: b
         row.failures.append(f"{preset}: ΣR is {total / logit:.4f} of the logit, without biases")
     if eager:
         _, unjitted = both(case.x)
-        half = re.search(
-            r"\bb?f16\[", str(jax.make_jaxpr(case.f)(case.x))
-        )  # compiled, it is rounded less often
+        # Half precision is rounded less often when compiled.
+        half = re.search(r"\bb?f16\[", str(jax.make_jaxpr(case.f)(case.x)))
         if not _close(unjitted, R, 0.03 if half else 1e-3):
             row.failures.append(f"{preset}: jit and no jit differ by {_difference(unjitted, R):.1e}")
 
