@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from lrpjax import rules, select
+from lrpjax.core.primitives import CHOICES, FAMILIES
 from lrpjax.errors import RuleError
-from lrpjax.primitives import CHOICES, FAMILIES
 from lrpjax.rules import Rule
+from lrpjax.rules.base import EVERY
 from lrpjax.select import Selector, as_selector
 
 METHODS = ("relevance", "gradient", "input_x_gradient")
@@ -68,27 +69,21 @@ class Composite:
     def families(self) -> Mapping[str, str]:
         return {**FAMILIES, **self.primitives} if self.primitives else FAMILIES
 
-    def assign(
-        self, units: Sequence[select.Selectable]
-    ) -> tuple[list[Rule | None], list[tuple[Selector, Rule]]]:
-        """The rule of each unit (None for the kind's default), and the pairs that found no unit."""
-        assigned: list[Rule | None] = [self.default] * len(units)
-        open_units = set(range(len(units)))
-        unmatched = []
+    def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list["Pair"]]:
+        """The rule of each unit (None for what its kind itself chooses), and what became of each pair."""
+        assigned: dict[int, Rule] = {}
+        pairs = []
         for selector, rule in self.pairs:
-            chosen = selector.choose(units)
-            fits = [
-                i
-                for i, c in enumerate(chosen)
-                if c and ({"*", units[i].kind, units[i].name} & set(rule.kinds))
-            ]
-            if not fits:
-                unmatched.append((selector, rule))
-            for i in fits:
-                if i in open_units:
-                    assigned[i] = rule
-                    open_units.discard(i)
-        return assigned, unmatched
+            chosen = [i for i, c in enumerate(selector.choose(units)) if c]
+            fitting = [i for i in chosen if is_for(rule, units[i])]
+            for i in fitting:
+                assigned.setdefault(i, rule)
+            pairs.append(Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
+        return [assigned.get(i, self.default_of(u)) for i, u in enumerate(units)], pairs
+
+    def default_of(self, unit: select.Selectable) -> Rule | None:
+        """The rule of a unit that no pair matches."""
+        return self.default if self.default is not None and is_for(self.default, unit) else None
 
     def tree_flatten(self):
         return (*tuple(r for _, r in self.pairs), self.default), (
@@ -112,6 +107,29 @@ class Composite:
             object.__setattr__(self, name, value)
         return self
 
+
+@dataclasses.dataclass
+class Pair:
+    """What became of a pair of a composite: the units that its selector chose, and those among them that its rule is for."""
+
+    selector: Selector
+    rule: Rule
+    chosen: list[Any]
+    fitting: list[Any]
+
+    @property
+    def names_units(self) -> bool:
+        """Whether the selector names what it wants (a kind, a path without wildcards), so that a rule for something else is a mistake."""
+        return self.selector.names_units
+
+
+def is_for(rule: Rule, unit: select.Selectable) -> bool:
+    """Whether a rule is for units of this kind, or with this function."""
+    return not {EVERY, unit.kind, unit.name}.isdisjoint(rule.kinds)
+
+
+DEFAULT = Composite((), preset="default")
+"""Every kind's own choice."""
 
 _SUMS = (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-6))
 _DENSE = (select.kind("dense"), rules.Epsilon(1e-6))

@@ -18,12 +18,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrpjax._evaluate import check_positive, map_batched
-from lrpjax.composites import Composite
-from lrpjax.cotangents import wide
+from lrpjax.composites import DEFAULT, Composite
+from lrpjax.core.graph import Value
+from lrpjax.core.plan import flow
+from lrpjax.core.program import Program
+from lrpjax.core.seeds import output_relevance
+from lrpjax.core.vjps import wide
 from lrpjax.errors import InputError, LrpjaxError
-from lrpjax.graph import Value
-from lrpjax.plan import flow
-from lrpjax.transform import DEFAULT, Program, output_relevance
 
 __all__ = [
     "ConditionError",
@@ -187,7 +188,7 @@ def _conditional(program: Program, conditions: dict, target: Any, around: bool, 
         return aux, pull(output_relevance(y, target, program.composite.method))
 
     starts = program.tapped or [
-        v for v in program.graph.inputs[len(program.consts) :] if v in program.found.live
+        v for v in program.graph.inputs[len(program.consts) :] if v in program.routes.reached
     ]
     skipped = {c: [v for v in starts if _bypassed(program, v, c)] for c in weights if not around}
     skipped = {c: starts for c, starts in skipped.items() if starts}
@@ -218,7 +219,7 @@ def _conditional(program: Program, conditions: dict, target: Any, around: bool, 
         }
     leaves, treedef = jax.tree.flatten(R)
     inputs = program.graph.inputs[len(program.consts) :]
-    pairs = [(r, v if v in program.found.live else None) for r, v in zip(leaves, inputs, strict=True)]
+    pairs = [(r, v if v in program.routes.reached else None) for r, v in zip(leaves, inputs, strict=True)]
     return aux, jax.tree.unflatten(treedef, [combined(r, v) for r, v in pairs])
 
 
@@ -278,14 +279,13 @@ def _bypassed(program: Program, start: Value, condition: Value) -> bool:
     """
     if start is condition:
         return False
-    above: set[Value] = set()
-    level, rules = program.level, program.assignment.rules
-    flow(level, [v is start for v in level.graph.inputs], rules, frozenset([start]), above)
+    level, propagations = program.level, program.assignment.propagations
+    above = flow(level, [v is start for v in level.inputs], propagations, frozenset([start]))
     if condition not in above:
         return False
     reached = {start}
     for unit in level.units:
-        if unit in program.found.given and reached & set(program.found.emits[unit]):
+        if unit in program.routes.takes and reached & set(program.routes.gives[unit]):
             reached.update(v for v in unit.outputs if v is not condition)
     inside = start not in level.graph.inputs and not any(start in n.outputs for n in level.graph.nodes)
     return inside or any(v in reached for v in level.graph.outputs)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lrpjax import _compat
+from lrpjax.core import compat
 from lrpjax.errors import RuleError
 from lrpjax.rules import Epsilon, Gradient, Norm, Pass, Rule, Stop
 
@@ -74,10 +74,10 @@ class custom_relevance:
         leaves, in_tree = jax.tree.flatten(args)
         flat = lambda *leaves: self.f(*jax.tree.unflatten(in_tree, leaves))
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        holder, consts = _compat.open_jaxpr(jaxpr)
+        holder, consts = compat.open_jaxpr(jaxpr)
         body = lambda *values: jax.core.eval_jaxpr(holder, values[: len(consts)], *values[len(consts) :])
         call = Call(self, body, len(consts), in_tree, jax.tree.structure(shapes))
-        out = _compat.custom_call.bind(*consts, *map(jnp.asarray, leaves), call=call)
+        out = compat.custom_call.bind(*consts, *map(jnp.asarray, leaves), call=call)
         return jax.tree.unflatten(call.out_tree, out)
 
 

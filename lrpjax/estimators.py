@@ -18,7 +18,6 @@ from lrpjax import rules
 from lrpjax.errors import PatternError, UnsupportedError
 from lrpjax.layers import Network, Site
 from lrpjax.patterns import Patterns, same_model
-from lrpjax.plan import path_of
 
 
 def filters(f: Callable, batch: Any) -> Patterns:
@@ -250,7 +249,7 @@ def _groups(site: Site) -> int:
     if site.unit.kind == "dense":
         return int(np.prod([site.x.shape[d] for d in _dot_layout(site)[1]], dtype=int))
     if site.at != 0 or site.core.params["batch_group_count"] != 1:
-        raise UnsupportedError(f"the samples of the convolution {path_of(site.unit)!r} cannot be written out")
+        raise UnsupportedError(f"the samples of the convolution {site.unit.path!r} cannot be written out")
     return site.core.params["feature_group_count"]
 
 

@@ -28,8 +28,9 @@ from lrpjax._evaluate import (
     sum_batched,
     target_index,
 )
+from lrpjax.core.program import Program
+from lrpjax.core.seeds import output_relevance
 from lrpjax.errors import PathError
-from lrpjax.transform import Program, output_relevance
 
 
 def gradient(f: Callable, *, target: Any = None) -> Callable:

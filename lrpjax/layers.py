@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lrpjax import _compat, dimensions, rules, transform
+from lrpjax import rules
 from lrpjax.composites import Composite
-from lrpjax.cotangents import wide
+from lrpjax.core import compat, dimensions, paths
+from lrpjax.core.frame import Rewritten
+from lrpjax.core.graph import Value
+from lrpjax.core.kinds.layer import Weighted
+from lrpjax.core.program import Program
+from lrpjax.core.units import Level, Unit
+from lrpjax.core.vjps import wide
 from lrpjax.errors import PatternError, UnsupportedError
-from lrpjax.explained import Weighted
-from lrpjax.graph import Value
-from lrpjax.plan import path_of
-from lrpjax.rewrite import Rewritten
 from lrpjax.rules import PLAIN, Gradient
-from lrpjax.units import Level, Unit
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,7 +84,7 @@ class Site:
         }
 
         def bind(x, w):
-            return _compat.bind(self.core.primitive, params, *((x, w) if self.at == 0 else (w, x)))[0]
+            return compat.bind(self.core.primitive, params, *((x, w) if self.at == 0 else (w, x)))[0]
 
         def apply(w):
             with self.core.eqn.ctx.manager:
@@ -113,13 +114,13 @@ class Network:
         example = [jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for s in self.shapes]
         composite = Composite((), default=Gradient(), method="gradient")
         example = jax.tree.unflatten(self.treedef, example)
-        self.program = transform.Program(f, composite, (example,), {}, 0, None, False)
+        self.program = Program(f, composite, (example,), {}, 0, None, False)
         self.sites = list(sites_of(self.program.level))
         if not self.sites:
             raise PatternError(
                 "the function has no dense layer or convolution that patterns could be fitted to"
             )
-        self.names = numbered([path_of(s.unit) or s.unit.kind for s in self.sites])
+        self.names = numbered([s.unit.path or s.unit.kind for s in self.sites])
 
     @property
     def consts(self) -> list:
@@ -133,9 +134,9 @@ class Network:
         values = list(dict.fromkeys(values))
         level = self.program.level
         taps = {
-            i: (jnp.zeros(transform._tap_shape(level, v), v.aval.dtype), None) for i, v in enumerate(values)
+            i: (jnp.zeros(paths.shape_outside(level, v), v.aval.dtype), None) for i, v in enumerate(values)
         }
-        rewritten = Rewritten(self.program.assignment.rules, self.program.found, values)
+        rewritten = Rewritten(self.program.assignment.propagations, self.program.routes, values)
         _, seen = rewritten.run(level, [*consts, *(leaf[None] for leaf in leaves)], taps)
         return {v: seen[i] for i, v in enumerate(values)}
 
@@ -194,7 +195,7 @@ def sites_of(level: Level, loops: int = 0, varying: frozenset[Value] = frozenset
             site = Site(unit, behind[0] if behind else unit.out, loops, level.graph.constants)
             if any(v in changing for v in site.weighted.externals):
                 raise UnsupportedError(
-                    f"the layer {path_of(unit)!r} at {unit.main.source} stands in a loop and has another kernel in every step: "
+                    f"the layer {unit.path!r} at {unit.main.source} stands in a loop and has another kernel in every step: "
                     "unroll the loop to fit patterns"
                 )
             yield site

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.composites import Composite
-from lrpjax.cotangents import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
+from lrpjax.composites import DEFAULT, Composite
+from lrpjax.core.kinds import KINDS
+from lrpjax.core.plan import describe
+from lrpjax.core.program import Program
+from lrpjax.core.seeds import output_relevance
+from lrpjax.core.units import Unit
+from lrpjax.core.vjps import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
 from lrpjax.errors import PathError
-from lrpjax.plan import describe, is_native, path_of
 from lrpjax.select import matches
-from lrpjax.transform import DEFAULT, Program, output_relevance
-from lrpjax.units import SHOWN, Unit
 
 
 @functools.partial(
@@ -150,8 +152,8 @@ def audit(
     @functools.wraps(f)
     def explain(*args: Any, **kwargs: Any) -> Audit:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
-        units = [u for u in program.level.walk() if u.kind in SHOWN and u in program.found.given]
-        plan = describe(program.level, program.assignment, program.found)
+        units = [u for u in program.level.walk() if KINDS[u.kind].shown and u in program.routes.takes]
+        plan = describe(program.level, program.assignment, program.routes)
         program.rewrite(audited=units)
         y, _, pull = program.linearise_audited()
         seed = output_relevance(y, target, program.composite.method)
@@ -160,7 +162,7 @@ def audit(
             jnp.real(leaf).astype(jnp.zeros(()).dtype).sum() for leaf in jax.tree.leaves(tree)
         )
         entries = [
-            _account(planned, account, _native(unit, program.assignment.rules[unit]))
+            _account(planned, account, program.assignment.propagations[unit].bias_takes_rest)
             for planned, unit, account in zip(plan.units, units, accounts, strict=True)
         ]
         return Audit(entries, total(seed), total(R))  # type: ignore[arg-type]
@@ -168,15 +170,10 @@ def audit(
     return explain
 
 
-def _native(unit: Unit, rule: Any) -> bool:
-    """Whether all that a unit loses besides ε is the share of its constants."""
-    return unit.kind == "affine" or (unit.kind in ("dense", "conv") and is_native(unit, rule))
-
-
-def _account(planned: Any, columns: jax.Array, native: bool) -> Account:
+def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool) -> Account:
     received, passed, epsilon = columns[RECEIVED], columns[PASSED], columns[EPSILON]
     rest = received - passed - epsilon
-    bias, other = (rest, jnp.zeros_like(rest)) if native else (columns[BIAS], rest - columns[BIAS])
+    bias, other = (rest, jnp.zeros_like(rest)) if bias_takes_rest else (columns[BIAS], rest - columns[BIAS])
     static = (planned.path, planned.kind, planned.rule, planned.shape, planned.source)
     return Account(*static, received, passed, bias, epsilon, other, columns[BROKEN])
 
@@ -211,8 +208,8 @@ def messages(
     def explain(*args: Any, **kwargs: Any) -> jax.Array:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
         unit = _dense_at(program, at)
-        (x,) = unit.passing
-        program.orient([x, unit.out])
+        (x,) = unit.operands
+        program.route([x, unit.out])
         program.rewrite()
 
         def run(zeros):
@@ -238,11 +235,10 @@ def messages(
 
 
 def _dense_at(program: Program, at: str) -> Unit:
-    found = program.found
-    dense = [u for u in program.level.walk() if u.kind == "dense" and u in found.given]
-    hits = [u for u in dense if path_of(u) == at or matches(at, path_of(u))]
+    dense = [u for u in program.level.walk() if u.kind == "dense" and u in program.routes.takes]
+    hits = [u for u in dense if u.path == at or matches(at, u.path)]
     if len(hits) != 1:
-        known = ", ".join(sorted({path_of(u) or "(no path)" for u in dense}))
+        known = ", ".join(sorted({u.path or "(no path)" for u in dense}))
         raise PathError(
             f"messages: {len(hits)} dense layers have the path {at!r}. Dense layers: {known or '(none)'}"
         )

@@ -8,7 +8,7 @@
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 __all__ = ["Selector", "first", "kind", "last", "matches", "path"]
 
@@ -29,6 +29,9 @@ class Selector:
     >>> (kind('conv') & ~first('conv')).choose(units)
     [False, True, False]
     """
+
+    names_units: ClassVar[bool] = False
+    """Whether it names what it chooses, a kind or a path, where a glob takes whatever there is."""
 
     def choose(self, units: Sequence[Selectable]) -> list[bool]:
         raise NotImplementedError
@@ -68,6 +71,10 @@ class Path(Selector):
 
     glob: str
 
+    @property
+    def names_units(self) -> bool:  # type: ignore[override]
+        return not any(c in self.glob for c in "*?[")
+
     def choose(self, units):
         return [matches(self.glob, u.path) for u in units]
 
@@ -80,6 +87,7 @@ class Kind(Selector):
     """Units of certain kinds, or with certain functions."""
 
     kinds: tuple[str, ...]
+    names_units: ClassVar[bool] = True
 
     def choose(self, units):
         return [u.kind in self.kinds or u.name in self.kinds for u in units]
@@ -94,6 +102,7 @@ class End(Selector):
 
     which: str
     kinds: tuple[str, ...]
+    names_units: ClassVar[bool] = True
 
     def choose(self, units):
         positions = [i for i, c in enumerate(Kind(self.kinds).choose(units)) if c]
@@ -129,7 +138,8 @@ def path(glob: str) -> Selector:
 
 
 def kind(*kinds: str) -> Selector:
-    """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax", "norm", "affine", "linear".
+    """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax", "norm", "affine", "linear",
+    "custom", "unknown".
 
     The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool", "logsumexp", …
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax.core.seeds import output_relevance
 from lrpjax.errors import TargetError
-from lrpjax.transform import output_relevance
 
 __all__ = ["clrp", "difference", "sglrp", "similarity"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import lrpjax
-from lrpjax import _compat
+from lrpjax.core import compat as _compat
 
 PACKAGE = pathlib.Path(lrpjax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -11,7 +11,8 @@ import pytest
 from jax import lax
 
 import lrpjax
-from lrpjax import composites, rewrite
+from lrpjax import composites
+from lrpjax.core import frame
 
 
 class LSTM(nn.Module):
@@ -52,7 +53,7 @@ COMPOSITES = {
 
 def differentiated(model, composite, monkeypatch):
     """The places whose values are read as constants and have a tangent all the same."""
-    found, fixed = set(), rewrite._Frame.fixed
+    found, fixed = set(), frame.Frame.fixed
 
     def watched(self, value):
         array = fixed(self, value)
@@ -63,7 +64,7 @@ def differentiated(model, composite, monkeypatch):
 
     x = jax.random.normal(jax.random.key(0), (2, 4, 4), jnp.float32)
     variables = model.init(jax.random.key(1), x)
-    monkeypatch.setattr(rewrite._Frame, "fixed", watched)
+    monkeypatch.setattr(frame.Frame, "fixed", watched)
     with jax.disable_jit():  # loops and branches too are run step by step, where tangents can be seen
         lrpjax.relevance(lambda x: model.apply(variables, x), composite, target="max")(x)
     return found
@@ -79,5 +80,5 @@ def test_what_is_read_as_a_constant_has_no_tangent(model, name, monkeypatch):
     ("model", "name"), [(LSTM(), "default"), (GPT(), "cp_lrp"), (Mamba(), "mambalrp")], ids=str
 )
 def test_the_watch_sees_a_half_that_is_not_detached(model, name, monkeypatch):
-    monkeypatch.setattr(rewrite._Frame, "stop", lambda self, unit: None)
+    monkeypatch.setattr(frame.Frame, "stop", lambda self, unit: None)
     assert any(place.startswith("split") for place in differentiated(model, COMPOSITES[name], monkeypatch))

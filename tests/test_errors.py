@@ -228,7 +228,7 @@ def test_bad_composites(make, error, message):
 def test_factor_that_a_product_does_not_have():
     composite = lrpjax.Composite([(select.kind("product"), rules.Product(2))])
     with pytest.raises(
-        lrpjax.RuleError, match=r"share=2, but the product at .*test_errors.py:\d+ .* has 2 factors"
+        lrpjax.RuleError, match=r"share=2, but the product has 2 factors: product in .*test_errors.py:\d+"
     ):
         explain(lambda x: (x @ W) * (x @ W + 1.0), composite)
 

@@ -453,7 +453,7 @@ def test_epsilon_damps_a_product_along_an_axis(rng):
 def test_products_along_an_axis_share_alike_or_not_at_all(f, share, rng):
     composite = lrpjax.Composite([(select.kind("product"), rules.Product(share))])
     with pytest.raises(
-        lrpjax.RuleError, match=rf"share={share!r} is not defined for the product along an axis"
+        lrpjax.RuleError, match=rf"share={share!r}\): it is not defined for the product along an axis"
     ):
         lrpjax.relevance(f, composite)(jnp.asarray(rng.normal(size=(3, 4))))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from lrpjax import _compat
+from lrpjax.core import compat
 from lrpjax.rules import PLAIN, RATIO, divide, positive, stabilize
 
 
@@ -72,7 +72,7 @@ def wide(x: jax.Array) -> jax.Array:
 
 def residual(x: jax.Array, c: jax.Array) -> jax.Array:
     """A value that the forward pass left for a cotangent. Where a device computes half precision in float32, XLA would keep that copy of it."""
-    return x if wide(x) is x else _compat.late(x, c)
+    return x if wide(x) is x else compat.late(x, c)
 
 
 def with_backward(
@@ -132,7 +132,7 @@ meter.defvjp(lambda x, slot, form, weights: (x, x), _meter_bwd)
 
 def metered(x: jax.Array, slot: jax.Array, form: str, weights: Mapping[int, float]) -> jax.Array:
     """x, with `meter`."""
-    slot = _compat.varying_alike(slot, x)[0]
+    slot = compat.varying_alike(slot, x)[0]
     return meter(x, slot, form, tuple(float(weights.get(i, 0)) for i in range(SLOT)))
 
 

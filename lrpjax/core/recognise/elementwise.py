@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lrpjax.graph import Graph, Node, Value
+from lrpjax.core.graph import Graph, Node, Value
 
 _ARITHMETIC = (
     "add",

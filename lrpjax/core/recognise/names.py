@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lrpjax.graph import Node, Value
+from lrpjax.core.graph import Node, Value
+from lrpjax.core.units import Unit
 
 NAMED = frozenset(
     [
@@ -34,7 +35,16 @@ NAMED = frozenset(
 """Library functions whose name, where they are a call of their own, names the activation in a plan."""
 
 
+GATES = ("sigmoid", "hard_sigmoid")
+
+
+def is_gate(unit: Unit | None) -> bool:
+    """Sigmoids (and one minus them): they decide how much of the signal passes and receive no relevance (Arras et al. 2017)."""
+    return unit is not None and unit.kind == "activation" and unit.name in GATES
+
+
 def divides(node: Node) -> bool:
+    """Whether a node makes a reciprocal of what carries relevance: rsqrt, 1 / x, a negative power."""
     if node.name == "rsqrt" or (node.name == "div" and not node.inputs[0].carries):
         return True
     if node.name == "integer_pow":
@@ -98,7 +108,7 @@ def _shape_name(names: list[str]) -> str:
 
 
 def _literals(node: Node) -> list[Value]:
-    found = []
+    origins = []
     for v in node.inputs:
         while (
             v.constant is None
@@ -106,8 +116,8 @@ def _literals(node: Node) -> list[Value]:
             and v.node.name in ("convert_element_type", "broadcast_in_dim")
         ):
             v = v.node.inputs[0]
-        found.append(v)
-    return found
+        origins.append(v)
+    return origins
 
 
 def is_scalar(value: Value) -> bool:

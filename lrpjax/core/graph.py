@@ -1,18 +1,18 @@
-"""From a Python function to a graph of values and nodes: tracing, inlining of calls, removal of dead code, and two facts about each value.
+"""From a Python function to a graph of values and nodes: tracing, inlining of calls, removal of dead code.
 
-The facts, found by `mark`: does the value *carry* relevance (it is a floating-point number that depends on the explained input along
-floating-point numbers), and is it known to be *non-negative*.
+Two facts about each value are found later, by `lrpjax.core.facts`: does it *carry* relevance (it is a floating-point number that depends on
+the explained input along floating-point numbers), and is it known to be *non-negative*.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from lrpjax import _compat
-from lrpjax.primitives import ANY_SIGN, CALLS, NONNEGATIVE, SIGN_KEEPING
+from lrpjax.core import compat
+from lrpjax.core.primitives import CALLS
 
 
 class Value:
@@ -70,7 +70,7 @@ class Node:
 
     @property
     def source(self) -> str:
-        return _compat.source_of(*self.sites)
+        return compat.source_of(*self.sites)
 
     @property
     def place(self) -> str:
@@ -90,12 +90,17 @@ class Node:
     def carry(self) -> tuple[int, int]:
         """Where the state of a loop stands among the inputs of its body, and of how many values it is."""
         if self.name == "scan":
-            return _compat.scan_layout(self.params)
+            return compat.scan_layout(self.params)
         return (self.params["body_nconsts"], len(self.outputs)) if self.name == "while" else (0, 0)
+
+    @property
+    def steps(self) -> int | None:
+        """How many times a loop runs its body, where that is known; None for what is no such loop."""
+        return self.params["length"] if self.name == "scan" else None
 
     def bind(self, *values: Any) -> list:
         with self.eqn.ctx.manager:
-            return _compat.bind(self.primitive, self.params, *values)
+            return compat.bind(self.primitive, self.params, *values)
 
 
 @dataclasses.dataclass
@@ -106,6 +111,10 @@ class Graph:
     constants: dict[Value, Any]
     nodes: list[Node]
     outputs: list[Value]
+
+    @property
+    def steps(self) -> list[Node]:
+        return self.nodes
 
     def walk(self) -> Iterable[Node]:
         """All nodes in execution order, those of sub-programs included."""
@@ -118,7 +127,7 @@ class Graph:
 def trace(f: Callable, *args: Any) -> tuple[Graph, list, Any]:
     """Traces `f(*args)` (a function of flat arrays) and returns its graph, the values of its captured constants, and the output's tree of shapes."""
     jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    return build(jaxpr), _compat.open_jaxpr(jaxpr)[1], shapes
+    return build(jaxpr), compat.open_jaxpr(jaxpr)[1], shapes
 
 
 def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: tuple = ()) -> Graph:
@@ -126,30 +135,28 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
 
     `holders` are the equations that hold a sub-program, innermost first.
     """
-    holder, consts = _compat.open_jaxpr(jaxpr)
+    holder, consts = compat.open_jaxpr(jaxpr)
     nodes: list[Node] = []
     constants: dict[Value, Any] = {}
     env: dict[Any, Value] = {}
     seen: dict[Any, list[Value]] = {}
 
     def read(atom: Any, env: dict) -> Value:
-        if isinstance(atom, _compat.Literal):
-            value = Value(atom.aval, constant=atom.val)
-            value.nonnegative = _not_negative(atom.val)
-            return value
+        if isinstance(atom, compat.Literal):
+            return Value(atom.aval, constant=atom.val)
         return env[atom]
 
     def inline(holder: Any, env: dict, prefix: str, within: tuple[str, ...], site: Any) -> list[Value]:
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
-            path = _join(prefix, _compat.scope_of(eqn))
+            path = _join(prefix, compat.scope_of(eqn))
             twin = (eqn.primitive.name, inputs[0]) if eqn.primitive.name in ("exp", "exp2") else None
             if twin in seen:  # a softmax may be written with the same exponential twice
                 env.update(zip(eqn.outvars, seen[twin], strict=True))
                 continue
             key = CALLS.get(eqn.primitive.name)
             if key is not None and key in eqn.params:
-                inner, inner_consts = _compat.open_jaxpr(eqn.params[key])
+                inner, inner_consts = compat.open_jaxpr(eqn.params[key])
                 inner_env = dict(zip(inner.invars, inputs, strict=True))
                 for var, const in zip(inner.constvars, inner_consts, strict=True):
                     inner_env[var] = constant = Value(var.aval)
@@ -159,7 +166,7 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
                     inner_env,
                     path,
                     (*within, _call_name(eqn)),
-                    site or (eqn if _compat.is_library_call(eqn) else None),
+                    site or (eqn if compat.is_library_call(eqn) else None),
                 )
             else:
                 node = Node(eqn, inputs, path, within, (site or eqn, *holders))
@@ -196,7 +203,7 @@ def _bodies(eqn: Any) -> list:
 def _call_name(eqn: Any) -> str:
     if "name" in eqn.params:
         return str(eqn.params["name"])
-    info = getattr(_compat.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])[0], "debug_info", None)
+    info = getattr(compat.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])[0], "debug_info", None)
     return str(getattr(info, "func_name", "") or "")
 
 
@@ -222,76 +229,7 @@ def _prune(graph: Graph) -> Graph:
     return graph
 
 
-def mark(
-    graph: Graph,
-    carries: Sequence[bool],
-    nonnegative: Sequence[bool],
-    sources: frozenset[Value],
-    families: Mapping[str, str],
-) -> None:
-    """Sets `carries` and `nonnegative` on every value, given those of the inputs. `sources` carry in any case (they are explained themselves)."""
-    for value, c, n in zip(graph.inputs, carries, nonnegative, strict=True):
-        value.carries, value.nonnegative = c or value in sources, n
-    for value, constant in graph.constants.items():
-        value.nonnegative = _not_negative(constant)
-    for node in graph.nodes:
-        if node.bodies:
-            _mark_bodies(node, sources, families)
-        else:
-            reached = any(v.carries for v in node.inputs) and families.get(node.name) != "stop"
-            sign = _sign(node)
-            for value in node.outputs:
-                value.carries = reached and _compat.is_float(value.aval)
-                value.nonnegative = sign
-        for value in node.outputs:
-            value.carries |= value in sources
-
-
-def _mark_bodies(node: Node, sources: frozenset[Value], families: Mapping[str, str]) -> None:
-    carries = [v.carries for v in node.entering]
-    signs = [v.nonnegative for v in node.entering]
-    if node.name == "cond":
-        results = []
-        for body in node.bodies:
-            mark(body, carries, signs, sources, families)
-            results.append(body.outputs)
-        for i, value in enumerate(node.outputs):
-            value.carries = any(r[i].carries for r in results)
-            value.nonnegative = all(r[i].nonnegative for r in results)
-        return
-    body = node.bodies[0]
-    first, count = node.carry
-    while True:
-        mark(body, carries, signs, sources, families)
-        new_carries, new_signs = list(carries), list(signs)
-        for i, out in enumerate(body.outputs[:count]):
-            new_carries[first + i] |= out.carries
-            new_signs[first + i] &= out.nonnegative
-        if (new_carries, new_signs) == (carries, signs):
-            break
-        carries, signs = new_carries, new_signs
-    for value, out in zip(node.outputs, body.outputs, strict=True):
-        value.carries, value.nonnegative = out.carries, out.nonnegative
-
-
-def _sign(node: Node) -> bool:
-    name = node.name
-    if name in NONNEGATIVE or (name == "integer_pow" and node.params["y"] % 2 == 0) or not node.outputs:
-        return True
-    if name in ANY_SIGN:
-        return any(v.nonnegative for v in node.inputs)
-    if name == "select_n":
-        return all(v.nonnegative for v in node.inputs[1:])
-    if name in ("gather", "dynamic_slice", "sort", "top_k"):
-        return node.inputs[0].nonnegative
-    if name == "dynamic_update_slice":
-        return all(v.nonnegative for v in node.inputs[:2])
-    if name == "mul" and node.inputs[0] is node.inputs[1]:
-        return not jax.numpy.issubdtype(node.out.aval.dtype, jax.numpy.complexfloating)
-    return name in SIGN_KEEPING and all(v.nonnegative for v in node.inputs)
-
-
-def _not_negative(constant: Any) -> bool:
+def known_nonnegative(constant: Any) -> bool:
     """Whether a constant is known to be non-negative without computing anything: scalars are looked at, arrays are not."""
     if isinstance(constant, (bool, int, float, np.generic)) or (
         isinstance(constant, np.ndarray) and constant.size == 1
@@ -313,18 +251,3 @@ def between(start: Value, end: Node) -> list[Node] | None:
             found.add(v.node)
             stack.append(v.node)
     return sorted(found, key=lambda n: n.index)
-
-
-def token_sources(graph: Graph, explained: Sequence[bool]) -> frozenset[Value]:
-    """Floating-point values looked up by integers that come from the explained input: where the relevance of tokens begins."""
-    integers = {v for v, e in zip(graph.inputs, explained, strict=True) if e and not _compat.is_float(v.aval)}
-    sources: set[Value] = set()
-    for node in graph.nodes:
-        if not any(v in integers for v in node.inputs):
-            continue
-        for value in node.outputs:
-            table = node.name in ("gather", "dot_general", "dynamic_slice") and any(
-                len(v.shape) > 1 and _compat.is_float(v.aval) and v not in integers for v in node.inputs
-            )
-            (sources if table and _compat.is_float(value.aval) else integers).add(value)
-    return frozenset(sources)

@@ -1,125 +1,20 @@
-"""The rules: how the relevance R_j of a unit's output is shared among its inputs i.
+"""The rules of weighted layers: how the relevance R_j of an output is shared among the inputs i.
 
-Every rule is a frozen dataclass and a pytree whose hyper-parameters are leaves, so `jax.vmap` over an ε or a γ works. Each formula stands in
-the rule's `back`; nothing here knows of jaxprs. Notation: x the input, w the kernel, b the bias, z = wx + b, x⁺ = max(x, 0), x⁻ = min(x, 0).
-The stabiliser is `z + ε·sign(z)` with sign(0) = +1; where the denominator is exactly 0 (only possible with ε = 0), the quotient is 0.
+Each formula stands in the rule's `back`. Notation: x the input, w the kernel, b the bias, z = wx + b, x⁺ = max(x, 0), x⁻ = min(x, 0). The
+stabiliser is `z + ε·sign(z)` with sign(0) = +1; where the denominator is exactly 0 (only possible with ε = 0), the quotient is 0.
 
 Sources: Bach et al. 2015 (PLoS ONE 10(7), e0130140), Montavon et al. 2017 (Pattern Recognition 65, Deep Taylor), Montavon et al. 2019
-(LRP overview), Andéol et al. 2021 (generalised γ), Achtibat et al. 2024 (AttnLRP), Arras et al. 2017 (gates).
+(LRP overview), Andéol et al. 2021 (generalised γ), Kindermans et al. 2018 (patterns).
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.arithmetic import Layer as Layer
-from lrpjax.arithmetic import divide as divide
-from lrpjax.arithmetic import is_zero as is_zero
-from lrpjax.arithmetic import negative as negative
-from lrpjax.arithmetic import positive as positive
-from lrpjax.arithmetic import quotient as quotient
-from lrpjax.arithmetic import stabilize as stabilize
 from lrpjax.errors import PatternError, RuleError
-
-__all__ = [
-    "AlphaBeta",
-    "BetaSmooth",
-    "Deconvnet",
-    "Epsilon",
-    "Flat",
-    "Gamma",
-    "Gradient",
-    "GuidedBackprop",
-    "Norm",
-    "Pass",
-    "Pattern",
-    "Product",
-    "Rule",
-    "Stop",
-    "Sum",
-    "WSquare",
-    "ZBox",
-    "ZPlus",
-]
-
-RATIO, PLAIN = "ratio", "plain"
-"""The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
-
-LAYERS = ("dense", "conv")
-LINEAR = (*LAYERS, "sum", "pool", "linear", "affine", "custom")
-
-
-class Rule:
-    """Base class of rules. `kinds` are the kinds of unit that a rule can explain; a composite passes it over for others.
-
-    A rule for weighted layers defines `back(layer, x, z, R)`, which returns what `emits` says: the relevance of x (PLAIN) or that divided
-    by x (RATIO, which neither divides by x nor loses anything); and `kernels(w)`, all that it computes from the kernel alone, which is
-    done once and for all where the kernel is known when tracing.
-
-    >>> isinstance(Epsilon(), Rule), Epsilon.kinds[:2], Flat.emits
-    (True, ('dense', 'conv'), 'plain')
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = LAYERS
-    emits: ClassVar[str] = RATIO
-
-    def __post_init__(self):
-        epsilon = getattr(self, "epsilon", 0.0)
-        _check(
-            lambda e: e >= 0,
-            epsilon,
-            message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
-        )
-
-    def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
-        return positive(w), negative(w)
-
-    def back(self, layer: Layer, x: jax.Array, z: jax.Array, R: jax.Array) -> jax.Array:
-        raise NotImplementedError(f"{type(self).__name__} is no rule for weighted layers")
-
-    def __str__(self) -> str:
-        shown = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if field.name == "bias" and value is True:
-                continue
-            text = (
-                f"{value:g}"
-                if isinstance(value, (int, float)) and not isinstance(value, bool)
-                else _brief(value)
-            )
-            shown.append(f"{field.name}={text}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _brief(value: Any) -> str:
-    return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
-
-
-def rule(*static: str) -> Callable[[type], type]:
-    """Makes a class a frozen dataclass and a pytree; the fields named are static, all others are leaves."""
-
-    def register(cls: type) -> type:
-        cls = dataclasses.dataclass(frozen=True)(cls)
-        names = [f.name for f in dataclasses.fields(cls)]
-        return jax.tree_util.register_dataclass(
-            cls, [n for n in names if n not in static], [n for n in names if n in static]
-        )
-
-    return register
-
-
-def _check(holds: Callable[..., Any], *values: Any, message: str) -> None:
-    """Raises RuleError when a condition on hyper-parameters fails. Traced ones, and the placeholders of tree transformations, pass."""
-    concrete = (int, float, np.ndarray, np.generic, jax.Array)
-    if all(isinstance(v, concrete) and not isinstance(v, jax.core.Tracer) for v in values) and not np.all(
-        holds(*(np.asarray(v) for v in values))
-    ):
-        raise RuleError(message)
+from lrpjax.rules.arithmetic import is_zero, negative, positive
+from lrpjax.rules.base import LINEAR, PLAIN, RATIO, Rule, check, rule
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -145,6 +40,7 @@ class Epsilon(Rule):
     epsilon: Any = 1e-6
     bias: bool = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
+    emits: ClassVar = RATIO
 
     def kernels(self, w):
         return (w,)
@@ -159,7 +55,6 @@ class Epsilon(Rule):
         return layer.transpose(s, w)
 
 
-@rule()
 class Norm(Rule):
     """The ε-rule of sums and pools, in proportion to the terms: R_i = x_i R_j / (Σ x + ε sign Σ x) (zennit's `Norm`).
 
@@ -171,7 +66,15 @@ class Norm(Rule):
 
     epsilon: Any = 1e-6
     kinds: ClassVar = LINEAR
+    emits: ClassVar = RATIO
     bias: ClassVar[bool] = True
+    kernels, back = Epsilon.kernels, Epsilon.back
+
+
+def is_epsilon(rule: Rule) -> bool:
+    """Whether a rule's formula is that of `Epsilon`, whatever its class: then it is JAX's own transpose behind a stabilised denominator."""
+    own = type(rule)
+    return getattr(own, "back", None) is Epsilon.back and own.kernels is Epsilon.kernels  # type: ignore[attr-defined]
 
 
 @rule("bias")
@@ -190,10 +93,11 @@ class Gamma(Rule):
     gamma: Any = 0.25
     epsilon: Any = 1e-6
     bias: bool = True
+    emits: ClassVar = RATIO
 
     def __post_init__(self):
         Rule.__post_init__(self)
-        _check(
+        check(
             lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
         )
 
@@ -240,16 +144,17 @@ class AlphaBeta(Rule):
     beta: Any = 1.0
     epsilon: Any = 1e-6
     bias: bool = True
+    emits: ClassVar = RATIO
 
     def __post_init__(self):
         Rule.__post_init__(self)
-        _check(
+        check(
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
             self.beta,
             message=f"AlphaBeta: alpha and beta must not be negative, but are {self.alpha} and {self.beta}",
         )
-        _check(
+        check(
             lambda alpha, beta: abs(alpha - beta - 1) < 1e-4,
             self.alpha,
             self.beta,
@@ -285,12 +190,12 @@ class ZPlus(Rule):
 
     epsilon: Any = 1e-6
     bias: bool = True
+    emits: ClassVar = RATIO
 
     def back(self, layer, x, z, R):
         return AlphaBeta(1.0, 0.0, self.epsilon, self.bias).back(layer, x, z, R)
 
 
-@rule()
 class ZBox(Rule):
     """The z^B-rule, for inputs known to lie in a box l ≤ x ≤ h, such as pixels (Montavon et al. 2017, eq. 19).
 
@@ -317,7 +222,7 @@ class ZBox(Rule):
             raise RuleError(
                 f"ZBox: low has shape {low} and high {high}, which do not broadcast against each other"
             ) from None
-        _check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
+        check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
     def back(self, layer, x, z, R):
         above, below = layer.kernels
@@ -357,7 +262,6 @@ class WSquare(Rule):
         return layer.transpose(layer.share(R, total + b, self.epsilon, b), squared)
 
 
-@rule()
 class Flat(Rule):
     """The flat rule: every input of a neuron gets the same share, R_i = Σ_j R_j / (number of inputs of j) (Lapuschkin et al. 2019).
 
@@ -432,145 +336,3 @@ def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4 * abs(b[1])))
 
 
-@rule()
-class Pass(Rule):
-    """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`).
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jnp.tanh(x), lrpjax.Composite([('*', Pass())])
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([0.0, 20.0])).round(1))
-    [0. 1.]
-    """
-
-    kinds: ClassVar = ("activation", "affine", "norm", "custom")
-
-
-@rule()
-class Gradient(Rule):
-    """The plain chain rule, applied to the relevance itself: R_i = Σ_j ∂z_j/∂x_i R_j, as zennit does to modules that no rule names.
-
-    It conserves nothing in general; `composites.gradient()` is this rule everywhere.
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Gradient())])
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
-    [ 3. -1.]
-    """
-
-    kinds: ClassVar = ("*",)
-    emits: ClassVar = PLAIN
-
-
-@rule()
-class Stop(Rule):
-    """No relevance goes below this unit (CP-LRP stops at the attention weights, Ali et al. 2022).
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Stop())])
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))
-    [0. 0.]
-    """
-
-    kinds: ClassVar = ("*",)
-
-
-@rule()
-class Deconvnet(Rule):
-    """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0). For units named "relu".
-
-    >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', Deconvnet())], default=Gradient(), method='gradient')
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
-    [2. 0. 3.]
-    """
-
-    kinds: ClassVar = ("relu",)
-    emits: ClassVar = PLAIN
-
-    def through(self, x, y, R, derivative):
-        return positive(R)
-
-
-@rule()
-class GuidedBackprop(Rule):
-    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0). For units named "relu".
-
-    >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', GuidedBackprop())], default=Gradient(), method='gradient')
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
-    [0. 0. 3.]
-    """
-
-    kinds: ClassVar = ("relu",)
-    emits: ClassVar = PLAIN
-
-    def through(self, x, y, R, derivative):
-        return jnp.where(x > 0, positive(R), jnp.zeros((), R.dtype))
-
-
-@rule()
-class BetaSmooth(Rule):
-    """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (zennit's `ReLUBetaSmooth`).
-
-    >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', BetaSmooth(1.0))], default=Gradient(), method='gradient')
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([0.0, 0.0, 9.0])).round(1))
-    [ 1.  -0.5  3. ]
-    """
-
-    beta: Any = 10.0
-    kinds: ClassVar = ("relu",)
-    emits: ClassVar = PLAIN
-
-    def through(self, x, y, R, derivative):
-        return R * jax.nn.sigmoid(jnp.asarray(self.beta, x.dtype) * x)
-
-
-@rule("share")
-class Product(Rule):
-    """How a product y = a·b·… of values that all carry relevance shares it (matrix products and attention included).
-
-    share: "gate" (the default): a sigmoid gate receives nothing and the signal takes all (Arras et al. 2017); without a gate, uniform.
-    "activated": a factor that comes straight from an activation receives nothing (the gate of SwiGLU in CP-LRP); without one, uniform.
-    "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.selective`).
-    "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
-    (elementwise products only). An int: that factor, in the order of writing, takes all. Along an axis (`jnp.prod`, `jnp.cumprod`) all share alike.
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: x[0] * x[1], lrpjax.Composite([('*', Product('magnitude'))])
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([6.0, 2.0])).round(1))
-    [9. 3.]
-    """
-
-    share: str | int = "gate"
-    kinds: ClassVar = ("product",)
-
-    def __post_init__(self):
-        shares = ("gate", "activated", "selective", "uniform", "magnitude")
-        if isinstance(self.share, bool) or not (isinstance(self.share, int) or self.share in shares):
-            raise RuleError(
-                f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, but is {self.share!r}"
-            )
-
-
-@rule("share")
-class Sum(Rule):
-    """How a sum y = a + b of two values that carry relevance (a residual connection) shares it.
-
-    share: "native": in proportion to a and b, conserved exactly and divided by nothing (the default). "magnitude": in proportion to |a|, |b|.
-    "uniform": half to each. An int: that operand takes all (0 is the first written).
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: x + 2 * x[::-1], lrpjax.Composite([('*', Sum('uniform'))])
-    >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 3.0])).round(1))
-    [6. 6.]
-    """
-
-    share: str | int = "native"
-    kinds: ClassVar = ("sum",)
-
-    def __post_init__(self):
-        if isinstance(self.share, bool) or self.share not in ("native", "uniform", "magnitude", 0, 1):
-            raise RuleError(
-                f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
-            )

@@ -1,6 +1,6 @@
 """Which dimension of a weighted layer's output comes from which dimension of its kernel: what a scale behind the layer may be folded along."""
 
-from lrpjax.graph import Node, Value
+from lrpjax.core.graph import Node, Value
 
 
 def varying(node: Node, value: Value) -> list[int]:

@@ -11,13 +11,15 @@ Relevance goes to the state if there is one, else to the input, else in equal pa
 layer (Mamba 2), neither is computed from the other, and both take half. `lrpjax.plan` says how many factors of a product take part.
 """
 
+import functools
 from collections.abc import Callable
 
-from lrpjax.graph import Node, Value
-from lrpjax.units import Level, Unit
+from lrpjax.core.graph import Node, Value
+from lrpjax.core.recognise import names
+from lrpjax.core.units import Level, Unit
 
 DECAYS = ("exp", "exp2", "softplus")
-GATES = (*DECAYS, "sigmoid", "hard_sigmoid")
+GATES = (*DECAYS, *names.GATES)
 _MOVES = (
     "reshape",
     "transpose",
@@ -27,6 +29,14 @@ _MOVES = (
     "convert_element_type",
     "copy",
 )
+
+
+def attach(level: Level) -> None:
+    """Gives every product of a level, and of its sub-programs, the means to tell its signals, should a rule ask."""
+    signals = functools.cache(lambda: Signals(level))
+    for unit in level.walk():
+        if unit.kind == "product":
+            unit.find_signals = functools.partial(lambda unit: signals().of(unit), unit)
 
 
 class Signals:
@@ -43,11 +53,10 @@ class Signals:
                 self.link(unit, body)
 
     def link(self, unit: Unit, body: Level) -> None:
-        node = unit.nodes[0]
-        first, count = node.carry
-        for i, (inner, operand) in enumerate(zip(body.graph.inputs, node.entering, strict=True)):
+        first, count = unit.carry
+        for i, (inner, operand) in enumerate(zip(body.inputs, unit.entering, strict=True)):
             self.outside[inner] = None if first <= i < first + count else operand
-        for outer, inner in zip(node.outputs, body.graph.outputs, strict=True):
+        for outer, inner in zip(unit.outputs, body.outputs, strict=True):
             self.results.setdefault(outer, []).append(inner)
 
     def of(self, unit: Unit) -> list[Value]:
@@ -128,7 +137,7 @@ class Signals:
 
     def before(self, value: Value) -> set[Value]:
         """All values that a value is computed from."""
-        found: set[Value] = set()
+        above_it: set[Value] = set()
         stack = [value]
         while stack:
             v = stack.pop()
@@ -136,6 +145,6 @@ class Signals:
             above += self.results.get(v, [])
             if self.outside.get(v) is not None:
                 above.append(self.outside[v])  # type: ignore[arg-type]
-            stack += [a for a in above if a not in found]
-            found.update(above)
-        return found
+            stack += [a for a in above if a not in above_it]
+            above_it.update(above)
+        return above_it

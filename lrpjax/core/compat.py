@@ -23,7 +23,7 @@ _LIBRARIES = tuple(
         sysconfig.get_paths()["stdlib"],
     }
 )
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
 _MODELS = (_HERE + "demo.py", _HERE + "bow" + os.sep)  # models, as a user's are; all else here is machinery
 

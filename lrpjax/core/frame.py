@@ -1,0 +1,281 @@
+"""From units, propagations and routes to a function whose vector-Jacobian product is relevance.
+
+The rewritten function computes what the original computes, node for node; only its derivatives are others. What is right as JAX
+differentiates it is bound as it is; everything else goes through one of a few `jax.custom_vjp` functions, which close over static data only.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrpjax.core.graph import Node, Value
+from lrpjax.core.kinds.base import Propagation
+from lrpjax.core.maxima import max_pool
+from lrpjax.core.plan import Routes
+from lrpjax.core.primitives import IN_NUMPY
+from lrpjax.core.units import Level, Unit
+from lrpjax.core.vjps import (
+    BROKEN,
+    EPSILON,
+    PASSED,
+    RECEIVED,
+    convert,
+    detach,
+    metered,
+    scale,
+    wide,
+    with_backward,
+)
+from lrpjax.errors import UnsupportedError
+from lrpjax.rules import RATIO
+
+
+class Rewritten:
+    """A level's function with relevance for derivative.
+
+    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of them, either of which may be
+    None. It adds the first (zeros) to the value and returns the value; it multiplies the second onto the value's cotangent, and with it onto
+    the relevance that goes on from there.
+    `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account.
+    """
+
+    def __init__(
+        self,
+        propagations: Mapping[Unit, Propagation],
+        routes: Routes,
+        tapped: Sequence[Value],
+        audited: Sequence[Unit] = (),
+    ):
+        self.propagations = propagations
+        self.routes = routes
+        self.tapped = {v: i for i, v in enumerate(tapped)}
+        self.owner = {node: unit for unit in routes.takes for node in unit.nodes}
+        self.audited = {unit: i for i, unit in enumerate(audited)}
+        self.made = {v: unit for unit in audited for v in unit.outputs}
+
+    def run(
+        self,
+        level: Level,
+        inputs: Sequence[Any],
+        taps: Mapping[int, tuple[Any, Any]],
+        slots: Sequence[Any] = (),
+    ) -> tuple[list, dict[int, Any]]:
+        """(outputs, {index of a tapped value: its value}) of a level."""
+        frame = Frame(self, level, taps, slots)
+        for value, array in zip(level.inputs, inputs, strict=True):
+            frame.define(value, array)
+        for step in level.steps:
+            frame.execute(step)
+        return [frame.read(v) for v in level.outputs], frame.seen
+
+    def rectified(self, value: Value) -> bool:
+        """Whether every way of relevance to a value leads through a ReLU of it, or of a selection of its elements."""
+        if value.returned or value in self.tapped:
+            return False
+        for user in value.users:
+            unit = self.owner.get(user)
+            if unit is None:
+                continue
+            how = self.propagations[unit]
+            if how.rectifies:
+                continue
+            if not how.selects or not all(self.rectified(v) for v in unit.outputs if v in self.routes.reached):
+                return False
+        return True
+
+    def taps_in(self, level: Level) -> list[int]:
+        """The tapped values that stand in a level or in its sub-programs."""
+        inside = [v for n in level.graph.nodes for v in n.outputs]
+        own = [self.tapped[v] for v in [*level.inputs, *inside] if v in self.tapped]
+        return own + [i for unit in level.units for body in unit.bodies for i in self.taps_in(body)]
+
+
+class Frame:
+    """One execution of one level: the values computed so far."""
+
+    def __init__(
+        self, program: Rewritten, level: Level, taps: Mapping[int, tuple[Any, Any]], slots: Sequence[Any]
+    ):
+        self.program, self.routes = program, program.routes
+        self.taps, self.slots = taps, slots
+        self.seen: dict[int, Any] = {}
+        self.env: dict[Value, Any] = dict(level.graph.constants)
+        self.detached: dict[Value, Any] = {}
+
+    def define(self, value: Value, array: Any) -> None:
+        """Sets a value; at a tapped one relevance is read or weighted, at one that an audited unit makes it is entered into the account."""
+        index = self.program.tapped.get(value)
+        if index is not None:
+            zeros, weight = self.taps[index]
+            if zeros is not None:
+                self.seen[index] = array
+                array = array + zeros
+            if weight is not None:
+                array = scale(array, weight)
+        maker = self.program.made.get(value)
+        if maker is not None and value in self.routes.reached:
+            array = self.audit(maker, array, self.routes.form[value], {RECEIVED: 1, BROKEN: 1})
+        self.env[value] = array
+
+    def slot_of(self, unit: Unit) -> Any:
+        """The slot of an audited unit, or None."""
+        index = self.program.audited.get(unit)
+        return None if index is None else self.slots[index]
+
+    def audit(self, unit: Unit, array: Any, form: str, weights: Mapping[int, float]) -> Any:
+        """The array, at which the relevance that passes is entered into the account of a unit, if there is one."""
+        slot = self.slot_of(unit)
+        return array if slot is None else metered(array, slot, form, weights)
+
+    def read(self, value: Value) -> Any:
+        return value.constant if value.constant is not None else self.env[value]
+
+    def fixed(self, value: Value) -> Any:
+        """A value as a constant of the relevance."""
+        if value not in self.routes.reached:
+            return self.read(value)
+        if value not in self.detached:
+            self.detached[value] = detach(self.env[value])
+        return self.detached[value]
+
+    def known(self, value: Value) -> Any:
+        """A constant as a concrete array, where all that it is computed from is concrete; else None."""
+        if value.constant is not None:
+            return value.constant
+        if value in self.env and not isinstance(self.env[value], jax.core.Tracer):
+            return self.env[value]
+        if value.node is None or value.carries or value.node.bodies:
+            return None
+        inputs = [self.known(v) for v in value.node.inputs]
+        if any(i is None for i in inputs):
+            return None
+        in_numpy = IN_NUMPY.get(value.node.name)
+        if in_numpy is not None:
+            return in_numpy(*map(np.asarray, inputs), **value.node.params)
+        with jax.ensure_compile_time_eval():
+            outputs = value.node.bind(*inputs)
+        return outputs[value.node.outputs.index(value)]
+
+    def execute(self, step: Unit | Node) -> None:
+        if isinstance(step, Node):
+            self.bind(step, self.fixed)
+        elif step not in self.routes.takes:
+            self.bind_fixed(step)
+        else:
+            self.program.propagations[step].run(self)
+            if not step.bodies:
+                self.stop(step)
+
+    def stop(self, unit: Unit) -> None:
+        """Detaches what a unit makes besides that through which relevance flows: the half of a split that becomes a gate.
+
+        Not what leaves a loop or a branch, which was detached inside: done again, without a tangent to stop, it would stop those of derivatives
+        of the relevance.
+        """
+        for value in (v for node in unit.nodes for v in node.outputs):
+            used = value.returned or any(user not in unit.nodes for user in value.users)
+            if used and value.carries and value not in self.routes.reached:
+                self.env[value] = detach(self.env[value])
+
+    def bind(self, node: Node, read: Callable[[Value], Any]) -> None:
+        for value, array in zip(node.outputs, _bind(node, [read(v) for v in node.inputs]), strict=True):
+            self.define(value, array)
+
+    def bind_fixed(self, unit: Unit) -> None:
+        """Runs a unit through which no relevance goes."""
+        for node in unit.nodes:
+            self.bind(node, self.fixed)
+
+    def operand(self, unit: Unit, value: Value) -> Any:
+        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit gives to that of the value."""
+        gives = self.routes.gives[unit].get(value)
+        if gives is None:
+            return self.fixed(value)
+        array, form = self.env[value], self.routes.form[value]
+        array = array if gives == form else convert(array, None, gives, form)
+        return self.audit(unit, array, gives, {PASSED: 1})
+
+    def rectified(self, value: Value) -> bool:
+        """Whether relevance reaches a value only where it is positive: all of it comes through ReLUs, in ratio form."""
+        return self.routes.form[value] == RATIO and self.program.rectified(value)
+
+    def native(
+        self,
+        unit: Unit,
+        epsilon: Any = None,
+        operand: Callable[[Value, int], Any] | None = None,
+        share: np.ndarray | None = None,
+    ) -> None:
+        """Binds a unit's nodes as they are; converts the cotangents at its border, of which only `share` enters.
+
+        epsilon: the stabiliser of the outputs' denominator. operand: makes an operand from a value and its place among those of its node.
+        """
+        inner = {v for node in unit.nodes for v in node.outputs}
+        operands: dict[Value, Any] = {}
+
+        def read(value: Value, place: int) -> Any:
+            if value in inner:
+                return self.env[value]
+            if operand is not None:
+                return operand(value, place)
+            if value not in operands:
+                operands[value] = self.operand(unit, value)
+            return operands[value]
+
+        takes = self.routes.takes[unit]
+        for node in unit.nodes[:-1]:
+            for value, array in zip(node.outputs, _bind(node, _operands(node, read)), strict=True):
+                self.define(value, array)
+        last = unit.nodes[-1]
+        for value, array in zip(last.outputs, _bind(last, _operands(last, read)), strict=True):
+            form = self.routes.form.get(value)
+            if share is not None:
+                array = scale(array, jnp.asarray(share, wide(array).real.dtype))
+            if value in self.routes.reached and (form != takes or epsilon is not None):
+                if epsilon is not None:
+                    array = self.audit(unit, array, takes, {EPSILON: -1})
+                rectified = epsilon is not None and self.rectified(unit.out)
+                array = convert(array, epsilon, form, takes, rectified)  # type: ignore[arg-type]
+                if epsilon is not None:
+                    array = self.audit(unit, array, form, {EPSILON: 1})  # type: ignore[arg-type]
+            self.define(value, array)
+
+
+def _operands(node: Node, read: Callable[[Value, int], Any]) -> list:
+    return [read(v, place) for place, v in enumerate(node.inputs)]
+
+
+def _bind(node: Node, values: Sequence[Any]) -> list:
+    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there), and max pools with a quick one."""
+    if (
+        node.name in ("max", "min")
+        and {"relu", "relu6"} & set(node.within)
+        and sum(v.carries for v in node.inputs) == 1
+    ):
+        at = 0 if node.inputs[0].carries else 1
+        x, bound = values[at], values[1 - at]
+        return [with_backward(functools.partial(_pair, node, at), _mask, x, bound)]
+    if node.name == "reduce_window_max" and node.inputs[0].carries and (own := max_pool(node)):
+        return [with_backward(*own, *values)]
+    try:
+        return node.bind(*values)
+    except (NotImplementedError, ValueError) as error:
+        if not re.search("JVP|gradient|differentia", str(error)):
+            raise
+        raise UnsupportedError(
+            f"relevance cannot be propagated through\n  {node.place}: JAX has no derivative of it ({error}). "
+            "Detach it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
+        ) from error
+
+
+def _pair(node: Node, at: int, x: Any, bound: Any) -> Any:
+    return node.bind(*((x, bound) if at == 0 else (bound, x)))[0]
+
+
+def _mask(x, rest, y, c):
+    return c * ((y == x) & (y != rest[0])).astype(c.dtype)

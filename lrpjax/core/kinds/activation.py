@@ -1,0 +1,89 @@
+"""Activations: elementwise, non-linear functions of one value."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lrpjax.core.kinds.base import Kind, Propagation, is_pass
+from lrpjax.core.kinds.functions import Own, rebuilder, run_own
+from lrpjax.core.units import Unit
+from lrpjax.core.vjps import relevance_of, unbroadcast, wide
+from lrpjax.rules import PLAIN, Pass, Rule, divide
+
+RECTIFIERS = ("relu", "relu6")
+
+
+class Activation(Kind):
+    name = "activation"
+    default = Pass()
+    takes = "activations take Pass and rules that define through(x, y, R, derivative)"
+
+    def carry_out(self, unit, rule):
+        if hasattr(rule, "through"):
+            return Through(unit, rule)
+        if is_pass(rule):
+            return PassThrough(unit, str(rule))
+        raise self.misfit()
+
+
+class PassThrough(Propagation):
+    """R_i = R_j: the cotangent itself in plain form, times φ(x) / x in ratio form."""
+
+    def __init__(self, unit: Unit, text: str):
+        super().__init__(unit, text)
+        self.rectifies = unit.name in RECTIFIERS
+
+    def forms(self, form, meant):
+        return form, form
+
+    def run(self, frame):
+        unit, (x_value,), form = self.unit, self.receives, frame.routes.form[self.unit.out]
+        # φ(0) = 0: the limit of φ(x) / x. Behind a weighted layer it cannot matter, for R = 0 there.
+        behind_layer = ("dot_general", "conv_general_dilated", "add", "sub")
+        limit_matters = x_value.node is None or x_value.node.name not in behind_layer
+
+        def backward(x, rest, y, c):
+            if form == PLAIN:
+                return unbroadcast(c, x.shape)
+            if unit.name == "relu":
+                return c * (y > 0).astype(c.dtype)
+            wx, wy = wide(x), wide(y)
+            tiny = jnp.abs(wx) < jnp.finfo(wx.dtype).tiny
+            ratio = divide(wy, jnp.where(tiny, jnp.zeros_like(wx), wx))
+            if limit_matters:
+                limit = wide(derivative(own, x, rest[0]))
+                ratio = jnp.where(tiny & (wy == 0) & jnp.isfinite(limit), limit, ratio)
+            return unbroadcast(wide(c) * ratio, x.shape)
+
+        own = Own(unit, x_value, backward)
+        run_own(frame, own)
+
+
+class Through(Propagation):
+    """The formula of a rule."""
+
+    def __init__(self, unit: Unit, rule: Rule):
+        super().__init__(unit, str(rule))
+        self.rule = rule
+        self.linear = rule.linear
+
+    def forms(self, form, meant):
+        return PLAIN, PLAIN
+
+    def run(self, frame):
+        form, rebuild = frame.routes.form[self.unit.out], rebuilder(self.rule)
+
+        def backward(x, rest, y, c):
+            externals, leaves = rest
+            slope = wide(derivative(own, x, externals))
+            R = rebuild(leaves).through(wide(x), wide(y), relevance_of(y, c, form), slope)
+            return unbroadcast(R, x.shape)
+
+        own = Own(self.unit, self.receives[0], backward, self.rule)
+        run_own(frame, own)
+
+
+def derivative(own: Own, x: jax.Array, externals: Any) -> jax.Array:
+    """φ'(x), of an elementwise function."""
+    return jax.jvp(lambda x: own.forward(x, externals), (x,), (jnp.ones_like(x),))[1]

@@ -1,0 +1,189 @@
+"""Loops, branches, rematerialised and sharded bodies: their sub-programs are rewritten and handed to JAX's public functions.
+
+The rule of such a unit is that of what stands inside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lrpjax.core.graph import Value
+from lrpjax.core.kinds.base import Kind, Propagation, refused
+from lrpjax.core.units import Level, Unit
+from lrpjax.core.vjps import convert
+from lrpjax.errors import PathError, RuleError
+from lrpjax.rules import RATIO
+
+
+class _Control(Kind):
+    shown = False
+    takes = "the rule is that of what stands inside"
+    how: type["Inside"]
+
+    def unnamed(self, unit):
+        return self.how(unit, "inside")
+
+    def explain(self, unit, rule):
+        return self.unnamed(unit)
+
+
+class Inside(Propagation):
+    """What control flow has in common. Its forms are those of the values inside, which the analysis of the bodies finds."""
+
+    def forms(self, form, meant):
+        return RATIO, RATIO
+
+    def run(self, frame):
+        node = self.unit.nodes[0]
+        arrays = [frame.operand(self.unit, v) for v in node.inputs]
+        for value, array in zip(node.outputs, self.outputs(frame, node, arrays), strict=True):
+            frame.define(value, array)
+
+    def outputs(self, frame: Any, node: Any, arrays: list) -> list:
+        raise NotImplementedError(f"{type(self).__name__} does not run")
+
+    def enter(self, frame: Any, body: Level, arrays: list) -> list:
+        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit gives for the operand."""
+        gives, routes, entered = frame.routes.gives[self.unit], frame.routes, []
+        for operand, inner, array in zip(self.unit.entering, body.inputs, arrays, strict=True):
+            if operand in gives and inner in routes.reached and routes.form[inner] != gives[operand]:
+                array = convert(array, None, routes.form[inner], gives[operand])
+            entered.append(array)
+        return entered
+
+    def leave(self, frame: Any, body: Level, outputs: list) -> list:
+        """A body's outputs, with cotangents converted from the form of the value outside to that of the value inside."""
+        routes, converted = frame.routes, []
+        for outer, inner, array in zip(self.unit.outputs, body.outputs, outputs, strict=True):
+            outside = routes.form.get(outer, RATIO)
+            inside = routes.form.get(inner, RATIO) if inner in routes.reached else outside
+            differ = outside != inside and outer in routes.reached
+            converted.append(convert(array, None, outside, inside) if differ else array)
+        return converted
+
+
+class _Remat(Inside):
+    def outputs(self, frame, node, arrays):
+        body = self.unit.bodies[0]
+        taps = {i: frame.taps[i] for i in frame.program.taps_in(body)}
+
+        def run(arrays, taps):
+            outputs, seen = frame.program.run(body, self.enter(frame, body, arrays), taps, frame.slots)
+            return self.leave(frame, body, outputs), seen
+
+        p = node.params
+        outputs, seen = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=p["policy"])(arrays, taps)
+        frame.seen.update(seen)
+        return outputs
+
+
+class _Cond(Inside):
+    def outputs(self, frame, node, arrays):
+        indices = [frame.program.taps_in(body) for body in self.unit.bodies]
+        taps = {i: frame.taps[i] for group in indices for i in group}
+
+        def branch(body: Level) -> Callable:
+            def run(arrays, taps):
+                outputs, seen = frame.program.run(body, self.enter(frame, body, arrays), taps, frame.slots)
+                return self.leave(frame, body, outputs), {
+                    i: seen.get(i, jnp.zeros_like(z)) for i, (z, _) in taps.items() if z is not None
+                }
+
+            return run
+
+        outputs, seen = lax.switch(arrays[0], [branch(body) for body in self.unit.bodies], arrays[1:], taps)
+        frame.seen.update(seen)
+        return outputs
+
+
+class _ShardMap(Inside):
+    """Each device runs the rewritten body on its shard; what a collective gathers, its transpose hands back."""
+
+    def outputs(self, frame, node, arrays):
+        body, p = self.unit.bodies[0], node.params
+        if frame.program.taps_in(body):
+            raise PathError(
+                "`at=`, or a condition, names a value inside a shard_map, of which each device has its own: name one outside"
+            )
+        if not p["check_vma"] and not all(frame.program.propagations[u].linear for u in body.walk()):
+            raise RuleError(
+                f"{node.source}: deconvnet and guided backprop need shard_map(..., check_vma=True): without it each device holds a part of "
+                "the backward signal, and the positive part of a sum is not the sum of positive parts"
+            )
+
+        def run(arrays, slots):
+            outputs, _ = frame.program.run(body, self.enter(frame, body, arrays), {}, slots)
+            return self.leave(frame, body, outputs)
+
+        specs = {"in_specs": (list(p["in_specs"]), PartitionSpec()), "out_specs": list(p["out_specs"])}
+        names = set(p.get("newly_manual_axes", p.get("manual_axes", ())))
+        mapped = jax.shard_map(run, mesh=p["mesh"], **specs, axis_names=names, check_vma=p["check_vma"])
+        return mapped(arrays, frame.slots)
+
+
+class _Scan(Inside):
+    def outputs(self, frame, node, arrays):
+        body, form = self.unit.bodies[0], frame.routes.form
+        first, count = node.carry
+        arrays = self.enter(frame, body, arrays)
+        consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
+        taps = {i: frame.taps[i] for i in frame.program.taps_in(body)}
+        forms = [form.get(v, RATIO) for v in body.inputs[first : first + count]]
+
+        def step(carry, slices):
+            xs, taps = slices
+            outputs, seen = frame.program.run(body, [*consts, *carry, *xs], taps, frame.slots)
+            carried = zip(body.outputs[:count], outputs[:count], forms, strict=True)
+            return [self.carry_over(frame, *one) for one in carried], (outputs[count:], seen)
+
+        p = node.params
+        carry, (ys, seen) = lax.scan(
+            step, list(init), (list(xs), taps), p["length"], p["reverse"], p["unroll"]
+        )
+        frame.seen.update(seen)
+        outside = [
+            convert(a, None, form[v], f) if v in frame.routes.reached and form[v] != f else a
+            for v, a, f in zip(self.unit.outputs[:count], carry, forms, strict=True)
+        ]
+        return outside + list(ys)
+
+    def carry_over(self, frame: Any, value: Value, array: Any, form: str) -> Any:
+        """A carry at the end of a step: from the form that the next step gives to the form that this step takes."""
+        inside = frame.routes.form.get(value, RATIO)
+        differ = value in frame.routes.reached and form != inside
+        return convert(array, None, form, inside) if differ else array
+
+
+class Scan(_Control):
+    name = "scan"
+    how = _Scan
+
+
+class Cond(_Control):
+    name = "cond"
+    how = _Cond
+
+
+class Remat(_Control):
+    name = "remat"
+    how = _Remat
+
+
+class ShardMap(_Control):
+    name = "shard_map"
+    how = _ShardMap
+
+
+class While(_Control):
+    name = "while"
+    how = Inside
+
+    def unnamed(self, unit: Unit) -> Propagation:
+        return refused(
+            unit,
+            "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that are known when tracing",
+        )

@@ -1,0 +1,118 @@
+"""Units as functions of arrays: evaluating them, and running them with a backward function of their own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from lrpjax.core.graph import Value
+from lrpjax.core.units import Unit
+from lrpjax.core.vjps import with_backward
+from lrpjax.errors import RuleError
+from lrpjax.rules import Rule
+
+
+class Frame(Protocol):
+    """What a kind may ask of the frame in which its units run (`lrpjax.core.frame`).
+
+    routes: where relevance goes and in which form, as the plan found it. program: the whole program; `program.run(body, inputs, taps, slots)`
+    runs a sub-program. taps, slots, seen: what a sub-program is to be handed, and what it hands back.
+    """
+
+    routes: Any
+    program: Any
+    taps: Mapping[int, Any]
+    slots: Sequence[Any]
+    seen: dict[int, Any]
+
+    def define(self, value: Value, array: Any) -> None:
+        """Sets an output of a unit."""
+        ...
+
+    def operand(self, unit: Unit, value: Value) -> Any:
+        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit gives."""
+        ...
+
+    def fixed(self, value: Value) -> Any:
+        """A value as a constant of the relevance."""
+        ...
+
+    def known(self, value: Value) -> Any:
+        """A value as a concrete array, where it is known when tracing; else None."""
+        ...
+
+    def native(self, unit: Unit, epsilon: Any = None, operand: Any = None, share: Any = None) -> None:
+        """Runs a unit with JAX's own derivative."""
+        ...
+
+    def bind_fixed(self, unit: Unit) -> None:
+        """Runs a unit through which no relevance goes."""
+        ...
+
+    def rectified(self, value: Value) -> bool:
+        """Whether relevance reaches a value only where it is positive."""
+        ...
+
+    def slot_of(self, unit: Unit) -> Any:
+        """The slot of an audited unit, or None."""
+        ...
+
+
+def evaluate(unit: Unit, x_value: Value, externals: Sequence[Value], x: Any, rest: Sequence[Any]) -> Any:
+    """A unit's output, from one of its operands and all else that it reads."""
+    env = {x_value: x, **dict(zip(externals, rest, strict=True))}
+    for node in unit.nodes:
+        values = [v.constant if v.constant is not None else env[v] for v in node.inputs]
+        env.update(zip(node.outputs, node.bind(*values), strict=True))
+    return env[unit.out]
+
+
+def externals_of(unit: Unit, x: Value) -> list[Value]:
+    """What a unit reads besides x, its own values and literals."""
+    inner = {v for node in unit.nodes for v in node.outputs}
+    read = dict.fromkeys(v for node in unit.nodes for v in node.inputs)
+    return [v for v in read if v is not x and v not in inner and v.constant is None]
+
+
+def arrays_of(rule: Rule | None) -> list:
+    """The hyper-parameters of a rule that are no plain numbers: they travel as arguments."""
+    arrays = [leaf for leaf in jax.tree.leaves(rule) if not isinstance(leaf, (bool, int, float))]
+    for leaf in arrays:
+        if not hasattr(leaf, "dtype"):
+            raise RuleError(
+                f"{type(rule).__name__}: a field holds {leaf!r}, which is neither a number nor an array; name such fields in the decorator, "
+                '@rules.rule("name")'
+            )
+    return arrays
+
+
+def rebuilder(rule: Rule | None) -> Callable[[Sequence], Any]:
+    """A function from a rule's array leaves to the rule; numbers are static."""
+    leaves, treedef = jax.tree.flatten(rule)
+    numbers = [leaf if isinstance(leaf, (bool, int, float)) else None for leaf in leaves]
+
+    def rebuild(arrays):
+        arrays = iter(arrays)
+        return jax.tree.unflatten(treedef, [next(arrays) if n is None else n for n in numbers])
+
+    return rebuild
+
+
+class Own:
+    """A unit as a function of one operand `x`, with a backward function of its own: `backward(x, (externals, leaves), y, c)` gives x's cotangent
+    from y's, c. It closes over static data only; `externals` are the arrays that the unit reads besides x, `leaves` those of the rule."""
+
+    def __init__(self, unit: Unit, x: Value, backward: Callable, rule: Rule | None = None):
+        self.unit, self.x, self.backward, self.rule = unit, x, backward, rule
+        self.externals = externals_of(unit, x)
+
+    def forward(self, x: Any, externals: Sequence[Any], *rest: Any) -> Any:
+        return evaluate(self.unit, self.x, self.externals, x, externals)
+
+
+def run_own(frame: Frame, own: Own) -> None:
+    """Runs a unit with a backward function of its own."""
+    rest = [frame.fixed(v) for v in own.externals], arrays_of(own.rule)
+    frame.define(
+        own.unit.out, with_backward(own.forward, own.backward, frame.operand(own.unit, own.x), *rest)
+    )

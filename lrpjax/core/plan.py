@@ -1,0 +1,240 @@
+"""The plan: how relevance goes through each unit, in which form each value carries it, and the table that says so.
+
+`assign` gives every unit its rule and asks its kind for the propagation. `flow` walks forward and finds the values from which relevance can
+reach what is explained; `route` walks backward and decides, for every value, whether relevance reaches it and whether its cotangent is
+relevance (PLAIN) or relevance divided by the value (RATIO). A rule that gives relevance to zeros needs PLAIN; structural nodes and
+activations hand that form on upstream, until a layer's rule takes it.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lrpjax.core.dataflow import Flow
+from lrpjax.core.graph import Node, Value
+from lrpjax.core.kinds import KINDS
+from lrpjax.core.kinds.base import Propagation, Refused
+from lrpjax.core.units import Level, Unit
+from lrpjax.errors import RuleError, UnmatchedWarning, UnsupportedError
+from lrpjax.rules import PLAIN, RATIO
+
+
+@dataclasses.dataclass
+class Planned:
+    """One unit of a plan: `path` (module path), `kind`, `name` (of the function, where known), `rule` (as text), `shape` (of the output),
+    `dtype`, `source` (file:line of the user's code)."""
+
+    path: str
+    kind: str
+    name: str
+    rule: str
+    shape: tuple[int, ...]
+    dtype: str
+    node: Node
+
+    @property
+    def source(self) -> str:
+        return self.node.source
+
+
+@dataclasses.dataclass
+class Plan:
+    """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite that found nothing; `notes`.
+
+    `str(plan)` is a table.
+    """
+
+    units: list[Planned]
+    unmatched: list[str]
+    notes: list[str]
+
+    def __iter__(self) -> Iterator[Planned]:
+        return iter(self.units)
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __str__(self) -> str:
+        head = ("#", "path", "kind", "rule", "shape", "source")
+        rows = [
+            (
+                str(i),
+                u.path or "-",
+                f"{u.kind}:{u.name}" if u.name else u.kind,
+                u.rule,
+                "×".join(map(str, u.shape)) or "()",
+                _short(u.source),
+            )
+            for i, u in enumerate(self.units)
+        ]
+        widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *rows]
+        ]
+        lines += [f"matched nothing: {text}" for text in self.unmatched]
+        return "\n".join([*lines, *self.notes])
+
+
+def _short(source: str) -> str:
+    place, _, function = source.partition(" ")
+    return "/".join(place.split("/")[-2:]) + (f" {function}" if function else "")
+
+
+@dataclasses.dataclass
+class Assignment:
+    """How relevance goes through every unit, and the pairs that matched nothing."""
+
+    propagations: dict[Unit, Propagation]
+    unmatched: list[str]
+
+
+def assign(level: Level, composite: Any) -> Assignment:
+    """Gives every unit its rule, and asks its kind what follows. Warns, once for each composite, of pairs that match nothing.
+
+    Raises:
+        RuleError: a pair names units by kind or by path, and its rule is for none of them.
+    """
+    units = list(level.walk())
+    shown = [u for u in units if KINDS[u.kind].shown]
+    rules, pairs = composite.assign(shown)
+    chosen = dict(zip(shown, rules, strict=True))
+    idle = [pair for pair in pairs if not pair.fitting]
+    for pair in idle:
+        if pair.chosen and pair.names_units:
+            kinds = ", ".join(pair.rule.kinds)
+            places = "\n".join(f"  {u.place}" for u in pair.chosen)
+            raise RuleError(f"{pair.rule} is a rule for {kinds}, but {pair.selector} names\n{places}")
+    texts = [f"({pair.selector}, {pair.rule})" for pair in idle]
+    if texts and not composite.preset and not getattr(composite, "_warned", False):
+        object.__setattr__(composite, "_warned", True)
+        warnings.warn(
+            f"pairs of the composite that match no unit: {'; '.join(texts)}. str(lrpjax.plan(f, composite, *args)) lists the units.",
+            UnmatchedWarning,
+            stacklevel=5,
+        )
+    return Assignment({u: _explain(u, chosen.get(u, composite.default_of(u))) for u in units}, texts)
+
+
+def _explain(unit: Unit, rule: Any) -> Propagation:
+    try:
+        return KINDS[unit.kind].explain(unit, rule)
+    except RuleError as error:
+        what = "the rule of its kind" if rule is None else str(rule)
+        return Refused(unit, RuleError, f"{what}: {error}: {unit.place}")
+
+
+class Reached(NamedTuple):
+    """What `route` knows of a value. reached: relevance comes to it. plain: a way on which it comes gives it in plain form. meant: and that is
+    so because a rule wants it, not only because the output's relevance is given so."""
+
+    reached: bool = False
+    plain: bool = False
+    meant: bool = False
+
+    @property
+    def form(self) -> str:
+        return PLAIN if self.plain else RATIO
+
+
+@dataclasses.dataclass
+class Routes:
+    """Where relevance goes. flowing: values from which it can come to what is explained. reached: the values that it comes to. form: the form
+    of their cotangents. takes: the form in which a unit takes those of its outputs (only units that relevance reaches are listed). gives: the
+    form in which it gives those of the operands that it hands relevance. refused: the units that no rule explains."""
+
+    flowing: set[Value]
+    reached: set[Value] = dataclasses.field(default_factory=set)
+    form: dict[Value, str] = dataclasses.field(default_factory=dict)
+    takes: dict[Unit, str] = dataclasses.field(default_factory=dict)
+    gives: dict[Unit, dict[Value, str]] = dataclasses.field(default_factory=dict)
+    refused: dict[Unit, Refused] = dataclasses.field(default_factory=dict)
+
+
+def flow(
+    level: Level,
+    sources: Sequence[bool],
+    propagations: Mapping[Unit, Propagation],
+    tapped: frozenset[Value],
+) -> set[Value]:
+    """All values from which relevance can reach the inputs that are `sources`, or a tapped value."""
+
+    def transfer(known: Flow[bool], step: Unit | Node) -> Iterator[tuple[Value, bool]]:
+        if isinstance(step, Unit) and any(known[v] for v in propagations[step].receives):
+            yield from ((v, v.carries) for v in step.outputs)
+
+    known = Flow(False, lambda a, b: a or b, transfer)
+    known.known = dict.fromkeys(tapped, True)
+    return {v for v, flows in known.solve(level, sources).known.items() if flows}
+
+
+def route(
+    level: Level,
+    seeded: Sequence[bool],
+    propagations: Mapping[Unit, Propagation],
+    tapped: frozenset[Value],
+    flowing: set[Value],
+) -> Routes:
+    """Decides which values relevance reaches, and in which form, given at which outputs it begins (in plain form)."""
+
+    def transfer(known: Flow[Reached], step: Unit | Node) -> Iterator[tuple[Value, Reached]]:
+        if isinstance(step, Node):
+            return
+        here = _together(known, step)
+        if here.reached:
+            how = propagations[step]
+            takes, gives = how.forms(here.form, here.meant)
+            routes.takes[step], routes.gives[step] = takes, {v: gives for v in how.receives if v in flowing}
+            wanted = here.meant or how.forms(RATIO, False)[1] == PLAIN
+            for v in routes.gives[step]:
+                yield v, Reached(True, gives == PLAIN, gives == PLAIN and wanted)
+
+    routes = Routes(flowing)
+    join = lambda a, b: Reached(a.reached or b.reached, a.plain or b.plain, a.meant or b.meant)
+    known = Flow(Reached(), join, transfer, backward=True, within=flowing)
+    known.known = dict.fromkeys(tapped, Reached(True))
+    known.solve(level, [Reached(s, s) for s in seeded])
+    for value, fact in known.known.items():
+        if fact.reached:
+            routes.reached.add(value)
+            routes.form[value] = fact.form
+    for unit in level.walk():
+        if unit.bodies and _together(known, unit).reached:
+            inside = [v for body in unit.bodies for v in zip(unit.entering, body.inputs, strict=True)]
+            given = [(outer, inner) for outer, inner in inside if inner in routes.reached and outer in flowing]
+            routes.takes[unit] = RATIO
+            routes.gives[unit] = dict.fromkeys((outer for outer, _ in given), RATIO)
+            routes.gives[unit] |= {outer: PLAIN for outer, inner in given if routes.form[inner] == PLAIN}
+        if unit in routes.takes and isinstance(propagations[unit], Refused):
+            routes.refused[unit] = propagations[unit]  # type: ignore[assignment]
+    return routes
+
+
+def _together(known: Flow[Reached], unit: Unit) -> Reached:
+    """What is known of all the outputs of a unit."""
+    facts = [known[v] for v in unit.outputs]
+    reached = [f for f in facts if f.reached]
+    return Reached(bool(reached), any(f.plain for f in reached), any(f.meant for f in reached))
+
+
+def refuse(routes: Routes) -> None:
+    """Raises an error that lists everything that cannot be explained, if there is anything."""
+    if not routes.refused:
+        return
+    lines = "\n".join(f"  {refused.line}" for refused in routes.refused.values())
+    if all(refused.error is RuleError for refused in routes.refused.values()):
+        raise RuleError(f"a unit cannot carry out the rule that the composite gives it\n{lines}")
+    raise UnsupportedError(f"relevance cannot be propagated through\n{lines}")
+
+
+def describe(level: Level, assignment: Assignment, routes: Routes) -> Plan:
+    """The table of a plan: all units that relevance reaches."""
+    planned = []
+    for unit in level.walk():
+        if KINDS[unit.kind].shown and unit in routes.takes:
+            aval, text = unit.out.aval, assignment.propagations[unit].text
+            planned.append(
+                Planned(unit.path, unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main)
+            )
+    return Plan(planned, assignment.unmatched, [])

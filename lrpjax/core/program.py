@@ -1,0 +1,238 @@
+"""A function, traced, grouped, planned and ready to run: the one place where the stages meet."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrpjax.core import compat, facts, graph, paths, plan, recognise
+from lrpjax.core.frame import Rewritten
+from lrpjax.core.graph import Value
+from lrpjax.core.nnx import nnx_scopes
+from lrpjax.core.recognise.softmax import is_probability
+from lrpjax.core.units import Unit
+from lrpjax.core.vjps import SLOT
+from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
+from lrpjax.rules import PLAIN, Rule
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """What chooses the rules: an `lrpjax.Composite`."""
+
+    method: str
+    preset: str
+
+    @property
+    def families(self) -> Mapping[str, str]: ...
+
+    def assign(self, units: Sequence[Any]) -> tuple[list[Rule | None], list]: ...
+
+    def default_of(self, unit: Any) -> Rule | None: ...
+
+
+class Program:
+    """A function, traced, grouped, planned and ready to run: the one place where the stages meet."""
+
+    def __init__(
+        self,
+        f: Callable,
+        composite: Chooses,
+        args: Sequence[Any],
+        kwargs: dict,
+        argnums: int | Sequence[int],
+        at: Any,
+        has_aux: bool,
+        conditions: Sequence[str] = (),
+    ):
+        if not isinstance(composite, Chooses):
+            raise TypeError(
+                f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
+            )
+        self.composite = composite
+        self.has_aux = has_aux
+        self.argnums = argnums
+        numbers = _checked_numbers(argnums, len(args))
+        explained = [args[i] for i in numbers]
+        leaves, self.treedef = jax.tree.flatten(explained)
+        self.leaves = [_checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
+        if not leaves:
+            raise InputError("the argument to be explained holds no arrays")
+
+        def flat(*leaves: Any) -> Any:
+            full = list(args)
+            for i, arg in zip(numbers, jax.tree.unflatten(self.treedef, leaves), strict=True):
+                full[i] = arg
+            return f(*full, **kwargs)
+
+        with nnx_scopes():
+            self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
+        if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
+            raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
+        self.prepare(at, conditions)
+
+    def prepare(self, at: Any, conditions: Sequence[str]) -> None:
+        g, families = self.graph, self.composite.families
+        wanted, conditioned = paths.scopes(g, at), paths.scopes(g, conditions)
+        inputs = len(self.leaves)
+        floats = [compat.is_float(v.aval) for v in g.inputs]
+        explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
+        sources = frozenset(v for v in wanted.values()) | (
+            frozenset() if at is None else facts.token_sources(g, explained)
+        )
+        facts.mark(g, [e and f for e, f in zip(explained, floats, strict=True)], sources, families)
+        self.level = recognise.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
+        self.taps = dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
+        if isinstance(at, str) and not paths.is_glob(at):
+            self.single = True
+        else:
+            self.single = False
+            self.taps |= paths.globbed(self.level, at)
+        self.conditions = {path: [v] for path, v in paths.aliased(self.level, conditioned)} | {
+            glob: list(paths.globbed(self.level, glob).values()) for glob in conditions if paths.is_glob(glob)
+        }
+        self.assignment = plan.assign(self.level, self.composite)
+        self.route(list(dict.fromkeys(self.taps.values())))
+        plan.refuse(self.routes)
+        for path, values in self.conditions.items():
+            self.conditions[path] = [v for v in values if v in self.routes.reached]
+            if not self.conditions[path]:
+                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
+        if self.composite.method == "relevance" and any(
+            is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
+        ):
+            warnings.warn(
+                "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
+                ProbabilityWarning,
+                stacklevel=4,
+            )
+        self.rewrite()
+
+    def route(self, tapped: list[Value]) -> None:
+        """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
+        self.tapped, wanted = tapped, frozenset(tapped)
+        propagations, outs = self.assignment.propagations, self.graph.outputs
+        flowing = plan.flow(self.level, [v.carries for v in self.graph.inputs], propagations, wanted)
+        seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
+        self.routes = plan.route(self.level, seeded, propagations, wanted, flowing)
+
+    def rewrite(self, audited: Sequence[Unit] = ()) -> None:
+        """Makes the program that is run: with taps, conditions, and accounts of the units audited."""
+        watched = [*self.tapped, *(v for values in self.conditions.values() for v in values)]
+        self.slots = [jnp.zeros(SLOT)] * len(audited)
+        watched = list(dict.fromkeys(watched))
+        self.rewritten = Rewritten(self.assignment.propagations, self.routes, watched, audited)
+
+    def aux_count(self) -> int:
+        return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
+
+    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
+
+        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to the shapes of `shape_of`.
+        """
+        y, aux, pull = self.linearise_audited(weights)
+        return y, aux, lambda seed: pull(seed)[0]
+
+    def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+        """As `linearise`; pull gives a pair, the second of which are the accounts of the units that are audited."""
+        y_shapes = self.shapes[0] if self.has_aux else self.shapes
+        y_leaves, y_tree = jax.tree.flatten(y_shapes)
+        if not y_leaves:
+            raise TargetError("the function returned no array: there is nothing to explain")
+        for leaf in y_leaves:
+            if not compat.is_float(leaf):
+                raise TargetError(
+                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
+                )
+
+        def run(leaves, zeros, slots):
+            outputs, seen = self.run(leaves, zeros, weights or {}, slots)
+            return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
+
+        if self.tapped:
+            on = (self.zeros(), self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), *on, has_aux=True)
+        else:
+            on = (self.leaves, self.slots)
+            y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, {}, s), *on, has_aux=True)
+
+        def pull(seed: Any) -> Any:
+            seeds = [jnp.asarray(s).astype(v.dtype) for s, v in zip(jax.tree.leaves(seed), y, strict=True)]
+            cotangents, accounts = back(seeds)
+            if self.tapped:
+                read = {i: self.read(v, seen[i], cotangents[i]) for i, v in enumerate(self.tapped)}
+                named = {name: read[self.tapped.index(v)] for name, v in self.taps.items()}
+                return (next(iter(named.values())) if self.single else named), accounts
+            inputs = self.graph.inputs[len(self.consts) :]
+            R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
+            explained = jax.tree.unflatten(self.treedef, R)
+            explained = tuple(explained) if isinstance(self.argnums, Sequence) else explained[0]
+            return explained, accounts
+
+        aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
+        return jax.tree.unflatten(y_tree, y), aux, pull
+
+    def run(
+        self,
+        leaves: Sequence[Any],
+        zeros: Mapping[int, Any],
+        weights: Mapping[Value, Any],
+        slots: Sequence[Any] = (),
+    ) -> Any:
+        """(flat outputs, {index of a tapped value: its value})."""
+        taps = {i: (zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        return self.rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
+
+    def zeros(self) -> dict[int, Any]:
+        return {i: jnp.zeros(self.shape_of(v), v.aval.dtype) for i, v in enumerate(self.tapped)}
+
+    def values(self) -> dict[str, Any]:
+        """The values that `at` names, by path, from a forward pass alone."""
+        _, seen = self.run(self.leaves, self.zeros(), {})
+        return {name: seen[self.tapped.index(v)] for name, v in self.taps.items()}
+
+    def shape_of(self, value: Value) -> tuple[int, ...]:
+        """The shape of a value as seen from outside: inside scans it is stacked over the loops."""
+        return paths.shape_outside(self.level, value)
+
+    def read(self, value: Value, x: Any, c: Any) -> Any:
+        """The relevance of a value, from the value and its cotangent: none where the plan lets none reach it."""
+        if value not in self.routes.reached:
+            return jnp.zeros_like(x)
+        plain = self.routes.form.get(value) == PLAIN and self.composite.method != "input_x_gradient"
+        return c if plain else c * x
+
+
+def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:
+    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    for i in numbers:
+        if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
+            raise InputError(f"argnums takes the number of an argument, or several, but got {argnums!r}")
+        if not -count <= i < count:
+            raise InputError(
+                f"argnums names argument {i}, but the function was called with {count} positional arguments"
+            )
+    if len({i % count for i in numbers}) < len(numbers):
+        raise InputError(f"argnums={argnums!r} names an argument twice")
+    return numbers
+
+
+def _checked_leaf(leaf: Any, allow_integers: bool) -> Any:
+    if not (
+        isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, jax.ShapeDtypeStruct))
+        or (isinstance(leaf, int) and not isinstance(leaf, bool))
+    ):
+        raise InputError(f"the argument to be explained holds {leaf!r}, which is no array")
+    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(jnp.asarray(leaf))
+    if compat.is_float(aval):
+        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    if allow_integers:
+        return jnp.asarray(leaf)
+    raise InputError(
+        f"the argument to be explained has dtype {aval.dtype}: only floating-point values carry relevance. For token models explain with respect "
+        "to the embedding, relevance(..., at='path/of/the/embedding'); for images convert to float first"
+    )

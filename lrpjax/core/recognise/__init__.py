@@ -1,0 +1,73 @@
+"""From a marked graph to its units: the recognisers, in the order in which they run.
+
+A recogniser is a function of a `Draft`; it looks for one sort of unit among the nodes that are still free and adds what it recognises. A new
+one is a file here and a line in RECOGNISERS.
+"""
+
+from collections.abc import Mapping
+
+from lrpjax.core.graph import Graph, Node, Value
+from lrpjax.core.recognise import (
+    activation,
+    division,
+    layer,
+    product,
+    recurrence,
+    single,
+    softmax,
+)
+from lrpjax.core.recognise.draft import Draft
+from lrpjax.core.units import Level, Unit
+
+RECOGNISERS = (
+    softmax.find,  # before activations, which would take the exponential and the division for functions of their own
+    activation.find,  # before layers, so that x·sigmoid(x) is no affine map
+    activation.rename_statistics,
+    layer.find,
+    division.find,  # behind layers: a constant denominator belongs to the layer
+    product.find,  # behind divisions, which take the products with a reciprocal
+    single.find,  # all that is left
+)
+"""What is recognised first is taken first."""
+
+
+def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
+    """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
+    level = _find(graph, families, kept)
+    recurrence.attach(level)
+    return level
+
+
+def _find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value]) -> Level:
+    draft = Draft(graph, families, kept, lambda body: _find(body, families, kept))
+    for recognise in RECOGNISERS:
+        recognise(draft)
+    return Level(graph, _sorted(draft))
+
+
+def _sorted(draft: Draft) -> list[Unit | Node]:
+    """Stable topological order of units and of the nodes that belong to none."""
+    done: set[Node] = set()
+    order: list[Unit | Node] = []
+    for node in draft.graph.nodes:
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            if top in done:
+                stack.pop()
+                continue
+            unit = draft.unit_of.get(top)
+            nodes = unit.nodes if unit else [top]
+            waiting = [
+                v.node
+                for n in nodes
+                for v in n.inputs
+                if v.node and v.node not in done and v.node not in nodes
+            ]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            done.update(nodes)
+            order.append(unit or top)
+            stack.pop()
+    return order

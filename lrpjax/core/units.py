@@ -1,0 +1,98 @@
+"""Units: the things that a rule can be given to.
+
+A unit is a group of nodes with one meaning: a weighted layer with its bias and the affine constants that follow it (so a BatchNorm is folded
+into its layer), an activation however it is written, a softmax, a product of several values, a normalisation, a sum, a pool. Nodes that
+only move or scale values become units of one node, of kind "structural" and "affine". Nothing here knows of rules: `lrpjax.core.recognise`
+finds the units, `lrpjax.core.kinds` says what a rule does to them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+
+from lrpjax.core.graph import Graph, Node, Value
+
+
+@dataclasses.dataclass(eq=False)
+class Unit:
+    """A group of nodes that one rule explains. A kind that wants to know more of its units derives a class of its own.
+
+    kind: the name of its kind, a key of `lrpjax.core.kinds.KINDS`. name: the function, where it is known ("relu", "max_pool", "gelu").
+    nodes: in order; the last one makes the outputs. operands: the values that carry relevance in, one entry for each reading.
+    signal: of a normalisation or a quotient, the operand above the line. gates, activated: of a product, the factors that are sigmoids, and
+    those that come straight from an activation. find_signals: of a product, a function that gives the factors that are the signal of a
+    recurrence. core, scales: of weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of
+    the kernel that its constant varies along. exponentials: of a quotient that is a softmax's division put off, e in Σ e v / Σ e, where the
+    core is the product e v. bodies: the units of each sub-program.
+    """
+
+    kind: str
+    nodes: list[Node]
+    operands: list[Value]
+    name: str = ""
+    signal: Value | None = None
+    gates: list[Value] = dataclasses.field(default_factory=list)
+    activated: list[Value] = dataclasses.field(default_factory=list)
+    find_signals: Callable[[], list[Value]] | None = None
+    core: Node | None = None
+    scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    exponentials: Value | None = None
+    bodies: list["Level"] = dataclasses.field(default_factory=list)
+
+    @property
+    def outputs(self) -> list[Value]:
+        return self.nodes[-1].outputs
+
+    @property
+    def out(self) -> Value:
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def entering(self) -> list[Value]:
+        return self.nodes[0].entering
+
+    @property
+    def carry(self) -> tuple[int, int]:
+        return self.nodes[0].carry
+
+    @property
+    def main(self) -> Node:
+        """The node that gives the unit its path and source."""
+        return self.core or self.nodes[-1]
+
+    @property
+    def path(self) -> str:
+        return self.main.path
+
+    @property
+    def place(self) -> str:
+        """Kind and function, module path and the user's line, as errors name them."""
+        what = f"{self.kind}:{self.name}" if self.name else self.kind
+        return f"{what} in '{self.path or '(no module path)'}' at {self.main.source}"
+
+
+@dataclasses.dataclass
+class Level:
+    """A graph and its units, in an order that can be run. Nodes that carry no relevance belong to no unit; they stand in `steps` as they are."""
+
+    graph: Graph
+    steps: list[Unit | Node]
+
+    @property
+    def inputs(self) -> list[Value]:
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> list[Value]:
+        return self.graph.outputs
+
+    @functools.cached_property
+    def units(self) -> list[Unit]:
+        return [u for u in self.steps if isinstance(u, Unit)]
+
+    def walk(self) -> Iterable[Unit]:
+        """All units in execution order, those of sub-programs included."""
+        for unit in self.units:
+            yield unit
+            for body in unit.bodies:
+                yield from body.walk()

@@ -1,0 +1,174 @@
+"""What every rule is: a frozen dataclass, a pytree, the kinds of unit that it is for, and the methods that carry its formula."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from lrpjax.errors import RuleError
+from lrpjax.rules.arithmetic import negative, positive
+
+RATIO, PLAIN = "ratio", "plain"
+"""The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
+
+LAYERS = ("dense", "conv")
+LINEAR = (*LAYERS, "sum", "pool", "linear", "affine", "custom")
+EVERY = "*"
+
+KINDS_OF = {"back": LAYERS, "through": ("activation",), "weights": ("product",)}
+"""The kinds that a rule is for where it does not say so, by the method that it defines."""
+
+
+class Rule:
+    """Base class of rules. To write one, derive from it and define the method that holds the formula:
+
+    `back(layer, x, z, R)`, for weighted layers ("dense", "conv") and for other linear maps of one value ("pool", "linear", "affine"), which
+    count as layers whose kernel is the number 1. x is the layer's input, z its output with the bias, R the relevance of z, arrays of at least
+    float32 in the shapes that the model has; `layer` is a `Layer`. It returns an array of x's shape, and the class says in `emits` what that
+    is: PLAIN, the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything). A class with a `back`
+    but no `emits` is a RuleError. `kernels(w)`, which goes with it, makes of the kernel all that the formula takes from it, as a tuple that
+    `layer.kernels` holds; it is run once and for all, in NumPy, where the kernel is known when tracing. Without it they are (w⁺, w⁻).
+
+    `through(x, y, R, derivative)`, for activations: x the input, y = φ(x), R the relevance of y, derivative φ'(x), all of one shape. It
+    returns the relevance of x.
+
+    `weights(values)`, for products and for sums of two ("product", "sum"): `values` are the factors, or terms, that take part. It returns for
+    each the part of the relevance that it takes: a number, or, where the product is elementwise, an array that broadcasts to the product. They
+    sum to 1 where relevance is conserved. With it goes `takes(factors)`, one bool for each `Factor`: which of them take part; all of them
+    without it.
+
+    Subclasses are made frozen dataclasses, and pytrees whose fields are leaves, so `jax.vmap` over an ε or a γ works. Fields that are no numbers
+    or arrays (switches, names) are named in the decorator `rule`, which is needed for nothing else.
+
+    kinds: the kinds of unit (or names of functions, as a plan shows them) that the rule is for; "*" is all of them. A composite passes the
+    rule over for other kinds; a unit of such a kind that cannot carry the rule out is a RuleError.
+    linear: whether the relevance that comes out is linear in that which goes in.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import rules
+    >>> class Halves(rules.Rule):  # every input of a neuron that is not zero gets its share by |w|
+    ...     epsilon: float = 1e-6
+    ...     emits = rules.PLAIN
+    ...     def kernels(self, w):
+    ...         return (abs(w),)
+    ...     def back(self, layer, x, z, R):
+    ...         (w,) = layer.kernels
+    ...         on = (x != 0).astype(x.dtype)
+    ...         return on * layer.transpose(layer.share(R, layer.apply(on, w), self.epsilon), w)
+    >>> f = lambda x: x @ jnp.array([3.0, -1.0, 1.0])
+    >>> print(lrpjax.relevance(f, lrpjax.Composite([("*", Halves())]))(jnp.array([2.0, 2.0, 0.0])).round(2))
+    [3. 1. 0.]
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    emits: ClassVar[str | None] = None
+    linear: ClassVar[bool] = True
+    static: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        dataclasses.dataclass(frozen=True)(cls)
+        jax.tree_util.register_pytree_with_keys(cls, _flatten, lambda aux, leaves: _unflatten(cls, aux, leaves))
+        if "back" in vars(cls) and cls.emits not in (RATIO, PLAIN):
+            raise RuleError(
+                f"{cls.__name__} defines back, but not what it returns: say in the class emits = rules.PLAIN (the relevance of x) or "
+                f"emits = rules.RATIO (that divided by x); it is {cls.emits!r}"
+            )
+        if "kinds" in vars(cls):
+            if isinstance(cls.kinds, str) or not all(isinstance(k, str) for k in cls.kinds):
+                raise RuleError(f"{cls.__name__}: kinds is a tuple of kinds of unit, but is {cls.kinds!r}")
+        elif not cls.kinds:
+            cls.kinds = tuple(k for method, kinds in KINDS_OF.items() if hasattr(cls, method) for k in kinds)
+
+    def __post_init__(self):
+        epsilon = getattr(self, "epsilon", 0.0)
+        check(
+            lambda e: e >= 0,
+            epsilon,
+            message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
+        )
+
+    def kernels(self, w: jax.Array) -> tuple[jax.Array, ...]:
+        """What `back` needs of a kernel; a NumPy array gives NumPy arrays."""
+        return positive(w), negative(w)
+
+    def __str__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name == "bias" and value is True:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            shown.append(f"{field.name}={f'{value:g}' if number else _brief(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _flatten(rule: Rule) -> tuple[list, tuple]:
+    fields = [f.name for f in dataclasses.fields(rule)]  # type: ignore[arg-type]
+    leaves = [(jax.tree_util.GetAttrKey(n), getattr(rule, n)) for n in fields if n not in rule.static]
+    return leaves, tuple((n, getattr(rule, n)) for n in fields if n in rule.static)
+
+
+def _unflatten(cls: type, aux: tuple, leaves: Sequence[Any]) -> Rule:
+    """A rule from its leaves, which transformations also fill with placeholders: nothing is checked."""
+    rule = object.__new__(cls)
+    fixed, rest = dict(aux), iter(leaves)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        object.__setattr__(rule, field.name, fixed[field.name] if field.name in fixed else next(rest))
+    return rule
+
+
+def rule(*static: str) -> Callable[[type], type]:
+    """Decorates a subclass of `Rule` whose fields of these names are static: fixed when compiling, like `static_argnames` of `jax.jit`.
+
+    >>> from lrpjax import rules
+    >>> @rules.rule("mode")
+    ... class Mine(rules.Rule):
+    ...     epsilon: float = 1e-6
+    ...     mode: str = "quick"
+    >>> import jax
+    >>> jax.tree.leaves(Mine())
+    [1e-06]
+    """
+
+    def declare(cls: type) -> type:
+        unknown = set(static) - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown:
+            raise RuleError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+        cls.static = cls.static | frozenset(static)  # type: ignore[attr-defined]
+        return cls
+
+    return declare
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """What is known of a factor of a product, or of a term of a sum, before anything is computed.
+
+    shape: its shape. gate: it is a sigmoid, or one minus a sigmoid. activated: it comes straight from an activation. signal: in the recurrence
+    of a state-space model it is the state, or else the input (`lrpjax.composites.mambalrp`).
+    """
+
+    shape: tuple[int, ...]
+    gate: bool
+    activated: bool
+    find_signal: Callable[[], bool] = dataclasses.field(default=lambda: True, repr=False)
+
+    @property
+    def signal(self) -> bool:
+        return self.find_signal()
+
+
+def _brief(value: Any) -> str:
+    return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+
+
+def check(holds: Callable[..., Any], *values: Any, message: str) -> None:
+    """Raises RuleError when a condition on hyper-parameters fails. Traced ones, and the placeholders of tree transformations, pass."""
+    concrete = (int, float, np.ndarray, np.generic, jax.Array)
+    if all(isinstance(v, concrete) and not isinstance(v, jax.core.Tracer) for v in values) and not np.all(
+        holds(*(np.asarray(v) for v in values))
+    ):
+        raise RuleError(message)
