@@ -60,7 +60,7 @@ class SumKind(Kind):
             return Proportional(unit, str(rule), epsilon=rule.epsilon)
         if not hasattr(rule, "weights"):
             raise self.misfit()
-        if rule.weights(_shapes(unit.operands)) is None:
+        if abstract_weights(rule, unit.operands) is None:
             return Proportional(unit, str(rule))
         (node,) = unit.nodes
         if node.name not in ADDITIONS or len(unit.operands) != 2:
@@ -75,6 +75,8 @@ class Shared(Propagation):
         super().__init__(unit, str(rule), _takers(unit, sharing))
         self.sharing, self.form, self.epsilon = sharing, form, epsilon
         weights = abstract_weights(sharing, self.receives)
+        if weights is None:
+            raise RuleError("its weights are None, which only a sum can carry out")
         shapes = [np.shape(w) for w in weights]
         contraction = any(n.name in CONTRACTIONS for n in unit.nodes)
         if contraction and any(shape != () for shape in shapes):
@@ -92,7 +94,7 @@ class Shared(Propagation):
 
     def part(self, value: Value, receivers: Sequence[Value]) -> float | None:
         """The share that an operand takes, where it is a number."""
-        weight = abstract_weights(self.sharing, receivers)[receivers.index(value)]
+        weight = abstract_weights(self.sharing, receivers)[receivers.index(value)]  # type: ignore[index]
         return weight if isinstance(weight, (int, float)) else None
 
     def run(self, frame):
@@ -127,7 +129,7 @@ class AlongAxis(Proportional):
         super().__init__(unit, str(rule), epsilon=epsilon)
         two = [Factor((), False, False)] * 2
         alike = all(sharing.takes(two)) if hasattr(sharing, "takes") else True
-        if not alike or list(abstract_weights(sharing, [unit.operands[0]] * 2)) != [0.5, 0.5]:
+        if not alike or list(abstract_weights(sharing, [unit.operands[0]] * 2) or ()) != [0.5, 0.5]:
             raise RuleError("it is not defined for the product along an axis, whose factors share alike")
 
     def run(self, frame):
@@ -148,22 +150,23 @@ def _takers(unit: Unit, sharing: Any) -> list[Value]:
     return [v for v, takes in zip(unit.operands, taken, strict=True) if takes]
 
 
-def _shapes(values: Sequence[Value]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in values]
-
-
-def abstract_weights(sharing: Any, values: Sequence[Value]) -> Sequence[Any]:
-    """The weights of values that are not computed yet: numbers, or, where they depend on the values, what shape and type they have."""
-    shapes, weights = _shapes(values), []  # type: ignore[var-annotated]
+def abstract_weights(sharing: Any, values: Sequence[Value]) -> Sequence[Any] | None:
+    """The weights of values that are not computed yet: numbers, or, where they depend on the values, what shape and type they have.
+    None stands for shares in proportion to the terms."""
+    shapes = [jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in values]
+    seen: list[Any] = []
 
     def look(*arrays: jax.Array) -> None:
         made = sharing.weights([wide(a) for a in arrays])
-        weights.extend(w if isinstance(w, (int, float)) else jax.typeof(jnp.asarray(w)) for w in made)
+        seen.extend(w if isinstance(w, (int, float)) else jax.typeof(jnp.asarray(w)) for w in made)
 
     try:
-        weights = list(sharing.weights(shapes))
+        weights = sharing.weights(shapes)
     except (TypeError, AttributeError):  # it computes with the values
         jax.eval_shape(look, *shapes)
+        weights = seen
+    if weights is None:
+        return None
     if len(weights) != len(values):
         raise RuleError(f"its weights are {len(weights)}, for {len(values)} values")
     return weights
