@@ -36,7 +36,7 @@ def test_internals_of_jax_are_reached_for_in_one_module_only(file):
 
 
 PIPELINE = (
-    "errors primitives _compat graph activations dimensions elementwise rules units select composites plan "
+    "errors _compat primitives graph activations dimensions elementwise rules units select composites plan "
     "cotangents explained rewrite naming transform"
 )
 
