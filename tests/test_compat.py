@@ -1,12 +1,18 @@
-"""What holds for the source rather than for a result: JAX's internals, documentation, and the differences between versions of JAX."""
+"""What holds for the source rather than for a result: JAX's internals, documentation, and the differences
+between versions of JAX and between the environments that it lies in."""
 
 import ast
 import doctest
 import importlib
 import inspect
+import os
 import pathlib
 import pkgutil
+import subprocess
+import sys
+import textwrap
 import types
+import venv
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +42,7 @@ def test_internals_of_jax_are_reached_for_in_one_module_only(file):
 
 
 PIPELINE = (
-    "errors primitives _compat graph activations dimensions elementwise rules units select composites plan "
+    "errors _compat primitives graph activations dimensions elementwise rules units select composites plan "
     "cotangents explained rewrite naming transform"
 )
 
@@ -56,7 +62,7 @@ def test_stages_import_only_what_stands_before_them(name):
     assert {m for m in used if m in order} <= set(order[: order.index(name)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- documentation
+# -------------------------------------------------------------------------------------------- documentation
 
 EXPORTED = {name: thing for name, thing in vars(lrpjax).items() if not name.startswith("_")}
 FUNCTIONS = {name: thing for name, thing in EXPORTED.items() if not isinstance(thing, types.ModuleType)}
@@ -105,7 +111,7 @@ def test_modules_say_what_they_are_for(name):
     assert (importlib.import_module(name).__doc__ or "").strip()
 
 
-# ---------------------------------------------------------------------------------------------------------------- what differs between versions
+# ---------------------------------------------------------------------------- what differs between versions
 
 
 class Bound:
@@ -174,3 +180,149 @@ def test_late_arrays_are_the_arrays_themselves():
     assert _compat.late(a, jnp.array([jnp.nan])).tolist() == a.tolist()
     assert jax.jit(_compat.late)(a, jnp.zeros((0, 2))).tolist() == a.tolist()
     assert jax.jit(_compat.late)(a, jnp.array([1j])).tolist() == a.tolist()
+
+
+# ------------------------------------------------------------------------------------------- the user's lines
+
+
+def folder(package):
+    return os.path.dirname(os.path.abspath(package.__file__))
+
+
+OWN, OTHER, MACHINERY = 0, 2, 3
+FILES_OF = {
+    "a project": ("/home/ann/project/model.py", OWN),
+    "a project in a folder called lib": ("/home/ann/lib/python3.12/model.py", OWN),
+    "a project in the interpreter's prefix": (os.path.join(sys.prefix, "project", "model.py"), OWN),
+    "a project beside the packages": (os.path.join(sys.prefix, "lib", "model.py"), OWN),
+    "a project named like JAX": ("/home/ann/jax/flax/model.py", OWN),
+    "a relative path": ("model.py", OWN),
+    "a prompt": ("<stdin>", 1),
+    "frozen modules": ("<frozen importlib._bootstrap>", MACHINERY),
+    "the standard library": (os.path.join(folder(os), "contextlib.py"), OTHER),
+    "a package in this environment": (pytest.__file__, OTHER),
+    "a package in another environment": (
+        "/opt/other/lib/python3.12/site-packages/haiku/_src/basic.py",
+        OTHER,
+    ),
+    "a package of the user": ("/home/ann/.local/lib/python3.12/site-packages/equinox/nn.py", OTHER),
+    "a package of Debian": ("/usr/lib/python3/dist-packages/haiku/basic.py", OTHER),
+    "a venv in a project": ("/home/ann/project/.venv/lib/python3.12/site-packages/haiku/basic.py", OTHER),
+    "JAX": (os.path.join(folder(jax), "_src", "lax", "lax.py"), MACHINERY),
+    "flax": (os.path.join(folder(importlib.import_module("flax")), "linen", "linear.py"), MACHINERY),
+    "lrpjax": (str(PACKAGE / "transform.py"), MACHINERY),
+    "the rest of its command line": (str(PACKAGE / "cli" / "main.py"), MACHINERY),
+    "its demo": (str(PACKAGE / "demo.py"), OWN),
+    "its demos": (str(PACKAGE / "cli" / "demos" / "digits.py"), OWN),
+    "its bag of words": (str(PACKAGE / "bow" / "features.py"), OWN),
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF)
+def test_files_are_told_apart_by_where_they_lie(name):
+    file, rank = FILES_OF[name]
+    assert _compat._rank(file) == rank
+
+
+def test_packages_named_after_jax_are_no_machinery():
+    assert _compat._rank(os.path.join(f"{folder(jax)}_models", "model.py")) != MACHINERY
+
+
+class Frames:
+    """An equation that was made by a stack of (file, line, function), innermost first."""
+
+    def __init__(self, *frames):
+        names = ("file_name", "line_num", "function_name")
+        stack = [types.SimpleNamespace(**dict(zip(names, f, strict=True))) for f in frames]
+        self.source_info = types.SimpleNamespace(traceback=types.SimpleNamespace(frames=stack))
+
+
+def test_the_innermost_line_of_the_user_is_named():
+    inside = (FILES_OF["JAX"][0], 1, "add")
+    package, prompt = ("/x/site-packages/haiku/basic.py", 2, "call"), ("<stdin>", 3, "f")
+    model, script = ("/home/ann/model.py", 4, "model"), ("/home/ann/main.py", 5, "main")
+    assert _compat.source_of(Frames(inside, package, prompt, model, script)) == "/home/ann/model.py:4 (model)"
+    assert _compat.source_of(Frames(inside, package, prompt)) == "<stdin>:3 (f)"
+    assert _compat.source_of(Frames(inside, package)) == "/x/site-packages/haiku/basic.py:2 (call)"
+    assert _compat.source_of(Frames(inside, package), Frames(inside, script)) == "/home/ann/main.py:5 (main)"
+
+
+SCRIPT = """
+    import jax, jax.numpy as jnp, lrpjax
+
+    try:
+        f = lambda x: jax.lax.while_loop(lambda c: c.sum() < 9.0, lambda c: c * 2.0, x)
+        lrpjax.relevance(f)(jnp.ones(2))
+    except lrpjax.UnsupportedError as error:
+        print(error)
+
+    def model(x):
+        x = jax.nn.relu(x)  # in a function of JAX's that is traced once
+        return x @ jnp.ones((2, 3))
+
+    for unit in lrpjax.plan(model, None, jnp.ones(2)).units:
+        print(unit.source)
+    print(jax.__file__)
+"""
+
+
+def interpreter(place, **options):
+    """The interpreter of a new environment, and the folder of its packages."""
+    builder = venv.EnvBuilder(with_pip=False, symlinks=os.name != "nt", **options)
+    builder.create(place / "environment")
+    (packages,) = (place / "environment").rglob("site-packages")
+    return builder.ensure_directories(place / "environment").env_exe, packages
+
+
+def link(packages):
+    packages.mkdir(parents=True)
+    for name in ("jax", "jaxlib", "flax", "lrpjax"):
+        source = folder(importlib.import_module(name))
+        (packages / name).symlink_to(source, target_is_directory=True)
+
+
+def layer(packages):
+    """Lays the environment of these tests under another one."""
+    paths = [str(PACKAGE.parent), *(p for p in sys.path if os.path.isdir(p))]
+    (packages / "layer.pth").write_text("\n".join(paths))
+
+
+def layered(place):
+    """JAX lies in another environment than the interpreter's, as in one that is laid over a second one."""
+    python, packages = interpreter(place)
+    layer(packages)
+    return python, {}
+
+
+def user(place):
+    """JAX lies in the user's own packages (`pip install --user`), below an environment that sees those."""
+    python, _ = interpreter(place, system_site_packages=True)
+    variables = {"PYTHONUSERBASE": str(place / "user"), "PYTHONNOUSERSITE": ""}
+    ask = [python, "-c", "import site; print(site.getusersitepackages())"]
+    packages = subprocess.run(
+        ask, env=os.environ | variables, capture_output=True, text=True, check=True
+    ).stdout
+    link(pathlib.Path(packages.strip()))
+    layer(pathlib.Path(packages.strip()))
+    return python, variables
+
+
+def linked(place):
+    """JAX lies in a folder that is not named like one for packages."""
+    link(place / "packages")
+    return sys.executable, {"PYTHONPATH": str(place / "packages")}
+
+
+@pytest.mark.parametrize("environment", [layered, user, linked], ids=lambda f: f.__name__)
+def test_the_users_lines_are_named_in_every_kind_of_environment(environment, tmp_path):
+    """The script lies in a project that holds the environment, in a folder named like one for packages."""
+    python, variables = environment(tmp_path)
+    file = tmp_path / "lib" / "script.py"
+    file.parent.mkdir()
+    file.write_text(textwrap.dedent(SCRIPT))
+    run = subprocess.run([python, file], env=os.environ | variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    *_, loop, relu, dense, where = run.stdout.splitlines()
+    assert f"while in '(no module path)' at {file}:5 (<lambda>): " in loop
+    assert (relu, dense) == (f"{file}:11 (model)", f"{file}:12 (model)")
+    assert environment is layered or where.startswith(str(tmp_path))

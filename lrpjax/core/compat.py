@@ -1,11 +1,15 @@
-"""All that differs between JAX versions, or that JAX does not publish: the only module that may reach into its internals.
+"""All that differs between JAX versions, or that JAX does not publish: the only module that may reach into
+its internals.
 
-Checked on jax 0.10.2 (Python 3.11), 0.11.2 and 0.12.0.1 (Python 3.12). What changes between them: `get_bind_params` returns a pair or a
-dict; `scan` describes its operands by `num_consts`/`num_carry` or by the flat trees `ft_in`/`ft_out`; `Jaxpr` and `ClosedJaxpr` are two types or one.
+Checked on jax 0.10.2 (Python 3.11), 0.11.2 and 0.12.0.1 (Python 3.12). What changes between them:
+`get_bind_params` returns a pair or a dict; `scan` describes its operands by `num_consts`/`num_carry` or by
+the flat trees `ft_in`/`ft_out`; `Jaxpr` and `ClosedJaxpr` are two types or one. The primitives that only some
+of them have are marked in `primitives.ELSEWHERE`.
 """
 
+import functools
+import importlib.util
 import os
-import sysconfig
 from typing import Any
 
 import jax
@@ -15,21 +19,30 @@ from jax.extend import core, source_info_util
 from jax.interpreters import ad, batching, mlir
 
 Literal = core.Literal
-_LIBRARIES = tuple(
-    os.path.normpath(p) + os.sep
-    for p in {
-        sysconfig.get_paths()["purelib"],
-        sysconfig.get_paths()["platlib"],
-        sysconfig.get_paths()["stdlib"],
-    }
+
+
+def _folders(*packages: str) -> tuple[str, ...]:
+    """The folders that these packages lie in, wherever that is; none for a package that is not installed."""
+    specs = [importlib.util.find_spec(p) for p in packages]
+    places = [os.path.abspath(p) for s in specs if s for p in s.submodule_search_locations or ()]
+    return tuple(os.path.join(p, "") for p in places)
+
+
+_JAX = _folders("jax")
+_HERE = _folders(__name__.partition(".")[0])
+_MACHINERY = _folders("jax", "jaxlib", "flax") + _HERE
+# Models, as a user's are; all else in this package is machinery.
+_MODELS = tuple(
+    os.path.join(here, *place)
+    for here in _HERE
+    for place in [("demo.py",), ("bow", ""), ("cli", "demos", "")]
 )
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
-_MODELS = (_HERE + "demo.py", _HERE + "bow" + os.sep)  # models, as a user's are; all else here is machinery
+_STANDARD_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "")
 
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list]:
-    """Splits an open or closed jaxpr into its equations' holder (`.invars`, `.constvars`, `.eqns`, `.outvars`) and its constants."""
+    """Splits an open or closed jaxpr into its equations' holder (`.invars`, `.constvars`, `.eqns`,
+    `.outvars`) and its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
 
 
@@ -52,37 +65,49 @@ def scan_layout(params: dict) -> tuple[int, int]:
 
 
 def scope_of(eqn: Any) -> str:
-    """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without `jit(...)`-like wrappers and without the
-    formulas that `jnp.einsum` opens scopes for."""
+    """The named scopes of an equation, relative to the jaxpr it stands in, joined by '/', without
+    `jit(...)`-like wrappers and without the formulas that `jnp.einsum` opens scopes for."""
     return "/".join(
         s.name for s in eqn.source_info.name_stack.stack if type(s).__name__ == "Scope" and "->" not in s.name
     )
 
 
-def source_of(*eqns: Any) -> str:
-    """`file:line (function)` of the innermost frame of the user's own code that made an equation; failing that, one of those that hold it.
+@functools.cache
+def _rank(file: str) -> int:
+    """How well a line of this file tells users where they are: their own file is 0, code without a file
+    (a prompt, a string) is 1, another installed package is 2, machinery is 3.
 
-    Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no frame outside them.
+    What a file belongs to is told by where it lies, not by the interpreter's paths: environments may be
+    layered, and JAX need not lie in the interpreter's own.
     """
-    others = None
-    for eqn in eqns:
-        traceback = eqn.source_info.traceback
-        for f in [] if traceback is None else traceback.frames:
-            name = os.path.normpath(f.file_name)
-            if not os.path.isabs(name) or (name.startswith(_HERE) and not name.startswith(_MODELS)):
-                continue
-            place = f"{f.file_name}:{f.line_num} ({f.function_name})"
-            if not name.startswith(_LIBRARIES):
-                return place
-            if others is None and not any(
-                f"{os.sep}{library}{os.sep}" in name for library in ("jax", "jaxlib", "flax")
-            ):
-                others = place
-    return others or source_info_util.summarize(eqns[0].source_info)
+    if file.startswith("<"):
+        return 3 if file.startswith("<frozen ") else 1
+    file = os.path.abspath(file)
+    if file.startswith(_MODELS):
+        return 0
+    if file.startswith(_MACHINERY):
+        return 3
+    installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
+    return 2 if installed or file.startswith(_STANDARD_LIBRARY) else 0
+
+
+def source_of(*eqns: Any) -> str:
+    """`file:line (function)` of the innermost frame of the user's own code that made an equation, or one of
+    the equations that hold it.
+
+    Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no
+    frame outside them.
+    """
+    tracebacks = [e.source_info.traceback for e in eqns if e.source_info.traceback is not None]
+    best = min((f for t in tracebacks for f in t.frames), key=lambda f: _rank(f.file_name), default=None)
+    if best is None or _rank(best.file_name) == 3:
+        return source_info_util.summarize(eqns[0].source_info)
+    return f"{best.file_name}:{best.line_num} ({best.function_name})"
 
 
 def is_library_call(eqn: Any) -> bool:
-    """Whether an equation calls a function of JAX. JAX traces those once: their equations name the line of their first use.
+    """Whether an equation calls a function of JAX. JAX traces those once: their equations name the line of
+    their first use.
 
     Not those of flax: what `jax.jit(module.apply)`, `nn.remat` and their like hold is the user's module.
     """
@@ -99,7 +124,7 @@ def is_float(aval: Any) -> bool:
 
 
 def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Arrays typed as varying over the same manual axes of a `shard_map`, as `primitive.bind` wants its operands."""
+    """Arrays typed as varying over the same manual axes of a `shard_map`, as `primitive.bind` wants them."""
     axes = [getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset()) for a in arrays]
     union = frozenset().union(*axes)
     return [
@@ -108,9 +133,10 @@ def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
     ]
 
 
-# -------------------------------------------------------------------------------------------------------------------------- late values
-# What is computed from constants alone is computed by XLA when compiling (slow for kernels), and on the CPU at the very start of a run, all of
-# it at once (memory). `late` ties an array to another that comes later: it is that array, but XLA cannot know.
+# ---------------------------------------------------------------------------------------------- late values
+# What is computed from constants alone is computed by XLA when compiling (slow for kernels), and on the CPU
+# at the very start of a run, all of it at once (memory). `late` ties an array to another that comes later: it
+# is that array, but XLA cannot know.
 
 _late = core.Primitive("lrpjax_late")
 
@@ -126,7 +152,8 @@ def late(array: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _late_lowered(array: jax.Array, probe: jax.Array) -> jax.Array:
-    # A square root is dear enough for XLA to compute it once. Else it copies all that `after` is a sum of into whatever reads the array.
+    # A square root is dear enough for XLA to compute it once. Else it copies all that `after` is a sum of
+    # into whatever reads the array.
     probe = lax.sqrt(probe)
     impossible = (probe != probe) & (probe > 0)
     return lax.select(jnp.broadcast_to(impossible, array.shape), jnp.zeros_like(array), array)
@@ -150,8 +177,9 @@ ad.primitive_jvps[_late] = _late_jvp
 batching.primitive_batchers[_late] = _late_batch
 
 
-# --------------------------------------------------------------------------------------------------------------------------- custom calls
-# The primitive of `custom_relevance`: a call that stays visible in the jaxpr under jit, vmap, remat and scan, and is its function to everything else.
+# --------------------------------------------------------------------------------------------- custom calls
+# The primitive of `custom_relevance`: a call that stays visible in the jaxpr under jit, vmap, remat and scan,
+# and is its function to everything else.
 
 custom_call = core.Primitive("custom_relevance_call")
 custom_call.multiple_results = True
