@@ -21,7 +21,7 @@ from jax.export import Exported
 from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lrpjax import store as stores
+from lrpjax.data import store as stores
 from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import lrpjax
-from lrpjax import batches as batching
-from lrpjax import loading, store
+from lrpjax import transform
+from lrpjax.data import batches as batching
+from lrpjax.data import loading, store
 
 MODEL = """\
 the model (--model package.module:build):
@@ -173,7 +173,7 @@ def run_explain(args: argparse.Namespace) -> int:
     @jax.jit
     def explain(params, batch):
         x, classes = batch if labels is not None else (batch, target)
-        y, R = lrpjax.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
+        y, R = transform.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
         return {"output": y, "relevance": R}
 
     index, count = jax.process_index(), jax.process_count()
@@ -229,7 +229,7 @@ def run_plan(args: argparse.Namespace) -> int:
     plans = []
 
     def note(params, x):  # traced, for there may be only the shapes of the params
-        plans.append(lrpjax.plan(f, composite, params, x, argnums=1))
+        plans.append(transform.plan(f, composite, params, x, argnums=1))
 
     with _warnings_in_a_line("plan"):
         jax.eval_shape(note, params, x)

@@ -16,8 +16,8 @@ from jax import lax
 
 from lrpjax import rules
 from lrpjax.errors import PatternError, UnsupportedError
-from lrpjax.layers import Network, Site
-from lrpjax.patterns import Patterns, same_model
+from lrpjax.patterns.fitted import Patterns, same_model
+from lrpjax.patterns.network import Network, Site
 from lrpjax.plan import path_of
 
 

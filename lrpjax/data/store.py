@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-import lrpjax
+from lrpjax._version import __version__
 from lrpjax.errors import LrpjaxError
 
 _FORMAT = 1
@@ -158,7 +158,7 @@ class StoreWriter:
             },
             "settings": _json_like(settings),
             "versions": {
-                "lrpjax": lrpjax.__version__,
+                "lrpjax": __version__,
                 "jax": jax.__version__,
                 "jaxlib": importlib.metadata.version("jaxlib"),
             },
@@ -360,7 +360,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     Example:
       >>> import tempfile
       >>> import jax, numpy as np
-      >>> from lrpjax.batches import explain_batches
+      >>> from lrpjax import explain_batches
       >>> path, sensitivity = tempfile.mkdtemp(), jax.jit(jax.grad(lambda x: (x**2).sum()))
       >>> batches = [np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)]
       >>> settings = {"method": "gradient"}

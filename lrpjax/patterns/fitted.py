@@ -1,24 +1,8 @@
-"""PatternNet and PatternAttribution: patterns fitted to a model in one streaming pass over data, and how good they are.
-
-Model (Kindermans et al. 2018, "Learning how to explain neural networks: PatternNet and PatternAttribution", arXiv 1705.05598): what a neuron
-y = w·x sees is a signal s that y comes from and a distractor d that it does not, x = s + d, cov[d, y] = 0. The pattern a says where
-the signal lies, S(x) = a·(w·x). It is
-
-    a = (E_m[x y] − E_m[x] E[y]) / (w·E_m[x y] − w·E_m[x] E[y])
-
-with E_m the mean over the samples in a mask m and E over all samples: all of them for kind "linear" (then a = cov[x, y] / var[y], eq. 4),
-those with positive (or not positive) output of the unit for "relu" and "relu.negative" (the two-component estimator, eq. 8). Every position of a
-convolution is a sample. This is what iNNvestigate 1.0.9 computes; where the denominator is 0 (a neuron that was never active), the pattern is 0.
-
-The sums over samples are those of x ⊗ (y − K) and of x over the mask: each is the layer's own derivative with respect to its kernel, so no
-patches are ever written out. K is the mean of y over the first batch; the result does not depend on it, its rounding error does (the
-shifted-data algorithm, Chan, Golub & LeVeque 1983, The American Statistician 37(3)). Sums about one K are combined by adding them.
-"""
+"""What a pass over data leaves: moments, and the patterns made of them; both can be saved in a folder and loaded again."""
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +11,9 @@ import numpy as np
 
 from lrpjax import rules
 from lrpjax.errors import PathError, PatternError
-from lrpjax.layers import Network, Site, numbered
+from lrpjax.patterns.network import numbered
 from lrpjax.rules import Rule
 from lrpjax.select import Selector, matches
-
-__all__ = ["Moments", "Patterns", "collect", "finish", "fit", "load", "merge", "save", "start"]
-
-KINDS = ("relu", "linear", "relu.negative")
 
 # --------------------------------------------------------------------------------------------------------------------- fitted patterns
 
@@ -48,8 +28,9 @@ class Patterns(Mapping):
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from lrpjax import patterns
         >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-        >>> fitted = fit(f, [jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]])])
+        >>> fitted = patterns.fit(f, [jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0]])])
         >>> list(fitted), fitted['dense'].shape, fitted.kind
         (['dense'], (2, 1), 'relu')
     """
@@ -131,7 +112,8 @@ class Moments:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> collect(lambda x: x @ jnp.ones((2, 1)), [jnp.eye(2)]).kinds
+        >>> from lrpjax import patterns
+        >>> patterns.collect(lambda x: x @ jnp.ones((2, 1)), [jnp.eye(2)]).kinds
         ('relu',)
     """
 
@@ -189,7 +171,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def finish(moments: Moments) -> Any:
-    """Patterns from moments: the formula at the head of this module (Kindermans et al. 2018, eq. 4 and 8).
+    """Patterns from moments: the formula in the docstring of `lrpjax.patterns` (Kindermans et al. 2018, eq. 4 and 8).
 
     Args:
         moments: what `collect` or `merge` gave.
@@ -208,7 +190,7 @@ def finish(moments: Moments) -> Any:
         >>> print(*(fitted["dense"].ravel().round(4) for fitted in patterns.finish(moments)))
         [1.5 0.5] [ 0.9474 -0.0526]
     """
-    _check_finite(moments)
+    check_finite(moments)
     fitted = []
     for kind in moments.kinds:
         arrays = []
@@ -243,7 +225,7 @@ def _pattern(
     return rules.divide(covariance, jnp.broadcast_to(variance, covariance.shape))
 
 
-def _check_finite(moments: Moments) -> None:
+def check_finite(moments: Moments) -> None:
     fine = jax.device_get(
         [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(layer)]).all() for layer in moments.layers]
     )
@@ -263,235 +245,6 @@ def same_model(a: "Moments | Patterns", b: "Moments | Patterns") -> None:
         raise PatternError(
             f"these are of models with different weights, in {', '.join(map(repr, other[:8]))}"
         )
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ fitting
-
-
-def fit(
-    f: Callable,
-    batches: Iterable[Any],
-    kind: str | Sequence[str] = "relu",
-    *,
-    progress: bool = False,
-    checkpoint: Any = None,
-    every: int = 100,
-) -> Any:
-    """Fits the pattern of every weighted layer of a function in one pass over batches (Kindermans et al. 2018, eq. 4 and 8).
-
-    The layers are those that `lrpjax.plan(f, None, x)` lists as "dense" and "conv", with the affine constants behind them (a BatchNorm)
-    folded in. f is applied to each example by itself, as a batch of one: its examples must not depend on each other.
-
-    Args:
-        f: a function of one argument, a batch of examples along the first axis (or a pytree of such arrays).
-        batches: an iterable of such arguments, all of one size; only the last may be shorter.
-        kind: "relu", over the samples where the unit's output behind its activation is positive; "relu.negative", over the others;
-            "linear", over all. A sequence of kinds fits all of them in the same pass and returns a tuple.
-        progress: whether to show a progress bar.
-        checkpoint: a folder. The moments are saved there after every `every` batches and at the end; if it holds some already, the pass goes
-            on behind the batches that went into them, which are skipped.
-        every: see `checkpoint`.
-
-    Returns:
-        `Patterns`, a mapping from path to array, for `composites.pattern_net` and `composites.pattern_attribution`.
-
-    Raises:
-        PatternError: no batches, batches that do not fit together, a layer without a single sample in its mask, NaN or infinity, or a
-            checkpoint of another model. A single neuron without samples has the pattern 0.
-        UnsupportedError: a weighted layer inside a branch, or in a loop with a kernel that changes from step to step.
-
-    Example:
-        >>> import jax.numpy as jnp, lrpjax
-        >>> y, distractor = jnp.array([1.0, -1.0, 2.0, -2.0]), jnp.array([1.0, 1.0, -1.0, -1.0])
-        >>> x = y[:, None] * jnp.array([1.0, 0.0]) + distractor[:, None] * jnp.array([1.0, 1.0])
-        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-        >>> print(lrpjax.patterns.fit(f, [x], kind="linear")["dense"].ravel())
-        [1. 0.]
-    """
-    return finish(collect(f, batches, kind, progress=progress, checkpoint=checkpoint, every=every))
-
-
-def start(f: Callable, batch: Any, kind: str | Sequence[str] = "relu") -> Moments:
-    """Empty moments, with the references K taken from a batch: shards that start from the same ones are combined by plain addition.
-
-    Args:
-        f, kind: as in `fit`.
-        batch: one batch of the data.
-
-    Returns:
-        `Moments` of no samples, for `collect(..., moments=...)`.
-
-    Raises:
-        PatternError: the batch is empty or no array, the kind is unknown, or the function has no weighted layer.
-        UnsupportedError: see `fit`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lrpjax import patterns
-        >>> f, data = lambda x: x @ jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
-        >>> empty = patterns.start(f, data)
-        >>> shards = [patterns.collect(f, [data[i : i + 2]], moments=empty) for i in (0, 2)]
-        >>> print(patterns.finish(patterns.merge(*shards))["dense"].ravel().round(4))
-        [1.5 0.5]
-    """
-    return _Fitter(f, batch).start(batch, _kinds(kind))
-
-
-def _kinds(kind: str | Sequence[str]) -> tuple[str, ...]:
-    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
-    for k in kinds:
-        if k not in KINDS:
-            raise PatternError(f"kind must be one of {', '.join(KINDS)}, but is {k!r}")
-    return kinds
-
-
-def collect(
-    f: Callable,
-    batches: Iterable[Any],
-    kind: str | Sequence[str] = "relu",
-    *,
-    moments: Moments | None = None,
-    progress: bool = False,
-    checkpoint: Any = None,
-    every: int = 100,
-) -> Moments:
-    """The pass of `fit`: the sums over batches, added to `moments` or to new ones. The first batch is read twice, once for the references.
-
-    Args:
-        f, batches, kind, progress, checkpoint, every: as in `fit`.
-        moments: what to add to; its kinds go before `kind`. None: to empty ones, `start(f, first batch, kind)`.
-
-    Returns:
-        `Moments`, for `finish`.
-
-    Raises:
-        PatternError, UnsupportedError: see `fit`; or `moments` are those of another model.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lrpjax import patterns
-        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
-        >>> moments = patterns.collect(f, [jnp.array([[1.0, 0.0], [2.0, 1.0]]), jnp.array([[0.0, 1.0], [3.0, 1.0]])])
-        >>> moments.batches, moments.samples
-        (2, 4)
-    """
-    stream = iter(batches)
-    first = next(stream, None)
-    if first is None:
-        raise PatternError("there are no batches to fit patterns to")
-    fitter = _Fitter(f, first)
-    fresh = fitter.start(first, moments.kinds if moments is not None else _kinds(kind))
-    skip = 0
-    if checkpoint is not None and _steps(checkpoint):
-        moments = load(checkpoint)
-        if not isinstance(moments, Moments):
-            raise PatternError(f"{checkpoint} holds patterns, not the moments of a pass")
-        skip = int(moments.batches)
-    if moments is not None:
-        same_model(moments, fresh)
-        if moments.kinds != fresh.kinds:
-            raise PatternError(
-                f"the checkpoint {checkpoint} is of kind {moments.kinds}, but {fresh.kinds} is wanted"
-            )
-    moments = fresh if moments is None else moments
-    all_batches = itertools.islice(itertools.chain([first], stream), skip, None)
-    total = len(batches) - skip if isinstance(batches, Sized) else None
-    for number, (leaves, valid) in enumerate(_bar(fitter.network.padded(all_batches), total, progress), 1):
-        jax.block_until_ready(
-            moments.layers
-        )  # or the host runs ahead, and keeps all batches that it has read
-        layers = fitter.update(moments.layers, leaves, valid)
-        moments = dataclasses.replace(
-            moments, layers=layers, batches=moments.batches + 1, samples=moments.samples + valid
-        )
-        if checkpoint is not None and number % every == 0:
-            save(checkpoint, moments)
-    _check_finite(moments)
-    if checkpoint is not None and int(moments.batches) not in _steps(checkpoint):
-        save(checkpoint, moments)
-    return moments
-
-
-def _bar(iterable: Iterator, total: int | None, progress: bool) -> Iterable:
-    if not progress:
-        return iterable
-    try:
-        from rich.progress import track
-    except ImportError as error:
-        raise ImportError("the progress bar needs rich: pip install rich") from error
-    return track(iterable, "fitting patterns", total)
-
-
-class _Fitter:
-    """The compiled steps of a pass."""
-
-    def __init__(self, f: Callable, batch: Any):
-        self.network = Network(f, batch)
-        self.step = jax.jit(self._step)
-
-    def start(self, batch: Any, kinds: tuple[str, ...]) -> Moments:
-        network = self.network
-
-        @jax.jit
-        def prepare(consts, leaves):
-            seen = network.observe_all([s.unit.out for s in network.sites], consts, leaves)
-            layers = []
-            for site, (kernel, bias) in zip(network.sites, network.merged(consts), strict=True):
-                nothing = jnp.zeros(site.neuron_shape, kernel.dtype)
-                y = site.centred(seen[site.unit.out], bias, nothing)
-                reference = site.neurons(y, jnp.ones(network.size, y.dtype)) * (nothing.size / y.size)
-                empty = dict.fromkeys(kinds, jnp.zeros_like(kernel))
-                layers.append(
-                    LayerMoments(kernel, reference, jnp.zeros((), kernel.dtype), nothing, empty, dict(empty))
-                )
-            return tuple(layers)
-
-        layers = prepare(network.consts, [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)])
-        marks = tuple(rules.mark_of(layer.kernel) for layer in layers)
-        return Moments(layers, 0, 0, network.names, kinds, marks)
-
-    def update(
-        self, layers: tuple[LayerMoments, ...], leaves: Sequence[Any], valid: int
-    ) -> tuple[LayerMoments, ...]:
-        """The moments with a batch added, of which the first `valid` examples count."""
-        references = [layer.reference for layer in layers]
-        sums = [(layer.count, layer.y, layer.x, layer.xy) for layer in layers]
-        sums = self.step(self.network.consts, references, sums, leaves, valid)
-        new = zip(layers, sums, strict=True)
-        return tuple(LayerMoments(layer.kernel, layer.reference, *sums) for layer, sums in new)
-
-    def _step(self, consts: Sequence[Any], references: list, sums: list, leaves: list, valid: Any) -> list:
-        network = self.network
-        used = jnp.arange(network.size) < valid
-        seen = network.observe_all(
-            [v for s in network.sites for v in (s.x, s.unit.out, s.post)], consts, leaves
-        )
-        new = []
-        of_each = zip(network.sites, network.merged(consts), references, sums, strict=True)
-        for site, (_, bias), reference, old in of_each:
-            y = site.centred(seen[site.unit.out], bias, reference)
-            new.append(_add(site, old, used, seen[site.x], y, site.mapped(site.unmoved)(seen[site.post])))
-        return new
-
-
-def _add(site: Site, sums: tuple, used: jax.Array, x: jax.Array, y: jax.Array, post: jax.Array) -> tuple:
-    """The sums of a layer with those over a batch added; `used` says which examples count, `y` is w·x − K."""
-    count, total, of_x, of_xy = sums
-    weights = used.astype(y.dtype)
-    masks = {kind: _mask(kind, used.reshape(-1, *[1] * (y.ndim - 1)), post) for kind in of_x}
-    of_x = {kind: of_x[kind] + site.outer(x, mask) for kind, mask in masks.items()}
-    of_xy = {kind: of_xy[kind] + site.outer(x, mask * y) for kind, mask in masks.items()}
-    count = count + weights.sum() * (y.size // (y.shape[0] * total.size))
-    return count, total + site.neurons(y, weights), of_x, of_xy
-
-
-def _mask(kind: str, used: jax.Array, post: jax.Array) -> jax.Array:
-    """One where a sample counts, else zero. The threshold leaves unused examples out, at no cost for each neuron."""
-    if kind == "linear":
-        return jnp.broadcast_to(used, post.shape).astype(post.dtype)
-    beyond = jnp.inf if kind == "relu" else -jnp.inf
-    limit = jnp.where(used, jnp.zeros((), post.dtype), jnp.asarray(beyond, post.dtype))
-    return (post > limit if kind == "relu" else post <= limit).astype(post.dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------------- saving, loading
@@ -517,7 +270,7 @@ def save(path: Any, fitted: Patterns | Moments) -> None:
         [ 2. -1.]
     """
     if isinstance(fitted, Moments):
-        _check_finite(fitted)
+        check_finite(fitted)
     static = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.metadata.get("static")}
     leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(fitted))}
     meta = {
@@ -544,14 +297,15 @@ def load(path: Any) -> Any:
         PatternError: the folder holds nothing that `save` has saved.
 
     Example:
-        >>> import jax.numpy as jnp, tempfile
-        >>> fitted = fit(lambda x: x @ jnp.ones((2, 1)), [jnp.array([[1.0, 2.0], [3.0, 1.0]])])
+        >>> import tempfile, jax.numpy as jnp
+        >>> from lrpjax import patterns
+        >>> fitted = patterns.fit(lambda x: x @ jnp.ones((2, 1)), [jnp.array([[1.0, 2.0], [3.0, 1.0]])])
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(folder, fitted)
-        ...     load(folder).kind
+        ...     patterns.save(folder, fitted)
+        ...     patterns.load(folder).kind
         'relu'
     """
-    if not _steps(path):
+    if not steps(path):
         raise PatternError(f"{path} holds no saved patterns")
     args = _orbax().args
     with _manager(path, create=False) as manager:
@@ -588,7 +342,7 @@ def _manager(path: Any, create: bool) -> Any:
     return ocp.CheckpointManager(pathlib.Path(path).absolute(), options=options)
 
 
-def _steps(path: Any) -> list[int]:
+def steps(path: Any) -> list[int]:
     """The steps that a folder of checkpoints holds."""
     if not pathlib.Path(path).is_dir():
         return []

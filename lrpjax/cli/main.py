@@ -4,17 +4,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import lrpjax
-from lrpjax import commands, demo
+from lrpjax._version import __version__
+from lrpjax.cli import commands
+from lrpjax.cli.demos import network
+from lrpjax.errors import LrpjaxError
 
 # Each adds its parser to the sub-parsers and returns it; the parser's default `run` is a function of its arguments.
-COMMANDS = (demo.add_parser, commands.add_explain_parser, commands.add_plan_parser, commands.add_show_parser)
+COMMANDS = (
+    network.add_parser,
+    commands.add_explain_parser,
+    commands.add_plan_parser,
+    commands.add_show_parser,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser("lrpjax", description=f"{lrpjax.__doc__} See what it does: lrpjax demo")
-    parser.add_argument("--version", action="version", version=f"lrpjax {lrpjax.__version__}")
+    parser = argparse.ArgumentParser(
+        "lrpjax",
+        description="Layer-wise relevance propagation as a JAX function transform. See what it does: lrpjax demo",
+    )
+    parser.add_argument("--version", action="version", version=f"lrpjax {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for command in COMMANDS:
         added = command(subparsers)
@@ -35,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, for --help, --version and arguments that do not parse.
 
     Example:
-        >>> from lrpjax import cli
-        >>> cli.main(["--version"])
+        >>> main(["--version"])
         Traceback (most recent call last):
             ...
         SystemExit: 0
@@ -44,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except (lrpjax.LrpjaxError, ValueError, OSError, ImportError) as error:
+    except (LrpjaxError, ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
         print(f"lrpjax {args.command}: {error} (--debug shows the traceback)", file=sys.stderr)
@@ -52,7 +61,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lrpjax {args.command}: interrupted", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

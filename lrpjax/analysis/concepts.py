@@ -44,7 +44,7 @@ class ConditionError(LrpjaxError, ValueError):
     >>> lrpjax.concepts.relevance(f, None, {'h': 5})(jnp.ones(3))
     Traceback (most recent call last):
     ...
-    lrpjax.concepts.ConditionError: 'h' has 3 channels, 0 … 2, but the condition names 5
+    lrpjax.analysis.concepts.ConditionError: 'h' has 3 channels, 0 … 2, but the condition names 5
     """
 
 

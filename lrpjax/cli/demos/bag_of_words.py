@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax import demo, viz
+from lrpjax import viz
 from lrpjax.bow.decompose import Bag, BowModel, decompose, histogram, make_model
 from lrpjax.bow.features import Patches, Soft, local_features, vocabulary
 from lrpjax.bow.kernels import Gram, chi2
 from lrpjax.bow.score import score
 from lrpjax.bow.svm import from_svc
+from lrpjax.cli.demos import digits as handwritten
 
 # Empty pixels around each digit, so that patches cover its border as often as its centre.
 MARGIN = 4
@@ -58,7 +59,7 @@ def with_margin(images) -> np.ndarray:
     return np.pad(np.asarray(images)[..., 0], ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
 
 
-def train(digits: demo.Digits, words: int = 200, seed: int = 0) -> Trained:
+def train(digits: handwritten.Digits, words: int = 200, seed: int = 0) -> Trained:
     """Vocabulary (k-means), histograms (dense patches, soft mapping) and chi-squared SVM of the digits.
 
     Args:
@@ -71,7 +72,7 @@ def train(digits: demo.Digits, words: int = 200, seed: int = 0) -> Trained:
         ValueError: for fewer than one word, or more than different patches; a negative seed.
 
     Example:
-        >>> trained = train(demo.load_digits(), words=20)
+        >>> trained = train(handwritten.load_digits(), words=20)
         >>> trained.images.shape, trained.accuracy > 0.5
         ((450, 24, 24), True)
     """
@@ -172,7 +173,7 @@ def removal(trained: Trained, result, count: int, seed: int = 0) -> dict[str, np
         Arrays (N,): "positive" and "negative", and for each as many pixels "instead of" it at random.
 
     Example:
-        >>> trained = train(demo.load_digits(), words=10)
+        >>> trained = train(handwritten.load_digits(), words=10)
         >>> changes = removal(trained, decompose(trained.classes, trained.images), 8)
         >>> bool(changes["positive"].mean() < changes["instead of positive"].mean())
         True
@@ -209,7 +210,7 @@ def heatmaps(trained: Trained, index, labels, rivals) -> dict[str, np.ndarray]:
 
 
 def bow_demo(
-    out: Path, epochs: int = demo.EPOCHS, seed: int = 0, images: int = 4, words: int = 200
+    out: Path, epochs: int = handwritten.EPOCHS, seed: int = 0, images: int = 4, words: int = 200
 ) -> dict[str, float]:
     """Trains both classifiers, explains, prints a table and writes the picture: `lrpjax demo --bow`.
 
@@ -230,11 +231,11 @@ def bow_demo(
     """
     from rich.console import Console
 
-    if not 1 <= images <= len(demo.PAIRS):
-        raise ValueError(f"images must be from 1 to {len(demo.PAIRS)}; it is {images}")
+    if not 1 <= images <= len(handwritten.PAIRS):
+        raise ValueError(f"images must be from 1 to {len(handwritten.PAIRS)}; it is {images}")
     viz.check_path(out)
     console = Console()
-    digits = demo.load_digits()
+    digits = handwritten.load_digits()
     with console.status("training the bag-of-words SVM"):
         start = time.perf_counter()
         trained = train(digits, words, seed)
@@ -259,16 +260,16 @@ def bow_demo(
         console.print(f"  {name} {change:+.3f}")
 
     with console.status("training the network"):
-        logits = demo.train(digits, epochs, seed)
+        logits = handwritten.train(digits, epochs, seed)
         values = np.asarray(jax.jit(logits)(digits.test_images))
     console.print(f"test accuracy of the network: {np.mean(values.argmax(1) == digits.test_labels):.1%}")
-    index, rivals = demo.choose(values, digits.test_labels, images)
+    index, rivals = handwritten.choose(values, digits.test_labels, images)
     own = digits.test_labels[index]
     shown = np.repeat(index, 2)
     classes = np.stack([own, rivals], 1).reshape(-1)
     others = np.stack([rivals, own], 1).reshape(-1)
     maps = heatmaps(trained, shown, classes, others)
-    functions = demo.explainers(logits)
+    functions = handwritten.explainers(logits)
     for name in NETWORK_METHODS:
         relevance = functions[name](digits.test_images[shown], classes)
         maps[f"CNN, {name}"] = with_margin(relevance)
