@@ -47,8 +47,8 @@ if _typing.TYPE_CHECKING:  # what else the table below lets users import from he
 
     demo = _network
 
-# The names under which users import modules that stand in a folder. Each gives the same module object as its place does,
-# and is imported when asked for: several need packages that `lrpjax` itself does not.
+# The names under which users import modules that stand in a folder. Each gives the same module object as its place
+# does, and is imported when asked for: several need packages that `lrpjax` itself does not.
 _aliases.install(
     {
         "lrpjax.batches": "lrpjax.data.batches",

@@ -1,1 +1,1 @@
-"""What else relevance tells than one heatmap: audits, concepts, interactions of two inputs, gradients, Taylor decomposition."""
+"""What is asked beyond one heatmap: audits, concepts, BiLRP, Taylor decomposition, and the gradient methods."""

@@ -25,11 +25,12 @@ from lrpjax.units import SHOWN, Unit
 )
 @dataclasses.dataclass
 class Account:
-    """What happened to the relevance of one unit, summed over all its elements (and the batch, and the steps of a loop).
+    """What happened to the relevance of one unit, summed over all its elements (and the batch, and the steps of a
+    loop).
 
-    relevance_in: what reached its output. relevance_out: what it handed to its operands. bias, epsilon: what was absorbed by the bias (and
-    other constants) and by the stabiliser. other: the rest of in − out: a softmax, a rule that does not conserve. broken: how many values of
-    its output are not finite.
+    relevance_in: what reached its output. relevance_out: what it handed to its operands. bias, epsilon: what was
+    absorbed by the bias (and other constants) and by the stabiliser. other: the rest of in − out: a softmax, a rule
+    that does not conserve. broken: how many values of its output are not finite.
     """
 
     path: str
@@ -55,8 +56,9 @@ class Account:
 )
 @dataclasses.dataclass
 class Audit:
-    """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance` the sum of what arrived at
-    the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the axis of the batch: `audit[i]` is that of one example.
+    """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance`
+    the sum of what arrived at the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the
+    axis of the batch: `audit[i]` is that of one example.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -74,13 +76,14 @@ class Audit:
         return jax.tree.map(lambda a: a[index], self)
 
     def worst(self) -> Account:
-        """The unit that leaks or amplifies most: the largest |in − out|. Where something is not finite, the first unit that makes it so."""
+        """The unit that leaks or amplifies most: the largest |in − out|. Where something is not finite, the first unit
+        that makes it so."""
         found = self.first_broken()
         return max(self.units, key=lambda u: float(np.sum(np.abs(u.lost)))) if found is None else found[0]
 
     def first_broken(self) -> tuple[Account, str] | None:
-        """(unit, "value" or "relevance"): the first unit whose output is not finite, or, where all values are finite, the first on the way back
-        that makes relevance which is not. None where all is finite."""
+        """(unit, "value" or "relevance"): the first unit whose output is not finite, or, where all values are finite,
+        the first on the way back that makes relevance which is not. None where all is finite."""
         for unit in self.units:
             if np.any(np.asarray(unit.broken) > 0):
                 return unit, "value"
@@ -125,8 +128,8 @@ def audit(
     argnums: int | Sequence[int] = 0,
     target: Any = None,
 ) -> Callable:
-    """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance in and out and what
-    absorbed the difference, in − out = bias + ε + other.
+    """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance
+    in and out and what absorbed the difference, in − out = bias + ε + other.
 
     Takes one forward and one backward pass. Works under `jax.jit`; under `jax.vmap` it gives an audit of every example.
 
@@ -184,16 +187,17 @@ def _account(planned: Any, columns: jax.Array, native: bool) -> Account:
 def messages(
     f: Callable, composite: Composite | None = None, *, at: str, argnums: int = 0, target: Any = None
 ) -> Callable:
-    """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from its output j
-    (Bach et al. 2015, eq. 13 and 14: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i R_{i←j} that of its output, less what
-    the bias and the stabiliser absorb).
+    """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from
+    its output j (Bach et al. 2015, eq. 13 and 14: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i
+    R_{i←j} that of its output, less what the bias and the stabiliser absorb).
 
     Args:
-        f, composite, target: as in `lrpjax.relevance`. argnums: the argument explained. at: the module path of a dense layer.
+        f, composite, target: as in `lrpjax.relevance`. argnums: the argument explained. at: the module path of a dense
+            layer.
 
     Returns:
-        A function of f's arguments. It returns an array of the shape of the layer's input with one more axis for its outputs,
-        (…, inputs, outputs); memory and time are those of as many backward passes through the layer.
+        A function of f's arguments. It returns an array of the shape of the layer's input with one more axis for its
+        outputs, (…, inputs, outputs); memory and time are those of as many backward passes through the layer.
 
     Raises:
         PathError: no dense layer has this path, several have, or it stands inside a loop.

@@ -1,4 +1,5 @@
-"""Second-order relevance: which features of one input, together with which of another, make a similarity model find them alike."""
+"""Second-order relevance: which features of one input, together with which of another, make a similarity model find
+them alike."""
 
 import math
 from collections.abc import Callable
@@ -36,22 +37,24 @@ def bilrp(
 ) -> Callable:
     """Which features of two inputs make them similar: R_{ii'} = Σ_m R(φ_m)_i · R(φ_m)_{i'} (BiLRP).
 
-    Eberle et al. 2020, "Building and Interpreting Deep Similarity Models", in the factored form, in which LRP runs once for each dimension m
-    of the embedding φ and each input, and the products are summed.
+    Eberle et al. 2020, "Building and Interpreting Deep Similarity Models", in the factored form, in which LRP runs once
+    for each dimension m of the embedding φ and each input, and the products are summed.
 
-    Σ_{ii'} R_{ii'} = ⟨φ(x), φ(x')⟩, up to what biases and stabilisers absorb in R(φ_m). One forward pass and M backward passes for each
-    input, M being the length of the embedding; with regions, relevance is summed over them before the product, so that memory is
-    M·(P + P') + P·P' numbers in place of as many for single features.
+    Σ_{ii'} R_{ii'} = ⟨φ(x), φ(x')⟩, up to what biases and stabilisers absorb in R(φ_m). One forward pass and M backward
+    passes for each input, M being the length of the embedding; with regions, relevance is summed over them before the
+    product, so that memory is M·(P + P') + P·P' numbers in place of as many for single features.
 
     Args:
-        f: the embedding φ, a function of one input (without an axis of examples); its output, of any shape, holds M numbers.
+        f: the embedding φ, a function of one input (without an axis of examples); its output, of any shape, holds M
+            numbers.
         composite: as for `lrpjax.relevance`.
-        regions: int labels 0, 1, … that broadcast to the inputs, such as `lrpjax.metrics.patches(x[None].shape, 4)`; None: each feature
-            is its own region.
+        regions: int labels 0, 1, … that broadcast to the inputs, such as `lrpjax.metrics.patches(x[None].shape, 4)`;
+            None: each feature is its own region.
         batch: how many dimensions of the embedding to explain at once.
 
     Returns:
-        A function of (x, x'), floating arrays, which returns [P, P'], in the dtype of the relevance: P is the number of regions, or of features.
+        A function of (x, x'), floating arrays, which returns [P, P'], in the dtype of the relevance: P is the number of
+        regions, or of features.
 
     Raises:
         RegionError: the labels are not whole numbers from 0, or do not broadcast. Else as `lrpjax.vjp`.

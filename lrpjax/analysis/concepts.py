@@ -1,8 +1,9 @@
 """Concepts: relevance that flows through chosen channels, and the samples that a channel stands for.
 
-A condition is a mask that multiplies the relevance of a named value on its way down (Concept Relevance Propagation, Achtibat et al. 2023,
-"From attribution maps to human-understandable explanations through Concept Relevance Propagation", Nature Machine Intelligence 5). Masks are
-arrays, so `jax.vmap` explains many concepts with one forward pass:
+A condition is a mask that multiplies the relevance of a named value on its way down (Concept Relevance Propagation,
+Achtibat et al. 2023, "From attribution maps to human-understandable explanations through Concept Relevance
+Propagation", Nature Machine Intelligence 5). Masks are arrays, so `jax.vmap` explains many concepts with one forward
+pass:
 
     heatmap = lambda channel: concepts.relevance(f, composite, {"conv2": channel}, target=3)(x)
     heatmaps = jax.vmap(heatmap)(jnp.arange(64))
@@ -48,7 +49,7 @@ class ConditionError(LrpjaxError, ValueError):
     """
 
 
-# ---------------------------------------------------------------------------------------------------------------- conditional relevance
+# ------------------------------------------------------------------------------------------------ conditional relevance
 
 
 def relevance(
@@ -65,26 +66,32 @@ def relevance(
 ) -> Callable:
     """As `lrpjax.relevance`, for the relevance that flows through chosen channels only.
 
-    R(x | θ): the messages into a value are multiplied by its mask, R_{i←j} → θ_j R_{i←j} (Achtibat et al. 2023, Methods: θ_j is 1 for the
-    channels chosen and 0 for others). Conditions on several values are a conjunction: the relevance that passes through all of them.
-    Relevance is linear in each mask, so the heatmaps of all single channels add up to that of the whole value.
+    R(x | θ): the messages into a value are multiplied by its mask, R_{i←j} → θ_j R_{i←j} (Achtibat et al. 2023,
+    Methods: θ_j is 1 for the channels chosen and 0 for others). Conditions on several values are a conjunction: the
+    relevance that passes through all of them. Relevance is linear in each mask, so the heatmaps of all single channels
+    add up to that of the whole value.
 
     Args:
-        f: as for `lrpjax.relevance`; it is traced and run once, whatever the number of conditions and of vmaps over them.
+        f: as for `lrpjax.relevance`; it is traced and run once, whatever the number of conditions and of vmaps over
+            them.
         composite: as for `lrpjax.relevance`.
-        conditions: {name: condition}. A name is a module path, a `lrpjax.tag` or a glob over units, as for `at`. A condition is an int or
-            ints [n], the channels that are kept; or a mask, bool or floating, which broadcasts to the value (so [channels] fits channels
-            that come last). Inside a scan the value is stacked over its steps, and a mask may differ between them.
-        argnums, target, at, has_aux: as for `lrpjax.relevance`. Relevance `at` a conditioned value is that behind the mask.
-        around: whether relevance counts that reaches x without passing a conditioned value (over a skip connection). Without it, a
-            network with n conditioned values that can be bypassed takes 2ⁿ backward passes: R(θ) less what flows with θ = 0.
+        conditions: {name: condition}. A name is a module path, a `lrpjax.tag` or a glob over units, as for `at`. A
+            condition is an int or ints [n], the channels that are kept; or a mask, bool or floating, which broadcasts
+            to the value (so [channels] fits channels that come last). Inside a scan the value is stacked over its
+            steps, and a mask may differ between them.
+        argnums, target, at, has_aux: as for `lrpjax.relevance`. Relevance `at` a conditioned value is that behind the
+            mask.
+        around: whether relevance counts that reaches x without passing a conditioned value (over a skip connection).
+            Without it, a network with n conditioned values that can be bypassed takes 2ⁿ backward passes: R(θ) less
+            what flows with θ = 0.
         channel_axis: axis of the channels that ints count along, in the value's own shape.
 
     Returns:
         A function of the same arguments as f, which returns relevances as `lrpjax.relevance` does.
 
     Raises:
-        ConditionError: a mask does not broadcast, a channel does not exist (a traced one gives NaN), or there is no condition.
+        ConditionError: a mask does not broadcast, a channel does not exist (a traced one gives NaN), or there is no
+            condition.
         PathError: a name is not known, or no relevance flows through its value.
         Else as `lrpjax.relevance`.
 
@@ -133,8 +140,8 @@ def channel_relevance(
         channel_axis: axis of the channels in the value's own shape; ints in conditions count along it too.
 
     Returns:
-        A function of the same arguments as f, which returns [B, channels], in the value's dtype (a dict of them for several names or a
-        glob; [steps, B, channels] inside a scan).
+        A function of the same arguments as f, which returns [B, channels], in the value's dtype (a dict of them for
+        several names or a glob; [steps, B, channels] inside a scan).
 
     Raises:
         ConditionError: the value has no examples or no channel axis. Else as `concepts.relevance`.
@@ -249,8 +256,8 @@ def _weight(name: str, condition: Any, value: Value, shape: tuple[int, ...], cha
         weight = weight.reshape(count, *(1,) * (len(value.shape) - axis - 1))
     else:
         raise ConditionError(
-            f"a condition is a channel, a list of channels or a mask of bools or floats, but that for {name!r} has dtype {array.dtype} "
-            f"and shape {array.shape}"
+            f"a condition is a channel, a list of channels or a mask of bools or floats, "
+            f"but that for {name!r} has dtype {array.dtype} and shape {array.shape}"
         )
     return weight if len(shape) == len(value.shape) else jnp.broadcast_to(weight, shape)
 
@@ -266,7 +273,8 @@ def _example_and_channel_axis(value: Value, channel_axis: int, name: str) -> int
     axis = _channel_axis(value, channel_axis, name)
     if axis == 0:
         raise ConditionError(
-            f"{name!r} has shape {value.shape}, whose first axis counts examples: channel_axis={channel_axis} cannot be the same"
+            f"{name!r} has shape {value.shape}, whose first axis counts examples: "
+            f"channel_axis={channel_axis} cannot be the same"
         )
     return axis
 
@@ -291,18 +299,21 @@ def _bypassed(program: Program, start: Value, condition: Value) -> bool:
     return inside or any(v in reached for v in level.graph.outputs)
 
 
-# ------------------------------------------------------------------------------------------------------------------- maximising samples
+# --------------------------------------------------------------------------------------------------- maximising samples
 
 
 class Samples(NamedTuple):
-    """The k samples of a data set for which each channel scores highest, best first; what fewer samples leave open is −inf and −1.
+    """The k samples of a data set for which each channel scores highest, best first; what fewer samples leave open is
+    −inf and −1.
 
-    score: float [channels, k]. index: int32 [channels, k], the samples' numbers in the data set. position: int32 [channels, k], where in
-    the channel's plane the largest entry is, flat (row-major). seen: int32 [], how many samples have been looked at.
+    score: float [channels, k]. index: int32 [channels, k], the samples' numbers in the data set. position: int32
+    [channels, k], where in the channel's plane the largest entry is, flat (row-major). seen: int32 [], how many samples
+    have been looked at.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda x: lrpjax.tag(x, 'in').sum(1)
-    >>> best = lrpjax.concepts.maximising_samples(f, None, [jnp.array([[1.0], [3.0], [2.0]])], at='in', target=None, k=2)
+    >>> batches = [jnp.array([[1.0], [3.0], [2.0]])]
+    >>> best = lrpjax.concepts.maximising_samples(f, None, batches, at='in', target=None, k=2)
     >>> print(best.score, best.index, best.position, best.seen)
     [[3. 2.]] [[1 2]] [[0 0]] 3
     """
@@ -313,7 +324,8 @@ class Samples(NamedTuple):
     seen: jax.Array
 
     def merge(self, other: "Samples") -> "Samples":
-        """The best of both, for parts of a data set that were gone through apart; equal scores keep their order, this one's first.
+        """The best of both, for parts of a data set that were gone through apart; equal scores keep their order, this
+        one's first.
 
         Example:
             >>> import jax.numpy as jnp
@@ -349,8 +361,9 @@ def maximising_samples(
 ) -> Samples:
     """The samples of a data set that maximise the relevance, or the activation, of each channel of a named value.
 
-    Relevance and activation maximisation of Achtibat et al. 2023 (Methods, "Relevance Maximization"): s_c = Σ_p v_{p,c} or max_p v_{p,c}, for
-    v = R or the value itself. One pass, compiled once; the best are merged on the device, so memory does not grow with the data set.
+    Relevance and activation maximisation of Achtibat et al. 2023 (Methods, "Relevance Maximization"): s_c = Σ_p v_{p,c}
+    or max_p v_{p,c}, for v = R or the value itself. One pass, compiled once; the best are merged on the device, so
+    memory does not grow with the data set.
 
     Args:
         f: a function of a batch [B, ...].
@@ -361,7 +374,8 @@ def maximising_samples(
         target: as for `lrpjax.relevance`; the default explains the class predicted.
         k: how many samples to keep for each channel.
         pool: "sum" or "max" over positions.
-        normalise: divide the scores of each sample by Σ_c |s_c|, as zennit-crp does, so that samples with large outputs do not prevail.
+        normalise: divide the scores of each sample by Σ_c |s_c|, as zennit-crp does, so that samples with large outputs
+            do not prevail.
         channel_axis: axis of the channels in the value's own shape.
         previous: what an earlier call returned, to go on from there; sample numbers go on too.
 
@@ -459,10 +473,10 @@ def _none(like: Samples, k: int) -> Samples:
 def receptive_fields(f: Callable, *, at: str, channel_axis: int = -1, batch: int = 32) -> Callable:
     """The part of the input that each position of a named value depends on, found by running f.
 
-    Each row (column, …) of the input is made NaN in turn, and the positions where the value becomes NaN depend on it: exact whatever the
-    weights and the input are, at the cost of one forward pass of one sample for each row and column (own method). A comparison that drops
-    NaN (`jnp.where(x > 0, x, 0)` in place of `jax.nn.relu`) hides what lies behind it; accelerators whose convolutions work on
-    tiles can give fields that are wider by a part of a tile.
+    Each row (column, …) of the input is made NaN in turn, and the positions where the value becomes NaN depend on it:
+    exact whatever the weights and the input are, at the cost of one forward pass of one sample for each row and column
+    (own method). A comparison that drops NaN (`jnp.where(x > 0, x, 0)` in place of `jax.nn.relu`) hides what lies
+    behind it; accelerators whose convolutions work on tiles can give fields that are wider by a part of a tile.
 
     Args:
         f: as for `lrpjax.relevance`, of x: floating [B, ...], with the channels where the value has them.
@@ -471,8 +485,9 @@ def receptive_fields(f: Callable, *, at: str, channel_axis: int = -1, batch: int
         batch: how many forward passes to run at once.
 
     Returns:
-        A function of x, of whose samples only the first is used, which returns int32 [*positions, axes, 2]: for each spatial position of
-        the value and each spatial axis of the input the half-open range [start, stop); (0, 0) where nothing is depended on.
+        A function of x, of whose samples only the first is used, which returns int32 [*positions, axes, 2]: for each
+        spatial position of the value and each spatial axis of the input the half-open range [start, stop); (0, 0) where
+        nothing is depended on.
 
     Raises:
         ConditionError: an axis does not fit, or no position becomes NaN. Else as `lrpjax.relevance`.
@@ -515,7 +530,8 @@ def receptive_fields(f: Callable, *, at: str, channel_axis: int = -1, batch: int
         x = jnp.asarray(x)
         if x.ndim < 3 or not -x.ndim <= channel_axis < x.ndim or channel_axis % x.ndim == 0:
             raise ConditionError(
-                f"the input has shape {x.shape}: it needs examples first, spatial axes, and channels at channel_axis={channel_axis}"
+                f"the input has shape {x.shape}: it needs examples first, spatial axes, "
+                f"and channels at channel_axis={channel_axis}"
             )
         found = fields(x[:1])
         if not isinstance(found, jax.core.Tracer) and not found.any():

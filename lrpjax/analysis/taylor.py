@@ -1,8 +1,9 @@
 """Taylor decomposition: a function's value as a sum over its inputs, by its first-order expansion at a root point.
 
-f(x) = f(x₀) + Σ_i ∂f/∂x_i(x₀) (x_i − x₀_i) + ε with f(x₀) = 0 gives R_i = ∂f/∂x_i(x₀) (x_i − x₀_i) (Bach et al. 2015, PLoS ONE 10(7), e0130140;
-Montavon et al. 2017, Pattern Recognition 65, 211-222). What it says depends on the root point; a good one is near x and on the way to
-it nothing else changes. Deep Taylor decomposition, which does the same in every neuron, is `lrpjax.composites.deep_taylor`.
+f(x) = f(x₀) + Σ_i ∂f/∂x_i(x₀) (x_i − x₀_i) + ε with f(x₀) = 0 gives R_i = ∂f/∂x_i(x₀) (x_i − x₀_i) (Bach et al. 2015,
+PLoS ONE 10(7), e0130140; Montavon et al. 2017, Pattern Recognition 65, 211-222). What it says depends on the root
+point; a good one is near x and on the way to it nothing else changes. Deep Taylor decomposition, which does the same in
+every neuron, is `lrpjax.composites.deep_taylor`.
 
 Functions here take one example and give one number. For a batch, `jax.vmap` them.
 """
@@ -23,7 +24,8 @@ BISECTIONS = 60
 """Halvings of a step of a line search: more than float64 can resolve."""
 
 PENALTY = 10.0
-"""The weight of f(x₀)² in the augmented Lagrangian of `nearest`, in units in which the distance to, and the slope at, the starting point are 1."""
+"""The weight of f(x₀)² in the augmented Lagrangian of `nearest`, in units in which the distance to, and the slope at,
+the starting point are 1."""
 
 
 @jax.tree_util.register_dataclass
@@ -31,9 +33,10 @@ PENALTY = 10.0
 class Expansion:
     """A Taylor decomposition.
 
-    relevance: R, in the shape of x, averaged over the root points that were found. root: x₀. residual: f(x₀). remainder: all of f(x) that is of
-    second and higher order at x₀, f(x) − f(x₀) − Σ R. found: whether x₀ is a root, |f(x₀)| ≤ tolerance · |f(x)|. Where a search
-    gives several root points, the last four have an axis for them in front.
+    relevance: R, in the shape of x, averaged over the root points that were found. root: x₀. residual: f(x₀).
+    remainder: all of f(x) that is of second and higher order at x₀, f(x) − f(x₀) − Σ R. found: whether x₀ is a root,
+    |f(x₀)| ≤ tolerance · |f(x)|. Where a search gives several root points, the last four have an axis for them in
+    front.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,7 +57,8 @@ Search = Callable[[Callable, jax.Array], jax.Array]
 
 
 def expand(f: Callable, x: jax.Array, root: jax.Array, tolerance: float = 1e-4) -> Expansion:
-    """The first-order expansion of f at a given point: R = ∇f(x₀) · (x − x₀), elementwise (Bach et al. 2015; Montavon et al. 2017).
+    """The first-order expansion of f at a given point: R = ∇f(x₀) · (x − x₀), elementwise (Bach et al. 2015; Montavon
+    et al. 2017).
 
     Args:
         f: a function of one example, with one number as value.
@@ -91,8 +95,9 @@ def decompose(
         f: a function of one example, with one number as value (a logit, `lambda x: model(x[None])[0, c]`).
         search: `line(...)`, `nearest(...)`, or any function (f, x) -> root points.
         tolerance: a point counts as a root where |f(x₀)| ≤ tolerance · |f(x)|.
-        strict: what happens where no root was found. True: RootError, or, under `jit` and `vmap`, where nothing can be raised, relevance NaN.
-            False: the expansion at the points that the search ended in; look at `found`, `residual` and `remainder`.
+        strict: what happens where no root was found. True: RootError, or, under `jit` and `vmap`, where nothing can be
+            raised, relevance NaN. False: the expansion at the points that the search ended in; look at `found`,
+            `residual` and `remainder`.
 
     Returns:
         A function of x that returns an `Expansion`. It can be jitted and vmapped.
@@ -117,7 +122,8 @@ def decompose(
         shape = jax.eval_shape(f, x).shape
         if shape != ():
             raise InputError(
-                f"a Taylor decomposition is that of one number, but f gives shape {shape}: choose an output, and map over examples with jax.vmap"
+                f"a Taylor decomposition is that of one number, but f gives shape {shape}: "
+                "choose an output, and map over examples with jax.vmap"
             )
         roots = search(f, x)
         if roots.shape[roots.ndim - x.ndim :] != x.shape or roots.ndim > x.ndim + 1:
@@ -127,7 +133,8 @@ def decompose(
         if strict and not isinstance(each.found, jax.core.Tracer) and not bool(each.found.any()):
             best = np.abs(np.asarray(each.residual)).min()
             raise RootError(
-                f"no root point was found: f(x) is {float(f(x)):.4g}, the least |f(x₀)| that the search came to is {best:.4g}. "
+                f"no root point was found: f(x) is {float(f(x)):.4g}, "
+                f"the least |f(x₀)| that the search came to is {best:.4g}. "
                 "Try another direction, a longer way or wider bounds, or take strict=False"
             )
         used = each.found if strict else each.found | ~each.found.any()
@@ -143,14 +150,15 @@ def decompose(
 def line(direction: Any = None, *, length: float = 1.0, points: int = 32) -> Search:
     """Searches the first root of f on the way from x to x − length · direction.
 
-    The way is looked at in `points` steps; the first in which f changes its sign, or becomes 0, is halved until nothing is left of it. The root
-    is the last point before f changes sign: of a ReLU, one where it is still active.
+    The way is looked at in `points` steps; the first in which f changes its sign, or becomes 0, is halved until nothing
+    is left of it. The root is the last point before f changes sign: of a ReLU, one where it is still active.
 
     Args:
-        direction: an array in the shape of x, or several stacked, each of which gives a root point; or a function that makes it from x. The
-            directions in which the rules of LRP look, for a ReLU neuron with kernel w (Montavon et al. 2017): w² looks along w, z along
-            x, z⁺ along x · [w > 0], z^B along x − low · [w > 0] − high · [w < 0]. None: the gradient of f at x, in such a length that the
-            way ends at twice the distance of the tangent's root.
+        direction: an array in the shape of x, or several stacked, each of which gives a root point; or a function that
+            makes it from x. The directions in which the rules of LRP look, for a ReLU neuron with kernel w (Montavon et
+            al. 2017): w² looks along w, z along x, z⁺ along x · [w > 0], z^B along x − low · [w > 0] − high · [w < 0].
+            None: the gradient of f at x, in such a length that the way ends at twice the distance of the tangent's
+            root.
         length: how far to look, in units of the direction.
         points: how many points on the way are looked at.
 
@@ -194,19 +202,23 @@ def nearest(
     steps: int = 50,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Search:
-    """Searches the root of f that is nearest to x: min ‖x₀ − x‖ such that f(x₀) = 0 and low ≤ x₀ ≤ high (Montavon et al. 2017).
+    """Searches the root of f that is nearest to x: min ‖x₀ − x‖ such that f(x₀) = 0 and low ≤ x₀ ≤ high (Montavon et
+    al. 2017).
 
-    By an augmented Lagrangian (Nocedal & Wright 2006, Numerical Optimization, section 17.3), from the root that `line` finds along the gradient;
-    at the end the root is made exact by a line search through the point found, and where that leads nowhere it is the one that it began with.
-    f need not be convex, so the root is a near one, not always the nearest.
+    By an augmented Lagrangian (Nocedal & Wright 2006, Numerical Optimization, section 17.3), from the root that `line`
+    finds along the gradient; at the end the root is made exact by a line search through the point found, and where that
+    leads nowhere it is the one that it began with. f need not be convex, so the root is a near one, not always the
+    nearest.
 
     Args:
-        low, high: bounds of the root point, numbers or arrays that broadcast against x; None for none. x itself must lie inside.
+        low, high: bounds of the root point, numbers or arrays that broadcast against x; None for none. x itself must
+            lie inside.
         starts: how many root points are searched for, all but the first from a random place.
         key: of those random places; needed with several starts.
         rounds: updates of the multiplier.
         steps: steps of the optimizer in each round.
-        optimizer: of optax; None: clipped gradient descent with Nesterov momentum. Its unit of length is the distance from x to where it starts.
+        optimizer: of optax; None: clipped gradient descent with Nesterov momentum. Its unit of length is the distance
+            from x to where it starts.
 
     Returns:
         A search for `decompose`.
@@ -218,7 +230,8 @@ def nearest(
         >>> import jax.numpy as jnp
         >>> from lrpjax import taylor
         >>> f = lambda x: x[0] + x[1] - 4
-        >>> print(taylor.nearest()(f, jnp.array([3.0, 3.0])).round(3), taylor.nearest(2.5, 9.0)(f, jnp.array([3.0, 3.0])).round(3))
+        >>> x = jnp.array([3.0, 3.0])
+        >>> print(taylor.nearest()(f, x).round(3), taylor.nearest(2.5, 9.0)(f, x).round(3))
         [2. 2.] [2.5 2.5]
     """
     if starts < 1 or (starts > 1 and key is None):
@@ -275,7 +288,8 @@ def nearest(
 
 
 def _first_root(f: Callable, path: Callable, length: float, points: int, dtype: Any) -> jax.Array:
-    """The last point of a path before f first changes its sign; where it does not, the point of those looked at with the least |f|."""
+    """The last point of a path before f first changes its sign; where it does not, the point of those looked at with
+    the least |f|."""
     times = jnp.linspace(0, length, points + 1, dtype=dtype)
     values = lax.map(lambda t: f(path(t)), times)
     sign = jnp.sign(values[0])

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0 or what the command says, 2 for an error of the user (its message goes to stderr), 130 if interrupted.
+        The exit code: 0 or what the command says, 2 for an error of the user (its message goes to stderr), 130 if
+        interrupted.
 
     Raises:
         SystemExit: from argparse, for --help, --version and arguments that do not parse.

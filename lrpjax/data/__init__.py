@@ -1,1 +1,1 @@
-"""Explaining a data set: its batches, the store that holds their results, and the files that models and inputs come from."""
+"""Explaining a data set: its batches, the store of their results, the files of models and inputs."""

@@ -1,7 +1,8 @@
-"""Signal estimators other than fitted patterns, and the quality of all of them (Kindermans et al. 2018, arXiv 1705.05598, sections 4.1 and 4.2).
+"""Signal estimators other than fitted patterns, and the quality of all of them (Kindermans et al. 2018, arXiv
+1705.05598, sections 4.1 and 4.2).
 
-Every estimator here is S(x) = a (w·x): with fitted patterns (`lrpjax.patterns`) the linear one or, with a pair of them, the two-component one;
-with the kernel itself the filter one; with noise the random one.
+Every estimator here is S(x) = a (w·x): with fitted patterns (`lrpjax.patterns`) the linear one or, with a pair of them,
+the two-component one; with the kernel itself the filter one; with noise the random one.
 """
 
 import functools
@@ -22,7 +23,8 @@ from lrpjax.plan import path_of
 
 
 def filters(f: Callable, batch: Any) -> Patterns:
-    """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018, section 4.2; the w²-rule).
+    """The filter estimator S(x) = w / (w·w) (w·x): the signal lies where the kernel points (Kindermans et al. 2018,
+    section 4.2; the w²-rule).
 
     Args:
         f: a function of one argument, as in `lrpjax.patterns.fit`.
@@ -41,7 +43,8 @@ def filters(f: Callable, batch: Any) -> Patterns:
 
 
 def random(f: Callable, batch: Any, key: jax.Array) -> Patterns:
-    """The random estimator S(x) = u / (w·u) (w·x) with u normal: the worst that a pattern can be expected to be (ibid., figure 3).
+    """The random estimator S(x) = u / (w·u) (w·x) with u normal: the worst that a pattern can be expected to be (ibid.,
+    figure 3).
 
     Args:
         f, batch: as in `filters`.
@@ -81,8 +84,8 @@ def _scaled(f: Callable, batch: Any, kind: str, direction: Callable) -> Patterns
 
 
 Estimator = Patterns | tuple[Patterns, Patterns] | None
-"""Patterns a for S(x) = a (w·x); a pair of them for the two-component estimator, the first where the unit is active (its output behind the
-activation is positive), the second elsewhere; None for the identity S(x) = x."""
+"""Patterns a for S(x) = a (w·x); a pair of them for the two-component estimator, the first where the unit is active
+(its output behind the activation is positive), the second elsewhere; None for the identity S(x) = x."""
 
 
 def quality(
@@ -97,9 +100,9 @@ def quality(
 ) -> dict[str, dict[str, jax.Array]]:
     """How little is left of y in what an estimator calls the distractor: ρ(S) = 1 − max_v corr(w·x, v·(x − S(x))).
 
-    Kindermans et al. 2018, eq. 1. The best v is the least-squares predictor of y = w·x from the distractor on `train`; the correlation is that
-    on `test`. 1 is best, up to sampling errors of both signs; the identity calls nothing a distractor and has 1 by definition, which says
-    nothing for it.
+    Kindermans et al. 2018, eq. 1. The best v is the least-squares predictor of y = w·x from the distractor on `train`;
+    the correlation is that on `test`. 1 is best, up to sampling errors of both signs; the identity calls nothing a
+    distractor and has 1 by definition, which says nothing for it.
 
     Args:
         f: the function that the patterns were fitted to.
@@ -111,8 +114,8 @@ def quality(
         neurons: for how many neurons of each layer, evenly spaced, it is measured. None: for all.
 
     Returns:
-        For each estimator and each layer's path, ρ of each neuron, in the order of the kernel's output dimensions. NaN for a neuron whose y does
-        not vary.
+        For each estimator and each layer's path, ρ of each neuron, in the order of the kernel's output dimensions. NaN
+        for a neuron whose y does not vary.
 
     Raises:
         PatternError: fewer samples in `train` than twice the inputs of a neuron, or patterns of another model.
@@ -194,8 +197,8 @@ def _rho(
 def _samples(
     f: Callable, batches: Iterable[Any], positions: int, key: jax.Array
 ) -> tuple[Network, list[jax.Array], list[jax.Array], list[jax.Array]]:
-    """(network, kernels, inputs, activity): for each layer, `positions` samples of each example as samples × groups × inputs, and whether
-    each neuron is active in them."""
+    """(network, kernels, inputs, activity): for each layer, `positions` samples of each example as samples × groups ×
+    inputs, and whether each neuron is active in them."""
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
@@ -235,8 +238,8 @@ def _samples(
 
 
 def _dot_layout(site: Site) -> tuple[list[int], list[int], list[int], list[int]]:
-    """(dimensions of the input that enumerate samples, those shared with the kernel's groups, those summed over; those of the kernel alike:
-    groups, neurons and inputs in one permutation) of a dot."""
+    """(dimensions of the input that enumerate samples, those shared with the kernel's groups, those summed over; those
+    of the kernel alike: groups, neurons and inputs in one permutation) of a dot."""
     (contract, other_contract), (batch, other_batch) = site.core.params["dimension_numbers"]
     if site.at == 1:
         contract, other_contract, batch, other_batch = other_contract, contract, other_batch, batch

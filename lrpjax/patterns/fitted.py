@@ -1,4 +1,4 @@
-"""What a pass over data leaves: moments, and the patterns made of them; both can be saved in a folder and loaded again."""
+"""What a pass over data leaves: moments, and the patterns made of them; both can be saved and loaded."""
 
 import dataclasses
 import pathlib
@@ -15,16 +15,17 @@ from lrpjax.patterns.network import numbered
 from lrpjax.rules import Rule
 from lrpjax.select import Selector, matches
 
-# --------------------------------------------------------------------------------------------------------------------- fitted patterns
+# ------------------------------------------------------------------------------------------------------ fitted patterns
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patterns(Mapping):
-    """Fitted patterns: `fitted[path]` has the layout and shape of that layer's kernel. `kind` says which estimator; `marks` know the kernels.
+    """Fitted patterns: `fitted[path]` has the layout and shape of that layer's kernel. `kind` says which estimator;
+    `marks` know the kernels.
 
-    Paths are those of `lrpjax.plan`; the second layer of one path has "#2" behind it, and so on. What stands before the first "/" may be
-    left out where that is unambiguous.
+    Paths are those of `lrpjax.plan`; the second layer of one path has "#2" behind it, and so on. What stands before the
+    first "/" may be left out where that is unambiguous.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,7 +66,8 @@ class Patterns(Mapping):
 
 @dataclasses.dataclass(frozen=True)
 class Layer(Selector):
-    """The weighted layer number `index` of a model whose weighted layers have these names; a model that has others is refused."""
+    """The weighted layer number `index` of a model whose weighted layers have these names; a model that has others is
+    refused."""
 
     names: tuple[str, ...]
     index: int
@@ -86,14 +88,15 @@ def _difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return f"they were fitted to {listed(theirs)}; this model has {listed(ours)}"
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ moments
+# -------------------------------------------------------------------------------------------------------------- moments
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Sums over the samples of one layer: its `kernel` w, `reference` K, `count` of samples, `y` = Σ (y − K); and over each kind's mask
-    `x` = Σ x and `xy` = Σ x (y − K), shaped as the kernel. `reference` and `y` are shaped as the kernel with one entry for each neuron."""
+    """Sums over the samples of one layer: its `kernel` w, `reference` K, `count` of samples, `y` = Σ (y − K); and over
+    each kind's mask `x` = Σ x and `xy` = Σ x (y − K), shaped as the kernel. `reference` and `y` are shaped as the
+    kernel with one entry for each neuron."""
 
     kernel: jax.Array
     reference: jax.Array
@@ -106,7 +109,8 @@ class LayerMoments:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """What a pass over data leaves: a pytree that can be merged with that of other data, saved, and finished into patterns.
+    """What a pass over data leaves: a pytree that can be merged with that of other data, saved, and finished into
+    patterns.
 
     `samples` and `batches` say how much data went in.
 
@@ -128,8 +132,8 @@ class Moments:
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of the data of both: sums about one reference add up, Σ x (y − K) = Σ x (y − K') + (K' − K) Σ x.
 
-    Where both have the same reference (as after `start` on the same batch) this is plain addition, so one all-reduce of the pytree combines
-    any number of shards. Derived here, after Chan, Golub & LeVeque 1983.
+    Where both have the same reference (as after `start` on the same batch) this is plain addition, so one all-reduce of
+    the pytree combines any number of shards. Derived here, after Chan, Golub & LeVeque 1983.
 
     Args:
         a, b: moments of one model, fitted for the same kinds.
@@ -180,7 +184,8 @@ def finish(moments: Moments) -> Any:
         `Patterns`, or a tuple of them in the order of the kinds where several were collected.
 
     Raises:
-        PatternError: a layer had no sample in its mask, or none that varied (0/0), or the statistics hold NaN or infinity.
+        PatternError: a layer had no sample in its mask, or none that varied (0/0), or the statistics hold NaN or
+            infinity.
 
     Example:
         >>> import jax.numpy as jnp
@@ -215,7 +220,8 @@ def finish(moments: Moments) -> Any:
 def _pattern(
     kernel: jax.Array, reference: jax.Array, mean: jax.Array, x: jax.Array, xy: jax.Array
 ) -> jax.Array:
-    """cov[x, y] / w·cov[x, y] over a mask, up to its number of samples; 0 where the denominator is no more than its own rounding error."""
+    """cov[x, y] / w·cov[x, y] over a mask, up to its number of samples; 0 where the denominator is no more than its own
+    rounding error."""
     covariance = xy - x * mean
     axes = tuple(d for d, n in enumerate(reference.shape) if n == 1)
     scale = jnp.abs(kernel * xy) + jnp.abs(kernel * x) * (jnp.abs(mean) + jnp.abs(reference))
@@ -232,8 +238,8 @@ def check_finite(moments: Moments) -> None:
     bad = [name for name, ok in zip(moments.names, fine, strict=True) if not ok]
     if bad:
         raise PatternError(
-            f"the statistics of {', '.join(map(repr, bad[:8]))} hold NaN or infinity after {int(moments.samples)} examples: "
-            "look for them in the data and in the model's output"
+            f"the statistics of {', '.join(map(repr, bad[:8]))} hold NaN or infinity after "
+            f"{int(moments.samples)} examples: look for them in the data and in the model's output"
         )
 
 
@@ -247,11 +253,12 @@ def same_model(a: "Moments | Patterns", b: "Moments | Patterns") -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------------------------------- saving, loading
+# ------------------------------------------------------------------------------------------------------ saving, loading
 
 
 def save(path: Any, fitted: Patterns | Moments) -> None:
-    """Saves patterns or moments in a folder (orbax). Nothing that holds NaN is saved, and an interrupted save leaves the earlier one whole.
+    """Saves patterns or moments in a folder (orbax). Nothing that holds NaN is saved, and an interrupted save leaves
+    the earlier one whole.
 
     Args:
         path: the folder; it is made if need be, and what it holds already is replaced.

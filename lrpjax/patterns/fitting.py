@@ -1,9 +1,9 @@
-"""The pass over data that fits patterns: the sums over samples that the formula of `lrpjax.patterns` needs, batch by batch.
+"""The pass over data that fits patterns: the sums over samples that the formula of `lrpjax.patterns` needs.
 
 The sums are those of x ⊗ (y − K) and of x over the mask: each is the layer's own derivative with respect to its kernel,
 so no patches are ever written out. K is the mean of y over the first batch; the result does not depend on it, its
-rounding error does (the shifted-data algorithm, Chan, Golub & LeVeque 1983, The American Statistician 37(3)). Sums about
-one K are combined by adding them.
+rounding error does (the shifted-data algorithm, Chan, Golub & LeVeque 1983, The American Statistician 37(3)). Sums
+about one K are combined by adding them.
 """
 
 import dataclasses
@@ -31,27 +31,29 @@ def fit(
     checkpoint: Any = None,
     every: int = 100,
 ) -> Any:
-    """Fits the pattern of every weighted layer of a function in one pass over batches (Kindermans et al. 2018, eq. 4 and 8).
+    """Fits the pattern of every weighted layer of a function in one pass over batches (Kindermans et al. 2018, eq. 4
+    and 8).
 
-    The layers are those that `lrpjax.plan(f, None, x)` lists as "dense" and "conv", with the affine constants behind them (a BatchNorm)
-    folded in. f is applied to each example by itself, as a batch of one: its examples must not depend on each other.
+    The layers are those that `lrpjax.plan(f, None, x)` lists as "dense" and "conv", with the affine constants behind
+    them (a BatchNorm) folded in. f is applied to each example by itself, as a batch of one: its examples must not
+    depend on each other.
 
     Args:
         f: a function of one argument, a batch of examples along the first axis (or a pytree of such arrays).
         batches: an iterable of such arguments, all of one size; only the last may be shorter.
-        kind: "relu", over the samples where the unit's output behind its activation is positive; "relu.negative", over the others;
-            "linear", over all. A sequence of kinds fits all of them in the same pass and returns a tuple.
+        kind: "relu", over the samples where the unit's output behind its activation is positive; "relu.negative", over
+            the others; "linear", over all. A sequence of kinds fits all of them in the same pass and returns a tuple.
         progress: whether to show a progress bar.
-        checkpoint: a folder. The moments are saved there after every `every` batches and at the end; if it holds some already, the pass goes
-            on behind the batches that went into them, which are skipped.
+        checkpoint: a folder. The moments are saved there after every `every` batches and at the end; if it holds some
+            already, the pass goes on behind the batches that went into them, which are skipped.
         every: see `checkpoint`.
 
     Returns:
         `Patterns`, a mapping from path to array, for `composites.pattern_net` and `composites.pattern_attribution`.
 
     Raises:
-        PatternError: no batches, batches that do not fit together, a layer without a single sample in its mask, NaN or infinity, or a
-            checkpoint of another model. A single neuron without samples has the pattern 0.
+        PatternError: no batches, batches that do not fit together, a layer without a single sample in its mask, NaN or
+            infinity, or a checkpoint of another model. A single neuron without samples has the pattern 0.
         UnsupportedError: a weighted layer inside a branch, or in a loop with a kernel that changes from step to step.
 
     Example:
@@ -66,7 +68,8 @@ def fit(
 
 
 def start(f: Callable, batch: Any, kind: str | Sequence[str] = "relu") -> Moments:
-    """Empty moments, with the references K taken from a batch: shards that start from the same ones are combined by plain addition.
+    """Empty moments, with the references K taken from a batch: shards that start from the same ones are combined by
+    plain addition.
 
     Args:
         f, kind: as in `fit`.
@@ -82,7 +85,8 @@ def start(f: Callable, batch: Any, kind: str | Sequence[str] = "relu") -> Moment
     Example:
         >>> import jax.numpy as jnp
         >>> from lrpjax import patterns
-        >>> f, data = lambda x: x @ jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+        >>> f = lambda x: x @ jnp.array([[1.0], [-1.0]])
+        >>> data = jnp.array([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
         >>> empty = patterns.start(f, data)
         >>> shards = [patterns.collect(f, [data[i : i + 2]], moments=empty) for i in (0, 2)]
         >>> print(patterns.finish(patterns.merge(*shards))["dense"].ravel().round(4))
@@ -109,7 +113,8 @@ def collect(
     checkpoint: Any = None,
     every: int = 100,
 ) -> Moments:
-    """The pass of `fit`: the sums over batches, added to `moments` or to new ones. The first batch is read twice, once for the references.
+    """The pass of `fit`: the sums over batches, added to `moments` or to new ones. The first batch is read twice, once
+    for the references.
 
     Args:
         f, batches, kind, progress, checkpoint, every: as in `fit`.

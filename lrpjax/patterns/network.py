@@ -23,8 +23,8 @@ from lrpjax.units import Level, Unit
 
 @dataclasses.dataclass(eq=False)
 class Site:
-    """A weighted layer where it stands in a program: its unit, the value behind its activation, the number of loops around it, and the
-    constants of the sub-program that it stands in.
+    """A weighted layer where it stands in a program: its unit, the value behind its activation, the number of loops
+    around it, and the constants of the sub-program that it stands in.
 
     Arrays of it, as a `Network` observes them, have a leading axis for the examples and one for each loop.
     """
@@ -47,7 +47,8 @@ class Site:
         self.neuron_shape = tuple(n if d in self.kept else 1 for d, n in enumerate(self.kernel_shape))
 
     def neurons(self, v: jax.Array, weights: jax.Array) -> jax.Array:
-        """Σ over weighted samples of an array of the layer's output; shaped as the kernel, with one entry for each neuron."""
+        """Σ over weighted samples of an array of the layer's output; shaped as the kernel, with one entry for each
+        neuron."""
         lead = 1 + self.loops
         v = v.sum((*range(1, lead), *(lead + d for d, label in enumerate(self.labels) if label is None)))
         v = (v * weights.reshape(-1, *[1] * (v.ndim - 1))).sum(0)
@@ -60,7 +61,8 @@ class Site:
         return k.reshape([1 if label is None else self.kernel_shape[label] for label in self.labels])
 
     def unmoved(self, v: jax.Array) -> jax.Array:
-        """The unit's output for one example as the dot's or convolution's own output: the reshapes between them undone."""
+        """The unit's output for one example as the dot's or convolution's own output: the reshapes between them
+        undone."""
 
         def moves(z):
             for node in self.weighted.moves:
@@ -76,7 +78,8 @@ class Site:
         return self.mapped(self.unmoved)(z) - (self.unmoved(b) + self.spread(reference))
 
     def outer(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Σ over samples of x_i c_j, shaped as the kernel: the layer's derivative with respect to its kernel, with c for cotangent."""
+        """Σ over samples of x_i c_j, shaped as the kernel: the layer's derivative with respect to its kernel, with c
+        for cotangent."""
         params = self.core.params | {
             "precision": (lax.Precision.HIGHEST,) * 2,
             "preferred_element_type": c.dtype,
@@ -156,7 +159,8 @@ class Network:
         return [(wide(w), b) for w, b in merged]
 
     def padded(self, batches: Iterable[Any]) -> Iterator[tuple[list, int]]:
-        """(leaves, number of examples) of each batch; a shorter last one is filled up with copies of its last example."""
+        """(leaves, number of examples) of each batch; a shorter last one is filled up with copies of its last
+        example."""
         short = None
         for number, batch in enumerate(batches, 1):
             leaves, treedef = jax.tree.flatten(batch)
@@ -181,7 +185,8 @@ class Network:
 
 
 def sites_of(level: Level, loops: int = 0, varying: frozenset[Value] = frozenset()) -> Iterator[Site]:
-    """The weighted layers of a level and of its loops, in execution order. `varying` are inputs that change from step to step."""
+    """The weighted layers of a level and of its loops, in execution order. `varying` are inputs that change from step
+    to step."""
     changing = set(varying)
     for node in level.graph.nodes:
         if any(v in changing for v in node.inputs):
@@ -194,8 +199,8 @@ def sites_of(level: Level, loops: int = 0, varying: frozenset[Value] = frozenset
             site = Site(unit, behind[0] if behind else unit.out, loops, level.graph.constants)
             if any(v in changing for v in site.weighted.externals):
                 raise UnsupportedError(
-                    f"the layer {path_of(unit)!r} at {unit.main.source} stands in a loop and has another kernel in every step: "
-                    "unroll the loop to fit patterns"
+                    f"the layer {path_of(unit)!r} at {unit.main.source} stands in a loop "
+                    "and has another kernel in every step: unroll the loop to fit patterns"
                 )
             yield site
         elif unit.kind in ("scan", "remat"):
