@@ -1,7 +1,9 @@
 """Bag-of-words decomposition against loops over the formulas of Bach et al. 2015, to 1e-10 in float64."""
 
+import functools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,9 @@ from sklearn.metrics.pairwise import additive_chi2_kernel, chi2_kernel
 
 from lrpjax import bow
 
+close = functools.partial(helpers.close, tolerance=1e-10)
+
 INF = float("inf")
-
-
-def close(actual, expected, tolerance=1e-10):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
 
 
 def rng(seed=0):
@@ -147,7 +147,7 @@ def test_pooling(p, valid):
 def test_pooling_limits():
     weights = jnp.asarray([[[1e-200, 3.0], [2e-200, 0.0]]])
     close(bow.pool(weights, 1), [[1.5e-200, 1.5]])
-    close(bow.pool(weights, 1e6)[:, 1], [3.0], 1e-5)
+    close(bow.pool(weights, 1e6)[:, 1], [3.0], tolerance=1e-5)
     assert bow.pool(weights, 400.0)[0, 0] > 1.9e-200  # powers of 1e-200 alone would be 0
     assert np.isfinite(np.asarray(jax.grad(lambda w: bow.pool(w, 3.0).sum())(jnp.zeros((1, 2, 2))))).all()
 
@@ -315,7 +315,7 @@ def test_root_search(name, chunk, support_chunk):
     svm, x = machine(SMOOTH[name][0], support=30, outputs=2), histograms(20, 6, 9)
     svm = svm_with_bias(svm, -np.median(np.asarray(bow.decision(svm, np.asarray(svm.support))), 0))
     points, scores = bow.find_roots(svm, x, chunk=chunk, support_chunk=support_chunk)
-    close(scores, np.zeros(20), 1e-11)
+    close(scores, np.zeros(20), tolerance=1e-11)
     found = bow.word_relevance(svm, x, chunk=chunk, support_chunk=support_chunk)
     close(found.root, points)
     close(found.root_score, scores)
@@ -348,7 +348,7 @@ def test_the_expansion_of_a_point_that_is_a_root_is_zero():
     svm, x = machine(bow.rbf(0.7), outputs=1, support=30), histograms(8, 6, 9)
     svm = svm_with_bias(svm, -np.median(np.asarray(bow.decision(svm, svm.support))))
     roots, _ = bow.find_roots(svm, x)
-    close(bow.word_relevance(svm, roots).words, np.zeros((8, 6)), 1e-6)
+    close(bow.word_relevance(svm, roots).words, np.zeros((8, 6)), tolerance=1e-6)
 
 
 def test_taylor_remainder_falls_with_the_square_of_the_distance():
@@ -388,7 +388,7 @@ def test_both_kinds_of_kernels():
             expected[1:] += a[i] * 2.0 * (x[n] - root[n])[1:] * np.array(slope(row[1:], root[n, 1:]))
         close(found.words[n], expected)
     searched = bow.word_relevance(svm_with_bias(svm, -np.median(bow.decision(svm, svm.support))), x)
-    close(searched.root_score, np.zeros(4), 1e-11)
+    close(searched.root_score, np.zeros(4), tolerance=1e-11)
 
 
 @pytest.mark.parametrize("name", ["intersection", "chi2_rbf"])
@@ -510,7 +510,7 @@ def test_float32_stays_float32_and_integers_are_taken():
     model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), full)
     found = bow.decompose(model, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    close(found.pixels, bow.decompose(full, images).pixels, 1e-4)
+    close(found.pixels, bow.decompose(full, images).pixels, tolerance=1e-4)
     ones = np.ones((3, 6, 7))
     close(bow.decompose(full, ones.astype(np.uint8)).pixels, bow.decompose(full, ones).pixels)
 

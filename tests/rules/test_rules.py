@@ -1,8 +1,10 @@
 """Each rule against its printed formula, computed one connection at a time in NumPy."""
 
 import dataclasses
+import functools
 import itertools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from jax import lax
 
 import lrpjax
 from lrpjax import rules, select
+
+close = functools.partial(helpers.close, tolerance=1e-10, relative=1e-9)
 
 # ------------------------------------------------------------------------------------------------------------------------- the oracle
 
@@ -93,10 +97,6 @@ def everywhere(rule):
 def explain(f, rule, x, R):
     """R(x) of a function whose layers all have this rule, started with relevance R at the output."""
     return np.asarray(lrpjax.relevance(f, everywhere(rule), target=jnp.asarray(R))(jnp.asarray(x)))
-
-
-def close(found, wanted):
-    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-10 * max(1.0, np.abs(wanted).max()))
 
 
 @pytest.fixture

@@ -60,7 +60,9 @@ def test_stages_import_only_what_stands_before_them(name):
 
 EXPORTED = {name: thing for name, thing in vars(lrpjax).items() if not name.startswith("_")}
 FUNCTIONS = {name: thing for name, thing in EXPORTED.items() if not isinstance(thing, types.ModuleType)}
-MODULES = [m.name for m in pkgutil.iter_modules([str(PACKAGE)], "lrpjax.")]
+MODULES = [
+    m.name for m in pkgutil.walk_packages([str(PACKAGE)], "lrpjax.") if not m.name.endswith("__main__")
+]
 
 
 def public(module):

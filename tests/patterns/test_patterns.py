@@ -1,5 +1,6 @@
 """Patterns against iNNvestigate's stored ones, against slow loops, and against what they are supposed to find."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import flax.linen as nn
 import golden
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,12 @@ import pytest
 from flax import nnx
 
 import lrpjax
-from lrpjax import composites, estimators, layers, patterns
+from lrpjax import composites, estimators, patterns
 from lrpjax.errors import PathError, PatternError, UnsupportedError
+from lrpjax.patterns import fitting
+from lrpjax.patterns.network import Network
+
+close = functools.partial(helpers.close, tolerance=1e-7, relative=0.0, of_largest=True)
 
 RNG = np.random.default_rng(0)
 
@@ -54,16 +60,12 @@ def fitted(request, stored):
     return patterns.fit(stored.f, batches_of(stored["x_train"], 64), kind=request.param)
 
 
-def close(got, want):
-    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
-
-
 def test_patterns_equal_those_of_innvestigate(stored, fitted):
     assert list(fitted) == ["conv1", "conv2", "fc1", "fc2"]
     for name in fitted:
         want = stored[f"pattern/{fitted.kind}/{name}"]
         assert fitted[name].shape == want.shape
-        assert close(fitted[name], want) < 1e-7
+        close(fitted[name], want)
 
 
 @pytest.mark.parametrize("method", ["net", "attribution"])
@@ -71,7 +73,7 @@ def test_attributions_equal_those_of_innvestigate(stored, fitted, method):
     (analysis,) = (a for a in stored.analyses if a["id"] == f"inn1_pattern.{method}_{fitted.kind}")
     composite = getattr(composites, f"pattern_{method}")(fitted)
     explain = lrpjax.relevance(stored.f, composite, target=jnp.asarray(stored[analysis["seed"]]))
-    assert close(jax.jit(explain)(stored.x), stored[analysis["relevance"]]) < 1e-7
+    close(jax.jit(explain)(stored.x), stored[analysis["relevance"]])
 
 
 def test_a_class_as_target_begins_with_its_logit(stored, fitted):
@@ -215,7 +217,7 @@ def whole():
 def assert_same(a, b, rtol=1e-9):
     assert list(a) == list(b)
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=rtol)
+        helpers.close(a[name], b[name], rtol)
 
 
 @pytest.mark.parametrize("size", [10, 43, 60])
@@ -247,7 +249,7 @@ def test_the_function_is_traced_once_and_a_ragged_batch_compiles_nothing():
         traced.append(x.shape)
         return network(x)
 
-    fitter = patterns._Fitter(counted, DATA[:10])
+    fitter = fitting._Fitter(counted, DATA[:10])
     step = fitter.step
     moments = fitter.start(DATA[:10], ("relu",))
     for leaves, valid in fitter.network.padded(batches_of(DATA, 10)):
@@ -277,7 +279,7 @@ def test_precision_of_the_statistics(whole, dtype):
     fitted = patterns.fit(network, batches_of(DATA.astype(jnp.dtype(dtype)), 20))
     for name in whole:
         assert fitted[name].dtype == jnp.float32
-        assert close(fitted[name], np.asarray(whole[name])) < {"float32": 1e-4, "bfloat16": 0.2}[dtype]
+        close(fitted[name], whole[name], tolerance={"float32": 1e-4, "bfloat16": 0.2}[dtype])
 
 
 def test_an_interrupted_pass_goes_on_behind_the_batches_it_has_read(whole, tmp_path):
@@ -316,7 +318,7 @@ put = lambda spec: lambda a: jax.device_put(a, NamedSharding(mesh, spec))
 x = put(PartitionSpec("data"))(data)
 for name, a in patterns.fit(f, [x]).items():
     np.testing.assert_allclose(a, patterns.fit(f, [data])[name], rtol=1e-9)
-fitter = patterns._Fitter(f, data)
+fitter = fitting._Fitter(f, data)
 layers = fitter.start(data, ("relu",)).layers
 sums = [(s.count, s.y, s.x, s.xy) for s in layers]
 args = jax.tree.map(put(PartitionSpec()), (list(fitter.network.consts), [s.reference for s in layers], sums))
@@ -607,7 +609,7 @@ def test_samples_written_out_give_the_layers_output(name):
     """Rows of inputs times rows of kernels are rows of outputs, for every layout."""
     layer, shape, kernel, _ = LAYERS[name]
     x, w = jnp.asarray(random(1, *shape)), random(*kernel)
-    network = layers.Network(lambda x: layer(x, w), x)
+    network = Network(lambda x: layer(x, w), x)
     (site,) = network.sites
     seen = network.observe([site.x, site.core.out], network.consts, [x[0]])
     rows, kernels = estimators._input_rows(site, seen[site.x]), estimators._kernel_rows(site, jnp.asarray(w))

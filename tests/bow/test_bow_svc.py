@@ -1,7 +1,9 @@
 """Conversion of scikit-learn's SVCs, and the handwritten digits, explained and with pixels removed."""
 
+import functools
 import math
 
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,9 +14,7 @@ from lrpjax import bow
 from lrpjax import demo as core_demo
 from lrpjax.bow import demo
 
-
-def close(actual, expected, tolerance=1e-10):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+close = functools.partial(helpers.close, tolerance=1e-10)
 
 
 def training_set(classes, count=60, words=5):

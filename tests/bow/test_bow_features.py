@@ -1,7 +1,9 @@
 """Local features of `lrpjax.bow` and their supports, against loops, to 1e-10 in float64."""
 
+import functools
 import math
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,7 @@ import pytest
 
 from lrpjax import bow
 
-
-def close(actual, expected, tolerance=1e-10):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+close = functools.partial(helpers.close, tolerance=1e-10)
 
 
 def rng(seed=0):

@@ -1,6 +1,4 @@
-"""lrpjax.metrics against hand-computed numbers, slow NumPy loops, scipy, and Quantus (data/quantus.npz)."""
-
-import pathlib
+"""lrpjax.metrics against hand-computed numbers, slow NumPy loops, scipy, and Quantus (references/quantus.npz)."""
 
 import chex
 import jax
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
+from helpers import REFERENCES
 from jax.tree_util import Partial
 
 import lrpjax
@@ -440,7 +439,7 @@ def test_bad_input(call, message):
 
 @pytest.fixture(scope="module")
 def quantus():
-    with np.load(pathlib.Path(__file__).parent / "data" / "quantus.npz") as file:
+    with np.load(REFERENCES / "quantus.npz") as file:
         return dict(file)
 
 

@@ -83,7 +83,7 @@ def test_an_exported_explanation_explains_batches():
     exported = export.deserialize(
         export.export(explain)(jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)).serialize()
     )
-    from lrpjax.batches import explain_batches
+    from lrpjax.data.batches import explain_batches
 
     x = np.random.default_rng(0).random((6, 8, 8, 1), np.float32)
     results = list(explain_batches(exported.call, [x[:4], x[4:]], progress=False))

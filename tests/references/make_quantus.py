@@ -1,7 +1,7 @@
-"""Regenerates quantus.npz: what Quantus says of fixed arrays, for tests/test_metrics.py.
+"""Regenerates quantus.npz: what Quantus says of fixed arrays, for tests/metrics/test_metrics.py.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 quantus==0.6.0
-    venv/bin/python tests/data/make_quantus.py
+    venv/bin/python tests/references/make_quantus.py
 
 Made in float64 with quantus 0.6.0, torch 2.13.0 (CPU), scikit-image 0.26.0, scipy 1.17.1, numpy 2.4.6. The
 draws of Quantus (subsets, noise, fresh parameters) are recorded, so that lrpjax can be given the same.

@@ -209,7 +209,7 @@ def test_default_rule_of_a_composite():
 
 
 def test_plan_lists_the_pairs_of_a_preset_that_matched_nothing():
-    """Without a warning: presets name what a network need not have (tests/test_errors.py has the warning)."""
+    """Without a warning: presets name what a network need not have (tests/core/test_errors.py has the warning)."""
     box = composites.epsilon_gamma_box(-1.0, 1.0)
     assert lrpjax.plan(network, box, X).unmatched == []
     found = lrpjax.plan(lambda x: x @ W, box, jnp.ones((1, 4))).unmatched

@@ -1,22 +1,18 @@
 """Batches over devices and processes: order, padding, overlap, memory, bad input."""
 
 import re
-import sys
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explain_in_process import free_address, in_process, in_processes
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-sys.path.append(str(Path(__file__).parent))
-from explain_in_process import free_address, in_process, in_processes
-
 from lrpjax import batches as module
-from lrpjax.batches import BatchError, NonFiniteWarning, explain_batches
-from lrpjax.store import StoreError, open_store
+from lrpjax.data.batches import BatchError, NonFiniteWarning, explain_batches
+from lrpjax.data.store import StoreError, open_store
 
 
 def explain(x):

@@ -3,36 +3,25 @@
 import functools
 
 import flax.linen as nn
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import lenient
 from jax import lax
 
 import lrpjax
 from lrpjax import composites, rules, select
+
+close = functools.partial(helpers.close, tolerance=2e-5, of_largest=True)
 
 KEY = jax.random.key(4)
 
 
 def normal(*shape, key=KEY, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype)
-
-
-def close(found, wanted, rtol=2e-5):
-    wanted = np.asarray(wanted)
-    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol * np.abs(wanted).max())
-
-
-def lenient(f):
-    """f, traced under JAX's usual promotion of dtypes: some of flax itself needs it."""
-
-    def call(*args):
-        with jax.numpy_dtype_promotion("standard"):
-            return f(*args)
-
-    return call
 
 
 # ------------------------------------------------------------------------------------------------------- one network, written in three ways
@@ -160,8 +149,8 @@ def test_linen_nnx_and_bare_jax_agree(name):
     assert jnp.isfinite(R).all() and R.any()
     for g, _ in others:
         y2, R2 = lrpjax.value_and_relevance(g, COMPOSITES[name], target=1)(x)
-        close(y2, y, 1e-9)
-        close(R2, R, 1e-6)
+        close(y2, y, tolerance=1e-9)
+        close(R2, R, tolerance=1e-6)
 
 
 WANTED = [
@@ -204,7 +193,11 @@ def test_at_a_module_is_the_value_that_leaves_it(way, path):
     R = lrpjax.relevance(f, composites.epsilon_plus(), target=1, at=path)(x)
     assert R.shape == (2, 8, 8, 4)
     reference, _ = three()["linen"]
-    close(R, lrpjax.relevance(reference, composites.epsilon_plus(), target=1, at="Linen/block_1")(x), 1e-3)
+    close(
+        R,
+        lrpjax.relevance(reference, composites.epsilon_plus(), target=1, at="Linen/block_1")(x),
+        tolerance=1e-3,
+    )
 
 
 @pytest.mark.parametrize("way", ["linen", "NNX"])
@@ -341,7 +334,7 @@ def test_batch_norm_is_folded_into_the_layer_before_it_and_takes_its_share_befor
     ]
     y = x * factor["before"] + shift["before"]
     above = lrpjax.relevance(folded, composite, target=1)(y)
-    close(lrpjax.relevance(f, composite, target=1)(x), x * factor["before"] / y * above, 1e-6)
+    close(lrpjax.relevance(f, composite, target=1)(x), x * factor["before"] / y * above, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("way", ["linen", "NNX"])
@@ -446,7 +439,7 @@ def test_pools_share_in_proportion_or_by_the_winner(name):
         assert [u.kind for u in lrpjax.plan(f, None, x)] == ["pool"]
         seed = jax.random.uniform(KEY, f(x).shape, jnp.float32)
         y, back = jax.vjp(f, x)
-        close(lrpjax.relevance(f, LRP0, target=seed)(x), x * back(seed / y)[0], 1e-4)
+        close(lrpjax.relevance(f, LRP0, target=seed)(x), x * back(seed / y)[0], tolerance=1e-4)
 
 
 MAX_POOLS = {  # window, strides, padding, dilation of windows and of the array

@@ -1,7 +1,7 @@
-"""Regenerates crp.npz: what zennit-crp says of a small random network, for tests/test_concepts.py.
+"""Regenerates crp.npz: what zennit-crp says of a small random network, for tests/analysis/test_concepts.py.
 
     python -m venv venv && venv/bin/pip install torch==2.15.0 zennit==0.4.6 zennit-crp==0.6.0
-    venv/bin/python tests/data/make_crp.py
+    venv/bin/python tests/references/make_crp.py
 
 Made in float64 with zennit-crp 0.6.0, zennit 0.4.6, torch 2.15.0 (CPU), numpy 2.4.6. Stabilisers are 1e-6, as zennit's and lrpjax's are.
 """

@@ -1,7 +1,9 @@
 """The score as a JAX function: its value, its gradient, and its relevance through the transform."""
 
 import dataclasses
+import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,7 @@ import pytest
 import lrpjax
 from lrpjax import bow, composites
 
-
-def close(actual, expected, tolerance=1e-10):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=tolerance, atol=tolerance)
+close = functools.partial(helpers.close, tolerance=1e-10)
 
 
 def two_bags(kernel, p=2.0):
@@ -36,7 +36,7 @@ def test_score_is_the_chain_of_its_steps_and_differentiable():
     model = bow.make_model(model.bags[0], bow.make_svm(bow.chi2(), model.svm.support[:, :5], [1.0] * 12, 0.0))
     direction = random_images(3, 7, 8) - 0.5
     f = jax.jit(lambda t: bow.score(model, images + t * direction, support_chunk=5).sum())
-    close(jax.grad(f)(0.0), (f(1e-5) - f(-1e-5)) / 2e-5, 1e-6)
+    close(jax.grad(f)(0.0), (f(1e-5) - f(-1e-5)) / 2e-5, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [bow.chi2(), bow.intersection(), bow.chi2_rbf(2.0)])
@@ -110,8 +110,8 @@ def test_as_a_part_of_a_larger_function():
     found = jax.jit(lrpjax.relevance(f, composites.epsilon(1e-9), target=1))(codes)
     pixels = bow.decompose(model, decode(codes), 1).pixels.reshape(4, -1) * 3
     expected = codes * ((pixels / decode(codes).reshape(4, -1)) @ kernel.T)
-    close(found, expected, 1e-6)
-    close(found.sum(1), f(codes)[:, 1], 1e-6)
+    close(found, expected, tolerance=1e-6)
+    close(found.sum(1), f(codes)[:, 1], tolerance=1e-6)
 
 
 def test_a_score_of_zero_has_no_relevance():

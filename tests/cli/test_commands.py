@@ -1,21 +1,23 @@
 """The sub-commands explain, plan and show, on models and files as users have them."""
 
+import functools
 import sys
 from pathlib import Path
 
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from explain_in_process import command, free_address, in_processes
 from flax import nnx
 from PIL import Image
 
-sys.path.append(str(Path(__file__).parent))
-from explain_in_process import command, free_address, in_processes
-
 import lrpjax
 from lrpjax import loading
-from lrpjax.store import StoreError, open_store
+from lrpjax.data.store import StoreError, open_store
+
+close = functools.partial(helpers.close, tolerance=1e-5, relative=1e-7, of_largest=True)
 
 MODEL = """
 import flax.linen as nn
@@ -113,10 +115,6 @@ def expected(composite, target, at=None):
     f, params = digits()["filled"]()
     y, R = lrpjax.value_and_relevance(f, composite, argnums=1, target=target, at=at)(params, np.load("x.npy"))
     return np.asarray(y), np.asarray(R)
-
-
-def close(actual, wanted):
-    np.testing.assert_allclose(actual, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Contrastive output relevance and BiLRP: hand-computed, conserved, and against loops."""
 
+import functools
+
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,9 @@ from jax import lax
 
 import lrpjax
 from lrpjax import composites, metrics, rules, similarity, targets
-from lrpjax.similarity import RegionError
+from lrpjax.analysis.bilrp import RegionError
+
+close = functools.partial(helpers.close, tolerance=1e-12)
 
 RNG = np.random.default_rng(0)
 W1, W2 = jnp.asarray(RNG.normal(size=(6, 8))), jnp.asarray(RNG.normal(size=(8, 4)))
@@ -19,10 +24,6 @@ Y = jnp.array([[1.0, 4.0, 2.0], [3.0, -1.0, 0.5]])
 
 def mlp(x):
     return jax.nn.relu(x @ W1) @ W2
-
-
-def close(a, b, tolerance=1e-12):
-    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- contrastive
@@ -148,11 +149,11 @@ def images(x):
 def test_bilrp_sums_to_the_dot_product_and_regions_pool_it():
     x, other = (jnp.asarray(RNG.normal(size=(8, 8, 1))) for _ in range(2))
     full = similarity.bilrp(images, ZERO)(x, other)
-    close(full.sum(), images(x) @ images(other), 1e-10)
+    close(full.sum(), images(x) @ images(other), tolerance=1e-10)
     labels = metrics.patches((1, 8, 8, 1), 4)
     pooled = similarity.bilrp(images, ZERO, regions=labels)(x, other)
     blocks = np.asarray(full).reshape(2, 4, 2, 4, 2, 4, 2, 4).sum((1, 3, 5, 7)).reshape(4, 4)
-    close(pooled, blocks, 1e-10)
+    close(pooled, blocks, tolerance=1e-10)
 
 
 def test_bilrp_is_symmetric_and_sums_to_the_similarity_target():

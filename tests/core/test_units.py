@@ -7,14 +7,18 @@ unit holds something fixed.
 import functools
 
 import flax.linen as nn
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import lenient
 from jax import lax
 
 import lrpjax
 from lrpjax import composites, rules, select
+
+close = functools.partial(helpers.close, of_largest=True)
 
 LRP0 = lrpjax.composites.epsilon(0.0)
 
@@ -22,16 +26,6 @@ LRP0 = lrpjax.composites.epsilon(0.0)
 @pytest.fixture
 def rng():
     return np.random.default_rng(3)
-
-
-def lenient(f):
-    """f, traced under JAX's usual promotion of dtypes: some of flax itself needs it."""
-
-    def call(*args):
-        with jax.numpy_dtype_promotion("standard"):
-            return f(*args)
-
-    return call
 
 
 def kinds(f, *args):
@@ -42,11 +36,6 @@ def ratio(f, x, R):
     """x ⊙ Jᵀ(R / f(x)): sharing in proportion through everything linear, winner takes all through maxima."""
     y, back = jax.vjp(f, x)
     return x * back(jnp.where(y == 0, 0, R / y))[0]
-
-
-def close(found, wanted, rtol=1e-9):
-    wanted = np.asarray(wanted)
-    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol * np.abs(wanted).max())
 
 
 # --------------------------------------------------------------------------------------------------------------------------- activations

@@ -1,7 +1,6 @@
 """lrpjax.gradients against the golden files, zennit's occlusion, slow loops and hand-computed numbers."""
 
 import itertools
-import pathlib
 
 import flax.linen as nn
 import golden
@@ -9,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import REFERENCES
 
 import lrpjax
 from lrpjax import composites, gradients, metrics
 
-HERE = pathlib.Path(__file__).parent
 RNG = np.random.default_rng(0)
 
 
@@ -223,7 +222,7 @@ def test_occlusion_equals_slow_loop(measure, keep, patch, stride):
 
 def test_occlusion_equals_zennit():
     """zennit's default keeps the window and sums; it repeats the map for every channel, channels first."""
-    with np.load(HERE / "data" / "zennit_occlusion.npz") as file:
+    with np.load(REFERENCES / "zennit_occlusion.npz") as file:
         z = dict(file)
     x, target = z["x"], z["target"]
 

@@ -1,9 +1,10 @@
 """Conditional relevance, channels, maximising samples and receptive fields, against zennit-crp, slow loops and hand-computed numbers."""
 
+import functools
 import itertools
-import pathlib
 
 import chex
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,11 @@ from jax import lax
 
 import lrpjax
 from lrpjax import composites, concepts, rules, select
-from lrpjax.concepts import ConditionError, Samples
+from lrpjax.analysis.concepts import ConditionError, Samples
 
-DATA = np.load(pathlib.Path(__file__).parent / "data/crp.npz")
+close = functools.partial(helpers.close, tolerance=1e-12)
+
+DATA = np.load(helpers.REFERENCES / "crp.npz")
 P = {k.removeprefix("params/"): jnp.asarray(v) for k, v in DATA.items() if k.startswith("params/")}
 COMPOSITES = {
     "plus": composites.epsilon_plus(),
@@ -29,10 +32,6 @@ CONDITIONS = {  # those of make_crp.py
     "three": (0, {"dense": [1, 4, 5], "second": [1, 2, 3], "first": [0, 1]}),
 }
 LAST = {"channel_axis": 1}
-
-
-def close(a, b, tolerance=1e-12):
-    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def network(x):
@@ -74,14 +73,14 @@ def test_agrees_with_zennit_crp(composite, condition):
     # zennit's gradient begins with the logit itself, not with one
     seed = lambda y: y * jnp.eye(4)[target]
     explain = concepts.relevance(network, COMPOSITES[composite], axes(conditions), target=seed)
-    close(jax.jit(explain)(X[:2]), DATA[f"{composite}/{condition}"], 1e-9)
+    close(jax.jit(explain)(X[:2]), DATA[f"{composite}/{condition}"], tolerance=1e-9)
 
 
 @pytest.mark.parametrize("condition", ["one", "several", "both", "three"])
 def test_relevance_at_a_layer_under_the_conditions_agrees_with_zennit_crp(condition):
     target, conditions = CONDITIONS[condition]
     explain = concepts.relevance(network, COMPOSITES["plus"], axes(conditions), target=target, at="first")
-    close(explain(X[:2]), DATA[f"latent/{condition}"], 1e-9)
+    close(explain(X[:2]), DATA[f"latent/{condition}"], tolerance=1e-9)
 
 
 @pytest.mark.parametrize("around", [False, True])
@@ -101,12 +100,12 @@ def test_ways_around_agree_with_zennit_crp(around):
     seed = lambda y: y * jnp.eye(4)[1]
     options = {"target": seed, "around": around, "channel_axis": 1}
     explain = concepts.relevance(f, composites.gradient(), {"two": 0, "one": 1}, **options)
-    close(explain(X[:2]), p[str(not around)], 1e-9)
+    close(explain(X[:2]), p[str(not around)], tolerance=1e-9)
 
 
 def test_channel_relevance_agrees_with_zennit_crp():
     explain = concepts.channel_relevance(network, COMPOSITES["plus"], at="second", target=2, **LAST)
-    close(explain(X), DATA["channels"], 1e-9)
+    close(explain(X), DATA["channels"], tolerance=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_maximising_samples_agree_with_zennit_crp(by, pool, normalise):
     expected = {
         field: DATA[f"best/{by}/{pool}/{normalise}/{field}"].T for field in ("score", "index", "position")
     }
-    close(best.score, expected["score"], 1e-9)
+    close(best.score, expected["score"], tolerance=1e-9)
     np.testing.assert_array_equal(best.index, expected["index"])
     np.testing.assert_array_equal(best.position, expected["position"])
 
@@ -291,12 +290,12 @@ def test_ways_around_a_condition_count_only_where_asked_for():
     whole = lrpjax.relevance(residual, ZERO, target=0)(XS)
     skip = both(jnp.zeros(4))
     close(both(jnp.ones(4)), whole)
-    close(via(jnp.ones(4)) + skip, whole, 1e-10)
+    close(via(jnp.ones(4)) + skip, whole, tolerance=1e-10)
     close(via(jnp.zeros(4)), jnp.zeros_like(XS))
     # y = Σ of both terms, each in proportion: by hand, what goes through the branch is its share of R
     R = (XS @ W1 @ W2 + XS @ W1) * W3[:, 0]
     share = R * (XS @ W1 @ W2) / (XS @ W1 @ W2 + XS @ W1)
-    close(via(jnp.ones(4)).sum(-1), share.sum(-1), 1e-10)
+    close(via(jnp.ones(4)).sum(-1), share.sum(-1), tolerance=1e-10)
 
 
 def test_ways_around_conjunctions_and_relevance_at_intermediate_values():
@@ -310,15 +309,15 @@ def test_ways_around_conjunctions_and_relevance_at_intermediate_values():
     masks = {"c": np.array([1.0, 0, 1, 0]), "a": np.array([0, 1.0, 1, 0])}
     found = concepts.relevance(f, ZERO, masks, target=0, at=("b", *names))(XS)
     only = concepts.relevance(f, ZERO, {"c": masks["c"]}, target=0, at="b")(XS)
-    close(found["b"], only, 1e-10)  # the condition on a lies below
+    close(found["b"], only, tolerance=1e-10)  # the condition on a lies below
     top = concepts.relevance(f, ZERO, {"c": masks["c"]}, target=0, at="c", around=True)(XS)
-    close(found["c"], top, 1e-10)
+    close(found["c"], top, tolerance=1e-10)
     passing_c = concepts.relevance(f, ZERO, {"c": masks["c"]}, target=0, at="a")(XS)
-    close(found["a"], passing_c * masks["a"], 1e-10)
+    close(found["a"], passing_c * masks["a"], tolerance=1e-10)
     # the input is reached through a alone, so conditioning it is what masking its relevance is
     through = concepts.relevance(f, ZERO, masks, target=0)(XS)
     expected = lrpjax.vjp(lambda x: x @ W1, ZERO, XS)[1](passing_c * masks["a"])[0]
-    close(through, expected, 1e-10)
+    close(through, expected, tolerance=1e-10)
 
 
 def test_several_arguments_with_a_way_around_for_one_of_them():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import close
 from jax import lax
 
 import lrpjax
@@ -14,10 +15,6 @@ from lrpjax import composites, rules
 RNG = np.random.default_rng(4)
 W, V = RNG.normal(size=(3, 4)), RNG.normal(size=(4, 2))
 X = jnp.asarray(RNG.normal(size=(3,)))
-
-
-def close(found, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
 
 
 def uniform():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import close
 from jax import lax
 
 import lrpjax
@@ -23,10 +24,6 @@ def mlp(x):
         h = jax.nn.relu(x @ W1 + B1)
     with jax.named_scope("head"):
         return h @ W2 + B2
-
-
-def close(found, wanted, rtol=1e-9):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), found, wanted)
 
 
 # ------------------------------------------------------------------------------------------------------------------- calling conventions

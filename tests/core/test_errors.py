@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import close
 from jax import lax
 
 import lrpjax
@@ -24,10 +25,6 @@ def dense(x):
 
 def explain(f=dense, composite=None, x=X, **options):
     return lrpjax.relevance(f, composite, **options)(x)
-
-
-def close(found, wanted, rtol=1e-9):
-    np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ bad input

@@ -12,6 +12,7 @@ import pytest
 
 import lrpjax
 from lrpjax import cli, demo, errors
+from lrpjax.cli.demos import digits as handwritten
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_batches_hold_every_image_once_shifted_by_at_most_one_pixel(digits):
     images = np.zeros((128, 16, 16, 1), np.float32)
     images[np.arange(128), 8, 8] = 1 + np.arange(128)[:, None]
     numbered = digits._replace(train_images=images, train_labels=np.arange(128, dtype=np.int32))
-    batches = list(demo._batches(numbered, 2, np.random.default_rng(0)))
+    batches = list(handwritten._batches(numbered, 2, np.random.default_rng(0)))
     labels = np.concatenate([labels for _, labels in batches])
     shifted = np.concatenate([images for images, _ in batches])
     np.testing.assert_array_equal(np.sort(labels), np.arange(128))

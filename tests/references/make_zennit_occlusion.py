@@ -1,8 +1,8 @@
-"""Regenerates zennit_occlusion.npz: zennit's occlusion maps of a small network, for tests/test_gradients.py.
+"""Regenerates zennit_occlusion.npz: zennit's occlusion maps of a small network, for tests/analysis/test_gradients.py.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 numpy
     venv/bin/pip install --no-deps zennit==0.5.1
-    venv/bin/python tests/data/make_zennit_occlusion.py
+    venv/bin/python tests/references/make_zennit_occlusion.py
 
 Made with zennit 0.5.1, torch 2.13.0 (CPU), in float64. zennit imports torchvision for its canonizers of that
 library's models, which play no part here; an empty module stands in for it.

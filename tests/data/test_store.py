@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explain_in_process import Logged, in_process, numbered
 from jax import export
 
-sys.path.append(str(Path(__file__).parent))
-from explain_in_process import Logged, in_process, numbered
-
 from lrpjax import store as module
-from lrpjax.batches import explain_batches
-from lrpjax.store import StoreError, StoreWriter, array_names, fingerprint, open_store
+from lrpjax.data.batches import explain_batches
+from lrpjax.data.store import StoreError, StoreWriter, array_names, fingerprint, open_store
 
 
 def explain(x):

@@ -188,7 +188,7 @@ def test_worst_names_the_unit_that_makes_relevance():
 
     audit = lrpjax.audit(f)(jnp.ones((1, 3)))
     assert audit.worst().path == "shifted"
-    assert "test_ledger.py" in audit.worst().source
+    assert "test_audit.py" in audit.worst().source
 
 
 @pytest.mark.parametrize("what", ["value", "relevance"])
