@@ -310,6 +310,7 @@ def test_sharded_batches_are_combined_by_one_all_reduce():
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from lrpjax import patterns
+from lrpjax.patterns import fitting
 
 w, v, data = (np.random.default_rng(i).normal(size=s) for i, s in enumerate([(6, 5), (5, 3), (16, 6)]))
 f = lambda x: jax.nn.relu(x @ w) @ v
