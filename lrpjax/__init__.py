@@ -1,19 +1,29 @@
 """Layer-wise relevance propagation as a JAX function transform."""
 
+import typing as _typing
+
+from lrpjax import _aliases
 from lrpjax import composites as composites
-from lrpjax import concepts as concepts
-from lrpjax import gradients as gradients
 from lrpjax import metrics as metrics
 from lrpjax import patterns as patterns
 from lrpjax import rules as rules
 from lrpjax import select as select
-from lrpjax import similarity as similarity
 from lrpjax import targets as targets
-from lrpjax import taylor as taylor
-from lrpjax.batches import explain_batches as explain_batches
+from lrpjax._version import __version__ as __version__
+from lrpjax.analysis import bilrp as _bilrp
+from lrpjax.analysis import concepts as concepts
+from lrpjax.analysis import gradients as gradients
+from lrpjax.analysis import taylor as taylor
+from lrpjax.analysis.audit import Audit as Audit
+from lrpjax.analysis.audit import audit as audit
+from lrpjax.analysis.audit import messages as messages
 from lrpjax.composites import Composite as Composite
 from lrpjax.custom import custom_relevance as custom_relevance
 from lrpjax.custom import tag as tag
+from lrpjax.data import batches as batches
+from lrpjax.data import store as store
+from lrpjax.data.batches import explain_batches as explain_batches
+from lrpjax.data.store import open_store as open_store
 from lrpjax.errors import InputError as InputError
 from lrpjax.errors import LrpjaxError as LrpjaxError
 from lrpjax.errors import PathError as PathError
@@ -22,13 +32,38 @@ from lrpjax.errors import RuleError as RuleError
 from lrpjax.errors import TargetError as TargetError
 from lrpjax.errors import UnmatchedWarning as UnmatchedWarning
 from lrpjax.errors import UnsupportedError as UnsupportedError
-from lrpjax.ledger import Audit as Audit
-from lrpjax.ledger import audit as audit
-from lrpjax.ledger import messages as messages
-from lrpjax.store import open_store as open_store
 from lrpjax.transform import plan as plan
 from lrpjax.transform import relevance as relevance
 from lrpjax.transform import value_and_relevance as value_and_relevance
 from lrpjax.transform import vjp as vjp
 
-__version__ = "0.1.0"
+similarity = _bilrp
+
+if _typing.TYPE_CHECKING:  # what else the table below lets users import from here
+    from lrpjax.cli import commands as commands
+    from lrpjax.cli.demos import network as _network
+    from lrpjax.data import loading as loading
+    from lrpjax.patterns import estimators as estimators
+
+    demo = _network
+
+# The names under which users import modules that stand in a folder. Each gives the same module object as its place
+# does, and is imported when asked for: several need packages that `lrpjax` itself does not.
+_aliases.install(
+    {
+        "lrpjax.batches": "lrpjax.data.batches",
+        "lrpjax.bow.demo": "lrpjax.cli.demos.bag_of_words",
+        "lrpjax.commands": "lrpjax.cli.commands",
+        "lrpjax.concepts": "lrpjax.analysis.concepts",
+        "lrpjax.demo": "lrpjax.cli.demos.network",
+        "lrpjax.estimators": "lrpjax.patterns.estimators",
+        "lrpjax.gradients": "lrpjax.analysis.gradients",
+        "lrpjax.layers": "lrpjax.patterns.network",
+        "lrpjax.ledger": "lrpjax.analysis.audit",
+        "lrpjax.loading": "lrpjax.data.loading",
+        "lrpjax.metrics.similarity": "lrpjax.metrics.agreement",
+        "lrpjax.similarity": "lrpjax.analysis.bilrp",
+        "lrpjax.store": "lrpjax.data.store",
+        "lrpjax.taylor": "lrpjax.analysis.taylor",
+    }
+)

@@ -24,7 +24,9 @@ jax.config.update("jax_compilation_cache_dir", programs.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "golden"))
+# What test files share is found from all folders: helpers.py, explain_in_process.py, golden.py.
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "golden")]
 
 # Traces are many objects that live long: looking for cycles among them after every few hundred new ones is most of the time of a long run.
 gc.set_threshold(100_000, 20, 50)

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lrpjax
 from lrpjax import commands
-from lrpjax.batches import explain_batches
-from lrpjax.store import open_store
+from lrpjax.data.batches import explain_batches
+from lrpjax.data.store import open_store
 
 
 def in_process(*arguments):

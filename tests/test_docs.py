@@ -13,10 +13,12 @@ import lrpjax
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ("coming_from.md", "family.md")
 EXPORTED = [node for node in ast.parse(inspect.getsource(lrpjax)).body if isinstance(node, ast.ImportFrom)]
-MODULES = {a.name for node in EXPORTED if node.module == "lrpjax" for a in node.names} | {
+PLACES = ("lrpjax", "lrpjax.analysis")
+MODULES = {a.name for node in EXPORTED if node.module in PLACES for a in node.names if a.name == a.asname} | {
     "bow",
     "demo",
     "estimators",
+    "similarity",
     "viz",
 }
 

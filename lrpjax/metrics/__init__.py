@@ -20,6 +20,7 @@ None of these numbers shows that an explanation is *right*: there is no ground t
 constructed data. Each docstring says what its number does not show.
 """
 
+from lrpjax.metrics.agreement import pearson, spearman, ssim
 from lrpjax.metrics.faithfulness import (
     Curve,
     abpc,
@@ -32,7 +33,6 @@ from lrpjax.metrics.faithfulness import (
 from lrpjax.metrics.maps import complexity, mass_accuracy, pointing_game, rank_accuracy, sparseness
 from lrpjax.metrics.methods import Robustness, randomisation, robustness
 from lrpjax.metrics.perturb import blur, channel_mean, patches, uniform_noise
-from lrpjax.metrics.similarity import pearson, spearman, ssim
 
 __all__ = [
     "Curve",

@@ -22,8 +22,8 @@ from lrpjax._evaluate import (
     read,
     target_index,
 )
+from lrpjax.metrics.agreement import pearson
 from lrpjax.metrics.perturb import patches
-from lrpjax.metrics.similarity import pearson
 
 
 class Curve(NamedTuple):

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lrpjax._evaluate import apply, as_callable, check_positive, map_batched
-from lrpjax.metrics.similarity import spearman
+from lrpjax.metrics.agreement import spearman
 
 
 class Robustness(NamedTuple):

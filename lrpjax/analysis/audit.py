@@ -1,0 +1,251 @@
+"""Where relevance went: an account for every unit of the plan, and the messages of single layers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrpjax.composites import DEFAULT, Composite
+from lrpjax.core.kinds import KINDS
+from lrpjax.core.plan import describe
+from lrpjax.core.program import Program
+from lrpjax.core.seeds import output_relevance
+from lrpjax.core.units import Unit
+from lrpjax.core.vjps import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
+from lrpjax.errors import PathError
+from lrpjax.select import matches
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("relevance_in", "relevance_out", "bias", "epsilon", "other", "broken"),
+    meta_fields=("path", "kind", "rule", "shape", "source"),
+)
+@dataclasses.dataclass
+class Account:
+    """What happened to the relevance of one unit, summed over all its elements (and the batch, and the steps of a
+    loop).
+
+    relevance_in: what reached its output. relevance_out: what it handed to its operands. bias, epsilon: what was
+    absorbed by the bias (and other constants) and by the stabiliser. other: the rest of in − out: a softmax, a rule
+    that does not conserve. broken: how many values of its output are not finite.
+    """
+
+    path: str
+    kind: str
+    rule: str
+    shape: tuple[int, ...]
+    source: str
+    relevance_in: jax.Array
+    relevance_out: jax.Array
+    bias: jax.Array
+    epsilon: jax.Array
+    other: jax.Array
+    broken: jax.Array
+
+    @property
+    def lost(self) -> jax.Array:
+        """relevance_in − relevance_out; negative where the unit makes relevance."""
+        return self.relevance_in - self.relevance_out
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("units", "seed", "relevance"), meta_fields=()
+)
+@dataclasses.dataclass
+class Audit:
+    """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance`
+    the sum of what arrived at the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the
+    axis of the batch: `audit[i]` is that of one example.
+
+    Example:
+        >>> import jax.numpy as jnp, lrpjax
+        >>> f = lambda x: x @ jnp.array([1.0, 1.0]) + 1.0
+        >>> audit = lrpjax.audit(f)(jnp.array([2.0, 1.0]))
+        >>> print(audit.seed, audit.relevance.round(2), audit.worst().bias.round(2))
+        4.0 3.0 1.0
+    """
+
+    units: list[Account]
+    seed: jax.Array
+    relevance: jax.Array
+
+    def __getitem__(self, index: Any) -> "Audit":
+        return jax.tree.map(lambda a: a[index], self)
+
+    def worst(self) -> Account:
+        """The unit that leaks or amplifies most: the largest |in − out|. Where something is not finite, the first unit
+        that makes it so."""
+        found = self.first_broken()
+        return max(self.units, key=lambda u: float(np.sum(np.abs(u.lost)))) if found is None else found[0]
+
+    def first_broken(self) -> tuple[Account, str] | None:
+        """(unit, "value" or "relevance"): the first unit whose output is not finite, or, where all values are finite,
+        the first on the way back that makes relevance which is not. None where all is finite."""
+        for unit in self.units:
+            if np.any(np.asarray(unit.broken) > 0):
+                return unit, "value"
+        for unit in reversed(self.units):
+            if np.all(np.isfinite(unit.relevance_in)) and not np.all(np.isfinite(unit.relevance_out)):
+                return unit, "relevance"
+        return None
+
+    def _index(self, unit: Account) -> int:
+        return next(i for i, u in enumerate(self.units) if u is unit)
+
+    def __str__(self) -> str:
+        head = ("#", "path", "kind", "rule", "in", "out", "bias", "epsilon", "other")
+        columns = ("relevance_in", "relevance_out", "bias", "epsilon", "other")
+        number = lambda a: f"{float(np.sum(np.asarray(a))):.4g}"
+        rows = [
+            (str(i), u.path or "-", u.kind, u.rule, *(number(getattr(u, c)) for c in columns))
+            for i, u in enumerate(self.units)
+        ]
+        widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
+        lines = [
+            "  ".join(
+                v.ljust(w) if c < 4 else v.rjust(w) for c, (v, w) in enumerate(zip(r, widths, strict=True))
+            )
+            for r in [head, *rows]
+        ]
+        lines.append(f"output {number(self.seed)}, arguments {number(self.relevance)}")
+        found = self.first_broken()
+        if found is not None:
+            lines.append(f"not finite: the {found[1]} of unit {self._index(found[0])}")
+        elif self.units:
+            lines.append(
+                f"largest loss or gain: {number(self.worst().lost)} in unit {self._index(self.worst())}"
+            )
+        return "\n".join(lines)
+
+
+def audit(
+    f: Callable,
+    composite: Composite | None = None,
+    *,
+    argnums: int | Sequence[int] = 0,
+    target: Any = None,
+) -> Callable:
+    """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance
+    in and out and what absorbed the difference, in − out = bias + ε + other.
+
+    Takes one forward and one backward pass. Works under `jax.jit`; under `jax.vmap` it gives an audit of every example.
+
+    Args:
+        f, composite, argnums, target: as in `lrpjax.relevance`.
+
+    Raises:
+        As `lrpjax.relevance`.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jnp.maximum(x @ jnp.eye(2) + 1.0, 0.0) @ jnp.array([[1.0], [2.0]])
+    >>> print(lrpjax.audit(f, lrpjax.composites.epsilon(2.0))(jnp.array([[1.0, 1.0]])))
+    #  path  kind        rule                 in    out   bias  epsilon  other
+    0  -     dense       Epsilon(epsilon=2)  4.5  1.125  1.125     2.25      0
+    1  -     activation  Pass()              4.5    4.5      0        0      0
+    2  -     dense       Epsilon(epsilon=2)    6    4.5      0      1.5      0
+    output 6, arguments 1.125
+    largest loss or gain: 3.375 in unit 0
+    """
+
+    @functools.wraps(f)
+    def explain(*args: Any, **kwargs: Any) -> Audit:
+        program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
+        units = [u for u in program.level.walk() if KINDS[u.kind].shown and u in program.routes.takes]
+        plan = describe(program.level, program.assignment, program.routes)
+        program.rewrite(audited=units)
+        y, _, pull = program.linearise_audited()
+        seed = output_relevance(y, target, program.composite.method)
+        R, accounts = pull(seed)
+        total = lambda tree: sum(
+            jnp.real(leaf).astype(jnp.zeros(()).dtype).sum() for leaf in jax.tree.leaves(tree)
+        )
+        entries = [
+            _account(planned, account, program.assignment.propagations[unit].bias_takes_rest)
+            for planned, unit, account in zip(plan.units, units, accounts, strict=True)
+        ]
+        return Audit(entries, total(seed), total(R))  # type: ignore[arg-type]
+
+    return explain
+
+
+def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool) -> Account:
+    received, passed, epsilon = columns[RECEIVED], columns[PASSED], columns[EPSILON]
+    rest = received - passed - epsilon
+    bias, other = (rest, jnp.zeros_like(rest)) if bias_takes_rest else (columns[BIAS], rest - columns[BIAS])
+    static = (planned.path, planned.kind, planned.rule, planned.shape, planned.source)
+    return Account(*static, received, passed, bias, epsilon, other, columns[BROKEN])
+
+
+def messages(
+    f: Callable, composite: Composite | None = None, *, at: str, argnums: int = 0, target: Any = None
+) -> Callable:
+    """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from
+    its output j (Bach et al. 2015, eq. 13 and 14: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i
+    R_{i←j} that of its output, less what the bias and the stabiliser absorb).
+
+    Args:
+        f, composite, target: as in `lrpjax.relevance`. argnums: the argument explained. at: the module path of a dense
+            layer.
+
+    Returns:
+        A function of f's arguments. It returns an array of the shape of the layer's input with one more axis for its
+        outputs, (…, inputs, outputs); memory and time are those of as many backward passes through the layer.
+
+    Raises:
+        PathError: no dense layer has this path, several have, or it stands inside a loop.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> def f(x):
+    ...     with jax.named_scope("layer"):
+    ...         return x @ jnp.array([[1.0, 2.0], [3.0, -1.0]])
+    >>> print(lrpjax.messages(f, lrpjax.composites.epsilon(0.0), at="layer")(jnp.array([1.0, 1.0])))
+    [[ 1.  2.]
+     [ 3. -1.]]
+    """
+
+    @functools.wraps(f)
+    def explain(*args: Any, **kwargs: Any) -> jax.Array:
+        program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
+        unit = _dense_at(program, at)
+        (x,) = unit.operands
+        program.route([x, unit.out])
+        program.rewrite()
+
+        def run(zeros):
+            outputs, seen = program.run(program.leaves, zeros, {})
+            return (outputs, seen[1]), seen[0]
+
+        (outputs, z), back, values = jax.vjp(run, program.zeros(), has_aux=True)
+        y = jax.tree.unflatten(jax.tree.structure(program.shapes), outputs)
+        seed = jax.tree.leaves(output_relevance(y, target, program.composite.method))
+        seed = [s.astype(o.dtype) for s, o in zip(seed, outputs, strict=True)]
+        (cotangents,) = back((seed, jnp.zeros_like(z)))
+        c = cotangents[1]
+        silent = [jnp.zeros_like(o) for o in outputs]
+
+        def message(j):
+            one = (jnp.arange(z.shape[-1]) == j).astype(c.dtype)
+            (cotangents,) = back((silent, c * one))
+            return program.read(x, values, cotangents[0])
+
+        return jax.vmap(message, out_axes=-1)(jnp.arange(z.shape[-1]))
+
+    return explain
+
+
+def _dense_at(program: Program, at: str) -> Unit:
+    dense = [u for u in program.level.walk() if u.kind == "dense" and u in program.routes.takes]
+    hits = [u for u in dense if u.path == at or matches(at, u.path)]
+    if len(hits) != 1:
+        known = ", ".join(sorted({u.path or "(no path)" for u in dense}))
+        raise PathError(
+            f"messages: {len(hits)} dense layers have the path {at!r}. Dense layers: {known or '(none)'}"
+        )
+    if hits[0] not in program.level.units:
+        raise PathError(f"messages: the dense layer {at!r} stands inside a loop or branch; name one outside")
+    return hits[0]

@@ -1,0 +1,5 @@
+"""The command line: `lrpjax demo`, `explain`, `plan` and `show`."""
+
+from lrpjax.cli.main import COMMANDS as COMMANDS
+from lrpjax.cli.main import build_parser as build_parser
+from lrpjax.cli.main import main as main

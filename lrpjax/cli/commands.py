@@ -1,0 +1,402 @@
+"""The sub-commands `explain`, `plan` and `show` of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lrpjax import transform
+from lrpjax.data import batches as batching
+from lrpjax.data import loading, store
+
+MODEL = """\
+the model (--model package.module:build):
+  build() returns (f, params): f(params, x) gives the outputs, such as logits, for a batch x, and params is a
+  pytree of arrays or, together with --params, of their shapes. The working directory is searched for the
+  package. For Flax:
+
+    def build():                                       # linen
+        model = CNN()
+        return model.apply, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+
+    def build():                                       # nnx
+        graph, state = nnx.split(nnx.eval_shape(lambda: CNN(rngs=nnx.Rngs(0))))
+        return (lambda state, x: nnx.merge(graph, state)(x)), state
+
+  Relevance is that of x: what belongs between a picture's pixels and the network, such as a normalisation, is
+  part of f.
+"""
+EXPLAIN = """\
+inputs:
+  .npy, .npz     arrays with the inputs along their first axis; 8-bit ones are divided by 255
+  .png, .jpg     one input each, (height, width, 1) if grey and (height, width, 3) if not, floats in [0, 1]
+
+results:
+  DIR is a Zarr group with the arrays "relevance" and "output" (lrpjax.open_store, or any Zarr 3 reader). A
+  command that was ended in any way goes on where it was when it is given again.
+
+exit codes:
+  0 explained; 1 explained, but some results are NaN or infinite; 2 not explained: an error in what was given
+"""
+
+
+def add_explain_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds `lrpjax explain` to the command line; its `run` explains a data set."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="explain a data set with your model; store the relevances",
+        description="Explains every input and stores the relevances, batch by batch.",
+        epilog=MODEL + "\n" + EXPLAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--inputs", required=True, nargs="+", metavar="FILE", help="files, or globs in quotes"
+    )
+    _add_reading(parser)
+    parser.add_argument(
+        "--target",
+        default="max",
+        help="what is explained: max, the largest output (default); all of them; a class number; a .npy file "
+        "with a class number for each input",
+    )
+    parser.add_argument(
+        "--at", metavar="PATH", help="relevance of this named value instead of the input's; see plan"
+    )
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="inputs in a batch (default 32)")
+    parser.add_argument("--mesh", metavar="N", help="divide each batch over N devices, or over all")
+    parser.add_argument(
+        "--distributed",
+        metavar="HOST:PORT,COUNT,INDEX",
+        help="be process INDEX of COUNT, each with its share of the inputs; auto: as the cluster says (see "
+        "jax.distributed.initialize)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("--png", action="store_true", help="also write a heatmap of each input to DIR/png")
+    parser.set_defaults(run=run_explain)
+    return parser
+
+
+def add_plan_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds `lrpjax plan` to the command line; its `run` prints which rule explains which part of a model."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="print which rule explains which part of your model",
+        description="Prints each unit of the model with its path, kind, rule, shape and source line.",
+        epilog=MODEL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model(parser)
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument("--shape", metavar="N,N,...", help="shape of a batch of inputs, such as 1,28,28,1")
+    inputs.add_argument("--inputs", nargs="+", metavar="FILE", help="files with inputs, or globs in quotes")
+    _add_reading(parser)
+    parser.set_defaults(run=run_plan)
+    return parser
+
+
+def add_show_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds `lrpjax show` to the command line; its `run` describes stored results and draws them."""
+    parser = subparsers.add_parser(
+        "show",
+        help="describe stored results and draw a contact sheet of them",
+        description="Prints what a store holds, and draws heatmaps of its relevances on one sheet.",
+    )
+    parser.add_argument("store", metavar="STORE", help="directory that explain wrote")
+    parser.add_argument("--name", default="relevance", help="array that is drawn (default: relevance)")
+    parser.add_argument(
+        "--rows", default="0:32", metavar="START:STOP", help="inputs that are drawn (default 0:32)"
+    )
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="pictures in a line (default 8)")
+    parser.add_argument("--out", metavar="FILE", help="the picture (default: STORE/sheet.png)")
+    parser.set_defaults(run=run_show)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODULE:BUILD", help="your model; see below")
+    parser.add_argument("--params", metavar="DIR", help="orbax checkpoint with the model's params")
+    parser.add_argument(
+        "--composite",
+        default="epsilon_plus",
+        metavar="NAME",
+        help=f"one of {', '.join(loading.presets())}, or MODULE:NAME of your own (default epsilon_plus)",
+    )
+    parser.add_argument(
+        "--composite-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the composite, such as low=0; may be given again",
+    )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", help="array that is read from .npz files (default: the only one)")
+    parser.add_argument("--size", metavar="HxW", help="resize the pictures to this height and width")
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    """Explains a data set as the command line says.
+
+    Args:
+      args: what `add_explain_parser` parses.
+
+    Returns:
+      The exit code: 0, or 1 if some results are not finite.
+
+    Raises:
+      ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
+      says it.
+    """
+    if args.batch < 1:
+        raise ValueError(f"--batch must be 1 or more, not {args.batch}")
+    _join(args.distributed)
+    inputs = loading.Inputs(args.inputs, args.key, args.size)
+    mesh = _mesh(args.mesh)
+    f, params = loading.load_model(args.model, args.params, mesh)
+    composite, name = loading.load_composite(args.composite, args.composite_arg)
+    target, labels = _target(args.target, inputs.rows)
+    _check_model(f, params, inputs[0:1], args.model)
+
+    @jax.jit
+    def explain(params, batch):
+        x, classes = batch if labels is not None else (batch, target)
+        y, R = transform.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
+        return {"output": y, "relevance": R}
+
+    index, count = jax.process_index(), jax.process_count()
+    start, stop = inputs.rows * index // count, inputs.rows * (index + 1) // count
+    slices = (slice(i, min(i + args.batch, stop)) for i in range(start, stop, args.batch))
+    data = (inputs[rows] if labels is None else (inputs[rows], labels[rows]) for rows in slices)
+    settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at}
+    began, done = time.monotonic(), start
+    with _warnings_in_a_line("explain"):
+        for result in batching.explain_batches(
+            explain,
+            data,
+            params=params,
+            mesh=mesh,
+            batch_size=args.batch,
+            store=args.out,
+            settings=settings,
+            total=stop - start,
+        ):
+            if args.png:
+                _write_pictures(Path(args.out) / "png", done, result["relevance"])
+            done += len(jax.tree.leaves(result)[0])
+    seconds = time.monotonic() - began
+    stored = store.open_store(Path(args.out) / f"process-{index:05d}" if count > 1 else args.out)
+    bad = stored.batches[:, 1]
+    print(f"{stored.rows} inputs in {seconds:.1f} s ({stored.rows / seconds:.3g} a second): {stored.path}")
+    if bad.any():
+        where = f"{bad.sum()} inputs, in batches {_listed(np.flatnonzero(bad))}"
+        print(f"lrpjax explain: the results of {where}, have a NaN or an infinity", file=sys.stderr)
+    return int(bad.any())
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Prints the plan as the command line says.
+
+    Args:
+      args: what `add_plan_parser` parses.
+
+    Returns:
+      The exit code, 0.
+
+    Raises:
+      ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
+      says it.
+    """
+    if args.inputs:
+        x = loading.Inputs(args.inputs, args.key, args.size)[0:1]
+    else:
+        x = jax.ShapeDtypeStruct(loading.numbers(args.shape, ",", "--shape"), np.float32)
+    f, params = loading.load_model(args.model, args.params, shapes=True)
+    composite, name = loading.load_composite(args.composite, args.composite_arg)
+    _check_model(f, params, x, args.model)
+    plans = []
+
+    def note(params, x):  # traced, for there may be only the shapes of the params
+        plans.append(transform.plan(f, composite, params, x, argnums=1))
+
+    with _warnings_in_a_line("plan"):
+        jax.eval_shape(note, params, x)
+    print(f"{args.model}, {name}\n{plans[0]}")
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Describes a store and draws its contact sheet as the command line says.
+
+    Args:
+      args: what `add_show_parser` parses.
+
+    Returns:
+      The exit code, 0.
+
+    Raises:
+      ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
+      says it.
+    """
+    results = store.open_store(args.store)
+    if args.columns < 1:
+        raise ValueError(f"--columns must be 1 or more, not {args.columns}")
+    print(describe(results))
+    if args.name not in results:
+        raise ValueError(f"{args.store} has the arrays {', '.join(results)}, not {args.name!r}")
+    array = results[args.name]
+    begin, _, end = args.rows.partition(":")
+    try:
+        first, last = int(begin or 0), int(end or array.shape[0])
+    except ValueError:
+        raise ValueError(f"--rows must be START:STOP, such as 0:32, not {args.rows!r}") from None
+    rows = range(array.shape[0])[first:last]
+    if not rows:
+        raise ValueError(f"--rows {args.rows} has none of the {array.shape[0]} rows of {args.store}")
+    if array.ndim not in (3, 4):
+        if args.out:
+            raise ValueError(f"{args.name} has rows of shape {tuple(array.shape[1:])}, which are no pictures")
+        return 0
+
+    from lrpjax import viz
+
+    pictures: list[Any] = list(viz.heatmap(_with_channels(np.asarray(array[rows.start : rows.stop]))))
+    captions = [str(row) for row in rows]
+    if "output" in results and results["output"].ndim == 2:
+        classes = np.asarray(results["output"][rows.start : rows.stop]).argmax(1)
+        captions = [f"{row}: class {c}" for row, c in zip(rows, classes, strict=True)]
+    columns = min(args.columns, len(pictures))
+    empty = -len(pictures) % columns
+    pictures, captions = pictures + [None] * empty, captions + [""] * empty
+    out = Path(args.out or Path(args.store) / "sheet.png")
+    viz.sheet(
+        [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
+        captions=[captions[i : i + columns] for i in range(0, len(captions), columns)],
+        title=", ".join(
+            str(results.settings[key]) for key in ("model", "composite") if key in results.settings
+        ),
+        colorbar="seismic",
+        path=out,
+    )
+    print(f"drawn: {out}")
+    return 0
+
+
+def describe(results: store.Store) -> str:
+    """What a store holds, in lines for a person to read.
+
+    Args:
+      results: stored results.
+
+    Returns:
+      Text without a newline at its end.
+    """
+    lines = [f"{results.path}: {results.rows} rows, {'complete' if results.complete else 'not complete'}"]
+    lines += [f"  {name}: {array.dtype.name}{list(array.shape)}" for name, array in results.items()]
+    about = {**results.settings, **results.versions}
+    lines += [f"  {key} = {value}" for key, value in about.items() if value is not None]
+    bad = results.batches[:, 1]
+    if bad.any():
+        lines.append(f"  not finite: {bad.sum()} rows, in batches {_listed(np.flatnonzero(bad))}")
+    return "\n".join(lines)
+
+
+def _join(distributed: str | None) -> None:
+    if distributed is None:
+        return
+    if distributed == "auto":
+        jax.distributed.initialize()
+        return
+    match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", distributed)
+    if match is None or int(match[3]) >= int(match[2]):
+        raise ValueError(
+            f"--distributed must be auto or HOST:PORT,COUNT,INDEX, INDEX < COUNT, not {distributed!r}"
+        )
+    jax.distributed.initialize(match[1], num_processes=int(match[2]), process_id=int(match[3]))
+
+
+def _mesh(devices: str | None) -> Mesh | None:
+    if devices is None:
+        return None
+    there = jax.devices()
+    if devices == "all":
+        devices = str(len(there))
+    if not devices.isdecimal() or not 1 <= int(devices) <= len(there):
+        raise ValueError(
+            f"--mesh must be all, or a number of devices; there are {len(there)}; not {devices!r}"
+        )
+    return Mesh(np.array(there[: int(devices)]), ("data",))
+
+
+def _target(target: str, rows: int) -> tuple[Any, np.ndarray | None]:
+    """The target for all inputs, and that of each input if it is in a file."""
+    if target == "max":
+        return "max", None
+    if target == "all":
+        return None, None
+    if re.fullmatch(r"-?\d+", target):
+        return int(target), None
+    if not target.endswith(".npy"):
+        raise ValueError(f"--target must be max, all, a class number or a .npy file, not {target!r}")
+    with loading.readable(Path(target)):
+        labels = np.load(target)
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        found = f"{labels.dtype}{list(labels.shape)}"
+        raise ValueError(f"--target {target} has {found}, not one class number for each of {rows} inputs")
+    return None, labels
+
+
+def _check_model(f: Callable[..., Any], params: Any, x: Any, spec: str) -> None:
+    """Runs the model on shapes, so that what its author has to mend is told from what lrpjax finds."""
+    try:
+        jax.eval_shape(f, params, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)))
+    except Exception as error:
+        reason = f"for x of {x.dtype}{list(x.shape)} with {type(error).__name__}: {error}"
+        raise ValueError(f"--model {spec}: f(params, x) failed {reason}") from error
+
+
+def _write_pictures(folder: Path, first: int, relevance: Any) -> None:
+    """A heatmap for each row; those that are there already are of an earlier run on the same store."""
+    if not isinstance(relevance, np.ndarray) or relevance.ndim not in (3, 4):
+        shapes = jax.tree.map(lambda leaf: leaf.shape[1:], relevance)
+        raise ValueError(f"--png: relevance has rows of shape {shapes}, which are no pictures")
+    from PIL import Image
+
+    from lrpjax import viz
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(viz.heatmap(_with_channels(relevance)), first):
+        path = folder / f"{number:08d}.png"
+        if not path.exists():
+            Image.fromarray(picture).save(path.with_suffix(".part"), format="png")
+            path.with_suffix(".part").replace(path)
+
+
+def _with_channels(relevance: np.ndarray) -> np.ndarray:
+    return relevance if relevance.ndim == 4 else relevance[..., None]
+
+
+def _listed(numbers: Sequence[int] | np.ndarray) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line(command: str) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: print(
+            f"lrpjax {command}: warning: {message}", file=sys.stderr
+        )
+        yield

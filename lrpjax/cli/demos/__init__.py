@@ -1,0 +1,1 @@
+"""The demos: `lrpjax demo` and `lrpjax demo --bow`."""

@@ -1,0 +1,544 @@
+"""Explaining a data set: batches from any iterable, over the devices of a mesh, by one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+import re
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import Exported
+from jax.extend import core
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lrpjax.data import store as stores
+from lrpjax.errors import LrpjaxError
+
+# Batches that are given to the device before the results of the one before them are waited for.
+_AHEAD = 1
+# What a process says of its next batch, in place of its rows, to those that it computes together with.
+_OVER, _FAILED = 0, -1
+
+
+class BatchError(LrpjaxError, ValueError):
+    """A batch that does not fit: of another structure, dtype or size, or not made of arrays."""
+
+
+class PeerError(LrpjaxError, RuntimeError):
+    """Another of the processes that compute together has failed."""
+
+
+class NonFiniteWarning(UserWarning):
+    """The results of a batch hold a NaN or an infinity."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    index: int
+    rows: int
+    leaves: list[np.ndarray]
+    treedef: Any
+
+    def tree(self) -> Any:
+        return self.treedef.unflatten(self.leaves)
+
+    def form(self) -> dict[str, str]:
+        """Path of each leaf -> dtype and shape of its rows: what has to be the same in every batch."""
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.tree())]
+        return {p: f"{x.dtype.name}{list(x.shape[1:])}" for p, x in zip(paths, self.leaves, strict=True)}
+
+
+def explain_batches(
+    explain: Callable[..., Any],
+    batches: Iterable[Any],
+    *,
+    params: Any = None,
+    mesh: Mesh | None = None,
+    axis: str | tuple[str, ...] | None = None,
+    batch_size: int | None = None,
+    store: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    nonfinite: Literal["warn", "raise"] = "warn",
+    progress: bool = True,
+    total: int | None = None,
+) -> Iterator[Any]:
+    """Explains batch after batch; yields the results in order, as NumPy arrays.
+
+    While the device computes one batch, the next one is read and sent to it; no more than two are on the
+    device, so neither its memory nor the host's grows with the number of batches. Every batch has the same
+    shape on the device (a shorter last one is filled up by repeating its last row, and what that gives is cut
+    off), so `explain` is compiled once. The device's copy of a batch is donated to results of the same shape
+    and dtype.
+
+    With a `mesh` the batches are divided over its first axis (or `axis`) by GSPMD. If the mesh spans several
+    processes (`jax.distributed.initialize`), all call this function, each with its own share of the batches
+    and the same sizes; one may have fewer than another. Each yields, and stores, the results of its own
+    share.
+
+    With a `store` each batch is stored before it is yielded, whole or not at all. A run that was ended, in
+    whatever way, and is started again with the same arguments reads the stored batches, compares their
+    fingerprint with the input's and goes on with the first that is missing.
+
+    Args:
+      explain: function of a batch, usually `jax.jit(lrpjax.relevance(f, composite, target="max"))`; gives a
+        pytree of arrays with one row for each row of the batch, which must not depend on the other rows. With
+        `params`: function of `params` and a batch.
+      batches: iterable of pytrees of host arrays (NumPy, torch, TensorFlow), rows first. All have the same
+        structure, dtypes and number of rows; only the last may have fewer rows. They are copied, so that the
+        iterable may reuse its buffers.
+      params: first argument of `explain`. With a mesh, leaves that already lie on its devices stay as they
+        are; all others are replicated.
+      mesh: devices to compute on; `None`: the default device.
+      axis: name, or names, of the mesh's axes that the rows are divided over; `None`: its first.
+      batch_size: rows of a batch; `None`: as many as the first batch has. With several processes, of each
+        one's.
+      store: directory of the results on disk (see `lrpjax.open_store`).
+      settings: what the results depend on, by name, kept in the store (composite, target, ...; JSON values).
+        A store made with other settings, versions, `params` or another `explain` is refused.
+      nonfinite: what to do with a batch whose results hold a NaN or an infinity: "warn" and keep it, or
+        "raise".
+      progress: show a bar with rate and remaining time on the standard error output.
+      total: number of rows of the input, for the bar, where `len(batches)` does not tell.
+
+    Returns:
+      An iterator over the results, one pytree of NumPy arrays for each batch.
+
+    Raises:
+      BatchError: a batch that does not fit, named by its number. As after every error, including those of
+        `batches` itself, all batches before it have been yielded and stored.
+      PeerError: another process, of those that compute together, has failed.
+      lrpjax.store.StoreError: the store is another run's, damaged, or cannot be written.
+      ValueError: arguments that do not fit each other.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> sensitivity = jax.jit(jax.grad(lambda x: (x**2).sum()))
+      >>> batches = [np.full((2, 3), 1, np.float32), np.full((1, 3), 2, np.float32)]
+      >>> for R in explain_batches(sensitivity, batches, progress=False):
+      ...     print(R)
+      [[2. 2. 2.]
+       [2. 2. 2.]]
+      [[4. 4. 4.]]
+    """
+    if not callable(explain):
+        raise TypeError(f"explain must be a function of a batch, not {type(explain).__name__}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    if nonfinite not in ("warn", "raise"):
+        raise ValueError(f"nonfinite must be 'warn' or 'raise', not {nonfinite!r}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of batches, not {type(batches).__name__}")
+    placement = _Placement(mesh, axis)
+    run = _run(explain, iter(batches), params, placement, batch_size, store, dict(settings or {}), nonfinite)
+    count = len(batches) if isinstance(batches, Sized) else None
+    return _shown(run, progress and jax.process_index() == 0, total, count)
+
+
+class _Placement:
+    """Where batches and params go: the default device, or the devices of a mesh."""
+
+    def __init__(self, mesh: Mesh | None, axis: str | tuple[str, ...] | None):
+        self.mesh: Mesh | None = None
+        self.shards = 1  # how many parts this process's rows are divided into
+        self.process = (jax.process_index(), jax.process_count())
+        self.together = False  # whether several processes compute each batch together
+        if mesh is None:
+            if axis is not None:
+                raise ValueError(f"axis {axis!r} is given, but no mesh that has it")
+            return
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
+        axes = mesh.axis_names[:1] if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
+        unknown = [name for name in axes if name not in mesh.axis_names]
+        if unknown or not axes:
+            raise ValueError(f"the mesh has the axes {mesh.axis_names}, not {axis!r}")
+        self.mesh = _automatic(mesh)
+        there = {device.process_index for device in self.mesh.devices.flat}
+        if there != {jax.process_index()} and there != set(range(jax.process_count())):
+            raise ValueError(
+                f"the mesh spans the processes {sorted(there)}; it must have devices of this process "
+                f"({jax.process_index()}) only, or of all {jax.process_count()}"
+            )
+        self.rows = NamedSharding(self.mesh, PartitionSpec(axes))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.axes = axes
+        self.size = math.prod(mesh.shape[name] for name in axes)
+        # Which part of the rows each device has, and which process each part belongs to.
+        self.parts = {d: i[0].start or 0 for d, i in self.rows.devices_indices_map((self.size,)).items()}
+        owners = {(part, device.process_index) for device, part in self.parts.items()}
+        self.shards = len([process for _, process in owners if process == jax.process_index()])
+        if len(owners) > self.size:
+            raise ValueError(
+                f"several processes would have the same rows: {', '.join(axes)} of the mesh joins them. "
+                "Order the mesh's devices so that each process has rows of its own"
+            )
+        self.together = len(there) > 1
+
+    def context(self) -> contextlib.AbstractContextManager:
+        """Keeps another mesh that the caller may have set from deciding about the shardings in `explain`."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def batch(self, array: np.ndarray) -> jax.Array:
+        if self.mesh is None:
+            return jax.device_put(array)
+        return jax.make_array_from_process_local_data(self.rows, array)
+
+    def shape(self, array: np.ndarray) -> tuple[int, ...]:
+        """Shape of the whole batch, of which `array` is this process's part."""
+        return (array.shape[0] // self.shards * (self.size if self.mesh else 1), *array.shape[1:])
+
+    def params(self, params: Any) -> Any:
+        if self.mesh is None:
+            return params
+        devices = set(self.mesh.devices.flat)
+
+        def place(leaf):
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+                if not isinstance(leaf.sharding, NamedSharding):
+                    return leaf
+                return jax.device_put(leaf, NamedSharding(_automatic(leaf.sharding.mesh), leaf.sharding.spec))
+            return jax.device_put(leaf, self.replicated)
+
+        return jax.tree.map(place, params)
+
+    def agree(self, failure: Exception | None, *values: int) -> np.ndarray:
+        """What each process says, `[processes, values]`; raises in all of them if one of them has failed."""
+        said = np.array([[failure is not None, *values]], np.int64)
+        if self.together:
+            from jax.experimental import multihost_utils
+
+            said = np.asarray(multihost_utils.process_allgather(said.astype(np.int32), tiled=True))
+        if failure is not None:
+            raise failure
+        self.stop_if_failed(np.flatnonzero(said[:, 0]), "before the first batch")
+        return said[:, 1:]
+
+    def stop_if_failed(self, processes: Iterable[int], where: str) -> None:
+        failed = sorted({int(process) for process in processes})
+        if failed:
+            raise PeerError(
+                f"process {', '.join(map(str, failed))} failed {where}; its own error says why. "
+                "What this process has yielded and stored is complete"
+            )
+
+    def failed_processes(self, states: np.ndarray) -> list[int]:
+        """The processes that say `_FAILED`, from the states that the mesh's devices hold."""
+        return [device.process_index for device, part in self.parts.items() if states[part] == _FAILED]
+
+
+def _automatic(mesh: Any) -> Mesh:
+    """The mesh with its axes left to GSPMD; with explicit ones the function would have to name shardings."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+class _Program:
+    """`explain`, compiled for batches of one shape, and what it needs around it."""
+
+    def __init__(
+        self, explain: Callable[..., Any], params: Any, first: _Batch, size: int, placement: _Placement
+    ):
+        self.placement, self.size, self.treedef = placement, size, first.treedef
+        self.params = placement.params(params)
+        self.empty = [np.zeros((size, *leaf.shape[1:]), leaf.dtype) for leaf in first.leaves]
+
+        def step(params, states, *leaves):
+            batch = first.treedef.unflatten(leaves)
+            return states, (explain(batch) if params is None else explain(params, batch))
+
+        whole = [jax.ShapeDtypeStruct(placement.shape(leaf), leaf.dtype) for leaf in self.empty]
+        with placement.context():
+            out = jax.eval_shape(step, self.params, None, *whole)[1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+            if leaf.shape[:1] != whole[0].shape[:1]:
+                raise BatchError(
+                    f"explain gives {leaf.dtype.name}{list(leaf.shape)} at {_named(path)} for a batch of "
+                    f"{whole[0].shape[0]} rows; every result must have one row for each row of the batch"
+                )
+        # Donating what no result can use would only give a warning.
+        wanted = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(out))
+        donated = []
+        for position, leaf in enumerate(whole):
+            if wanted[leaf.shape, leaf.dtype] > 0:
+                wanted[leaf.shape, leaf.dtype] -= 1
+                donated.append(2 + position)
+        shardings = None if placement.mesh is None else (placement.replicated, placement.rows)
+        self._step = jax.jit(step, donate_argnums=donated, out_shardings=shardings)
+        self._function, self._whole = step, whole
+        self.results = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), out
+        )
+
+    def fingerprint(self) -> str:
+        """Of what `explain` computes, on whatever devices: its jaxpr and the arrays that it closes over."""
+        closed = jax.make_jaxpr(self._function)(self.params, None, *self._whole)
+        text = re.sub(r"\bat 0x[0-9a-f]+", "", str(closed))
+        arrays = stores.fingerprint(list(_constants(closed)))
+        return hashlib.blake2b(text.encode() + arrays.encode(), digest_size=16).hexdigest()
+
+    def dispatch(self, batch: _Batch | None, state: int) -> tuple[Any, Any]:
+        """Sends a batch to the device and starts computing; waits for neither."""
+        leaves = self.empty if batch is None else [_filled(leaf, self.size) for leaf in batch.leaves]
+        states = None
+        if self.placement.together:
+            states = self.placement.batch(np.full(self.placement.shards, state, np.int32))
+        leaves = list(map(self.placement.batch, leaves))
+        with self.placement.context():
+            states, results = self._step(self.params, states, *leaves)
+        for leaf in jax.tree.leaves(results):
+            for shard in leaf.addressable_shards:
+                shard.data.copy_to_host_async()
+        return states, results
+
+
+def _run(
+    explain, batches, params, placement, batch_size, store, settings, nonfinite
+) -> Iterator[tuple[int, Any]]:
+    """The number of rows and the results of each batch."""
+    first, size = _first(batches, batch_size, placement)
+    program = _Program(explain, params, first, size, placement)
+    writer, failure = None, None
+    if store is not None:
+        try:
+            settings = {**settings, "program": program.fingerprint()}
+            if params is not None:
+                settings["params"] = stores.fingerprint(program.params)
+            writer = stores.StoreWriter(store, settings, program.results, placement.process)
+        except Exception as error:
+            failure = error
+    # Processes that compute together go on together, with the first batch that one of them has not stored.
+    start = int(placement.agree(failure, writer.stored if writer else 0).min())
+
+    reader = _read(itertools.chain([first], batches), first.form(), size)
+    waiting: deque[tuple[_Batch | None, str, tuple[Any, Any]]] = deque()
+    done, over = 0, False
+    while waiting or not over:
+        batch, inputs, stored = None, "", None
+        try:
+            batch = next(reader, None) if failure is None else None
+            if batch is not None and writer is not None:
+                inputs = stores.fingerprint(batch.tree())
+                stored = writer.read(batch.index, inputs) if batch.index < start else None
+        except Exception as error:
+            batch, failure = None, error
+        if batch is not None and stored is not None:
+            done += 1
+            yield batch.rows, stored
+            continue
+        # A process that has no more batches, or has failed, still has to take part in what all compute.
+        over = batch is None and not placement.together
+        if not over:
+            state = _FAILED if failure else batch.rows if batch else _OVER
+            waiting.append((batch, inputs, program.dispatch(batch, state)))
+            if len(waiting) <= _AHEAD:
+                continue
+        if not waiting:
+            break
+        batch, inputs, (states, results) = waiting.popleft()
+        if placement.together and _ended(np.asarray(states), failure, placement):
+            break
+        if batch is None:
+            continue
+        try:
+            results = _fetched(results, batch.rows)
+            _store(batch, inputs, results, writer, nonfinite)
+        except Exception as error:
+            if not placement.together:
+                raise
+            failure = error
+            waiting = deque((None, "", computing) for _, _, computing in waiting)
+            continue
+        done += 1
+        yield batch.rows, results
+    if failure is not None:
+        raise failure
+    if writer is not None:
+        writer.finish(done)
+
+
+def _first(batches: Iterator[Any], batch_size: int | None, placement: _Placement) -> tuple[_Batch, int]:
+    """The first batch, and the number of rows that every batch of this process has on the device."""
+    first, failure = None, None
+    try:
+        first = _host_batch(0, next(batches))
+    except StopIteration:
+        failure = BatchError("there are no batches: the iterable is empty")
+    except Exception as error:
+        failure = error
+    form = hashlib.blake2b(repr(first and first.form()).encode(), digest_size=3).digest()
+    said = placement.agree(failure, first.rows if first else 0, batch_size or 0, int.from_bytes(form, "big"))
+    if (said[:, 1:] != said[0, 1:]).any():
+        raise BatchError("the processes were given batches of different structure, or different batch sizes")
+    assert first is not None  # agree has raised otherwise
+    size = batch_size or int(said[:, 0].max())
+    if size % placement.shards:
+        raise BatchError(
+            f"batches of {size} rows cannot be divided over the {placement.shards} devices of this process "
+            f"along {', '.join(placement.axes)} of the mesh; take a multiple of {placement.shards}"
+        )
+    return first, size
+
+
+def _read(batches: Iterable[Any], form: Mapping[str, str], size: int) -> Iterator[_Batch]:
+    """Checks each batch; holds a short one back until it is known to be the last."""
+    short = None
+    for index, batch in enumerate(batches):
+        if short is not None:
+            raise BatchError(
+                f"batch {short.index} has {short.rows} rows, not {size}; only the last batch may have fewer"
+            )
+        batch = batch if isinstance(batch, _Batch) else _host_batch(index, batch)
+        there = batch.form()
+        differ = [path for path in {**form, **there} if form.get(path) != there.get(path)]
+        if differ:
+            changes = "; ".join(
+                f"{_named(p)}: {there.get(p, 'missing')}, in batch 0 {form.get(p, 'missing')}" for p in differ
+            )
+            raise BatchError(f"batch {index} is not like batch 0 ({changes})")
+        if batch.rows > size:
+            raise BatchError(f"batch {index} has {batch.rows} rows, more than the batch size, {size}")
+        if batch.rows < size:
+            short = batch
+            continue
+        yield batch
+    if short is not None:
+        yield short
+
+
+def _host_batch(index: int, batch: Any) -> _Batch:
+    """A copy of the batch in host memory: the iterable may use its buffers again while the copy is sent."""
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(batch)
+    arrays, rows = [], {}
+    for path, leaf in paths_and_leaves:
+        name = f"batch {index}: the leaf at {_named(path)}"
+        try:
+            array = np.asarray(leaf)
+            array = np.array(array, jax.dtypes.canonicalize_dtype(array.dtype))
+        except Exception as error:
+            raise BatchError(f"{name} is no array of numbers but {type(leaf).__name__} ({error})") from error
+        if array.dtype.hasobject or array.dtype.kind in "SUMm":
+            raise BatchError(
+                f"{name} is no array of numbers but {type(leaf).__name__} of dtype {array.dtype}"
+            )
+        if array.ndim == 0:
+            raise BatchError(
+                f"{name} is a single number; batches are arrays, or pytrees of arrays, with rows first"
+            )
+        arrays.append(array)
+        rows[_named(path)] = array.shape[0]
+    if not arrays:
+        raise BatchError(f"batch {index} holds no arrays")
+    if len(set(rows.values())) > 1:
+        raise BatchError(f"batch {index}: its arrays differ in their number of rows {rows}")
+    if not arrays[0].shape[0]:
+        raise BatchError(f"batch {index} has no rows")
+    return _Batch(index, arrays[0].shape[0], arrays, treedef)
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - array.shape[0]
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _fetched(results: Any, rows: int) -> Any:
+    """This process's rows of the results, without what a short batch was filled up with."""
+
+    def fetch(leaf: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        arrays = [np.asarray(parts[start]) for start in sorted(parts)]
+        return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays))[:rows]
+
+    return jax.tree.map(fetch, results)
+
+
+def _store(
+    batch: _Batch, inputs: str, results: Any, writer: stores.StoreWriter | None, nonfinite: str
+) -> None:
+    """Stores a batch's results, and says so if some of them are not finite."""
+    bad = np.zeros(batch.rows, bool)
+    where = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(results):
+        if jnp.issubdtype(leaf.dtype, np.inexact):
+            found = ~np.isfinite(leaf).reshape(batch.rows, -1).all(axis=1)
+            where += [_named(path)] if found.any() else []
+            bad |= found
+    rows = ", ".join(map(str, np.flatnonzero(bad)[:10])) + (", ..." if bad.sum() > 10 else "")
+    message = (
+        f"batch {batch.index}: the results of {bad.sum()} of its {batch.rows} rows have a NaN or an infinity "
+        f"(rows {rows} of the batch, at {', '.join(where)})"
+    )
+    if bad.any() and nonfinite == "raise":
+        raise BatchError(message)
+    if writer is not None:
+        writer.write(batch.index, results, inputs, int(bad.sum()))
+    if bad.any():
+        warnings.warn(message, NonFiniteWarning, stacklevel=5)
+
+
+def _ended(states: np.ndarray, failure: Exception | None, placement: _Placement) -> bool:
+    """Whether all processes have come to their end, or one has failed: then this one stops as well."""
+    failed = placement.failed_processes(states)
+    if failure is None:
+        placement.stop_if_failed(failed, "while the others went on")
+    return bool(failed) or not states.any()
+
+
+def _constants(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[Any]:
+    """The arrays, and the exported programs, that a jaxpr and those inside it close over."""
+    yield from getattr(program, "consts", ())
+    for equation in getattr(program, "jaxpr", program).eqns:
+        yield from (atom.val for atom in equation.invars if isinstance(atom, core.Literal))
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(value):
+                yield from _constants(value)
+            elif isinstance(value, Exported):
+                yield np.frombuffer(value.mlir_module_serialized, np.uint8)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
+
+
+def _named(path: Any) -> str:
+    name = path if isinstance(path, str) else jax.tree_util.keystr(path)
+    return name or "its top"
+
+
+def _shown(
+    results: Iterator[tuple[int, Any]], show: bool, total: int | None, count: int | None
+) -> Iterator[Any]:
+    """The results, with a progress bar."""
+    if not show:
+        for _, result in results:
+            yield result
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = [
+        progress.TextColumn("explaining"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+    ]
+    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("explaining", total=total, rate="")
+        for rows, result in results:
+            if total is None and count is not None:
+                total = rows * count
+                bar.update(task, total=total)
+            bar.advance(task, rows)
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.3g} rows/s" if speed else "")
+            yield result
+        bar.update(task, total=bar.tasks[0].completed)

@@ -1,0 +1,79 @@
+"""The names that users import: they stay, wherever the package keeps the code, and cost nothing before they are used."""
+
+import ast
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import lrpjax
+
+PACKAGE = pathlib.Path(lrpjax.__file__).parent
+PLACES = {
+    "lrpjax.batches": "lrpjax.data.batches",
+    "lrpjax.bow.demo": "lrpjax.cli.demos.bag_of_words",
+    "lrpjax.commands": "lrpjax.cli.commands",
+    "lrpjax.concepts": "lrpjax.analysis.concepts",
+    "lrpjax.demo": "lrpjax.cli.demos.network",
+    "lrpjax.estimators": "lrpjax.patterns.estimators",
+    "lrpjax.gradients": "lrpjax.analysis.gradients",
+    "lrpjax.loading": "lrpjax.data.loading",
+    "lrpjax.metrics.similarity": "lrpjax.metrics.agreement",
+    "lrpjax.similarity": "lrpjax.analysis.bilrp",
+    "lrpjax.store": "lrpjax.data.store",
+    "lrpjax.taylor": "lrpjax.analysis.taylor",
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_name_gives_the_module_object_of_its_place(name):
+    module = importlib.import_module(name)
+    assert module is importlib.import_module(PLACES[name])
+    assert module.__name__ == module.__spec__.name == PLACES[name]
+    parent, _, child = name.rpartition(".")
+    assert getattr(importlib.import_module(parent), child) is module
+
+
+def test_the_package_has_its_modules_and_audit_is_a_function():
+    code = (
+        "import sys, lrpjax\n"
+        "for name in 'batches concepts gradients metrics patterns similarity store taylor'.split():\n"
+        "    assert type(getattr(lrpjax, name)) is type(sys), name\n"
+        "assert callable(lrpjax.audit)\n"
+        "heavy = {'matplotlib', 'sklearn', 'flax', 'tensorstore', 'orbax', 'lrpjax.cli', 'lrpjax.bow'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from lrpjax import estimators\n"
+        "from lrpjax.concepts import Samples\n"
+        "import lrpjax.store\n"
+        "assert Samples is lrpjax.concepts.Samples and estimators is lrpjax.patterns.estimators\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FOLDERS = ("analysis", "patterns", "data", "metrics", "bow", "cli")
+
+
+def imported(file):
+    """The parts of the package that a file imports: names of modules at its top, and of folders."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [f"{alias.name}.itself" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("lrpjax.")}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_import_one_way(folder):
+    """cli → any folder → the modules at the top; none the package itself."""
+    others = {"itself", *FOLDERS} - {folder} if folder != "cli" else {"itself"}
+    for file in (PACKAGE / folder).rglob("*.py"):
+        assert not imported(file) & others, file
+
+
+def test_modules_at_the_top_import_no_folder():
+    for file in set(PACKAGE.glob("*.py")) - {PACKAGE / "__init__.py"}:
+        assert not imported(file) & {"itself", *FOLDERS}, file
