@@ -1,7 +1,8 @@
 """Composites: which rule for which unit, and the usual presets, with zennit's defaults where zennit has the preset.
 
-Every preset works on any network: what a preset does not name takes the default of its kind (activations pass relevance on, softmax and
-normalisation have their own rules, products share uniformly, …; the README has the table).
+Every preset works on any network: what a preset does not name takes the default of its kind (activations pass
+relevance on, softmax and normalisation have their own rules, products share uniformly, …; the README has the
+table).
 """
 
 import dataclasses
@@ -23,14 +24,17 @@ METHODS = ("relevance", "gradient", "input_x_gradient")
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Composite:
-    """An ordered list of (selector, rule): the first pair that matches a unit, and whose rule can explain its kind, gives the rule.
+    """An ordered list of (selector, rule): the first pair that matches a unit, and whose rule can explain its
+    kind, gives the rule.
 
     Args:
         pairs: selectors (or path globs) with rules.
         default: the rule of all that no pair matches. None, the usual choice, is each kind's own default.
-        method: "relevance"; or "gradient", where the target selects what to differentiate and the result is the cotangent of the input;
+            method: "relevance"; or "gradient", where the target selects what to differentiate and the result is
+            the cotangent of the input;
             or "input_x_gradient", the same multiplied by the input.
-        primitives: families for primitives that lrpjax does not know, as {"name": "structural" | "sum" | "elementwise" | "stop"}.
+        primitives: families for primitives that lrpjax does not know, as {"name": "structural" | "sum" |
+            "elementwise" | "stop"}.
 
     >>> from lrpjax import Composite, rules, select
     >>> composite = Composite([("head/*", rules.Epsilon(0.01)), (select.kind("conv"), rules.Gamma(0.1))])
@@ -110,7 +114,8 @@ class Composite:
 
 @dataclasses.dataclass
 class Pair:
-    """What became of a pair of a composite: the units that its selector chose, and those among them that its rule is for."""
+    """What became of a pair of a composite: the units that its selector chose, and those among them that its
+    rule is for."""
 
     selector: Selector
     rule: Rule
@@ -119,7 +124,8 @@ class Pair:
 
     @property
     def names_units(self) -> bool:
-        """Whether the selector names what it wants (a kind, a path without wildcards), so that a rule for something else is a mistake."""
+        """Whether the selector names what it wants (a kind, a path without wildcards), so that a rule for
+        something else is a mistake."""
         return self.selector.names_units
 
 
@@ -141,7 +147,8 @@ def _preset(name: str, *pairs: Any) -> Composite:
 
 
 def epsilon(epsilon: Any = 1e-6) -> Composite:
-    """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is LRP-0 and leaves sums native.
+    """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is
+    LRP-0 and leaves sums native.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
@@ -210,8 +217,8 @@ def epsilon_alpha2_beta1_flat(epsilon: Any = 1e-6) -> Composite:
 def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.25) -> Composite:
     """z^B in the first convolution, γ in the others, ε in dense layers (zennit's `EpsilonGammaBox`).
 
-    `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers, or arrays that broadcast
-    against the input.
+    `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers,
+    or arrays that broadcast against the input.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
@@ -244,7 +251,8 @@ def excitation_backprop() -> Composite:
 
 
 def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
-    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else w². No biases anywhere.
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else
+    w². No biases anywhere.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
@@ -281,7 +289,8 @@ def input_x_gradient() -> Composite:
 
 
 def deconvnet() -> Composite:
-    """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever their input.
+    """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever
+    their input.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
@@ -313,7 +322,8 @@ def guided_backprop() -> Composite:
 
 
 def pattern_net(patterns: Any) -> Composite:
-    """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer (`lrpjax.patterns.fit`) in place of its kernel.
+    """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer
+    (`lrpjax.patterns.fit`) in place of its kernel.
 
     As in the paper it begins with the output itself: `target=c` explains the value of logit c, not 1.
 
@@ -327,7 +337,8 @@ def pattern_net(patterns: Any) -> Composite:
 
 
 def pattern_attribution(patterns: Any) -> Composite:
-    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point estimator for Deep Taylor.
+    """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point
+    estimator for Deep Taylor.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import patterns
@@ -339,8 +350,8 @@ def pattern_attribution(patterns: Any) -> Composite:
 
 
 def attnlrp(epsilon: Any = 1e-6) -> Composite:
-    """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor expansion, normalisations
-    with their statistics held fixed, activations passed through.
+    """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor
+    expansion, normalisations with their statistics held fixed, activations passed through.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
@@ -356,7 +367,8 @@ def attnlrp(epsilon: Any = 1e-6) -> Composite:
 
 
 def cp_lrp(epsilon: Any = 1e-6) -> Composite:
-    """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the activated factor of gated MLPs.
+    """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the
+    activated factor of gated MLPs.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
@@ -373,8 +385,9 @@ def cp_lrp(epsilon: Any = 1e-6) -> Composite:
 
 
 def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
-    """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs along the state and the input only;
-    the discretised A, B and the readout C are held fixed. With a `gamma`, the generalised γ-rule in weighted layers (the paper takes 0.25).
+    """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs
+    along the state and the input only; the discretised A, B and the readout C are held fixed. With a `gamma`,
+    the generalised γ-rule in weighted layers (the paper takes 0.25).
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> step = lambda h, x: (jax.nn.sigmoid(x) * h + x, h)

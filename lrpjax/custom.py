@@ -31,18 +31,20 @@ def tag(x: jax.Array, name: str) -> jax.Array:
 
 
 class custom_relevance:
-    """Gives a function a relevance rule of its own. Until lrpjax transforms it, it is the function itself, also to JAX's transforms.
+    """Gives a function a relevance rule of its own. Until lrpjax transforms it, it is the function itself, also
+    to JAX's transforms.
 
-    In one line, with a rule for the function as a whole: `Epsilon` (or `Norm`): x · Jᵀ(R / (y + ε sign y)); `Gradient`: Jᵀ R; `Pass`: R,
-    for functions of one array that keep its shape; `Stop`.
+    In one line, with a rule for the function as a whole: `Epsilon` (or `Norm`): x · Jᵀ(R / (y + ε sign y));
+    `Gradient`: Jᵀ R; `Pass`: R, for functions of one array that keep its shape; `Stop`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> swap = lrpjax.custom_relevance(lambda x: x[::-1] ** 3, rule=lrpjax.rules.Pass())
     >>> print(lrpjax.relevance(swap)(jnp.array([1.0, 2.0])))
     [8. 1.]
 
-    In full, by `defrelevance(fwd, bwd)`: `fwd(*args) -> (output, residuals)` and `bwd(residuals, R) -> relevances`, one for each argument
-    (a tuple) and of its structure and shapes; R has those of the output. Neither may close over traced values.
+    In full, by `defrelevance(fwd, bwd)`: `fwd(*args) -> (output, residuals)` and `bwd(residuals, R) ->
+    relevances`, one for each argument (a tuple) and of its structure and shapes; R has those of the output.
+    Neither may close over traced values.
 
     >>> @lrpjax.custom_relevance
     ... def spread(x):

@@ -1,4 +1,5 @@
-"""The exceptions of lrpjax. Every one derives from `LrpjaxError` and from the built-in that fits, so either can be caught."""
+"""The exceptions of lrpjax. Every one derives from `LrpjaxError` and from the built-in that fits, so either can
+be caught."""
 
 
 class LrpjaxError(Exception):

@@ -114,7 +114,8 @@ class End(Selector):
 
 
 def matches(glob: str, path: str) -> bool:
-    """Whether a glob matches a path, or the path below its outermost scope (flax linen begins every path with the root module's class).
+    """Whether a glob matches a path, or the path below its outermost scope (flax linen begins every path with
+    the root module's class).
 
     `*` also crosses "/".
 
@@ -138,10 +139,11 @@ def path(glob: str) -> Selector:
 
 
 def kind(*kinds: str) -> Selector:
-    """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax", "norm", "affine", "linear",
-    "custom", "unknown".
+    """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax",
+    "norm", "affine", "linear", "custom", "unknown".
 
-    The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool", "logsumexp", …
+    The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool",
+    "logsumexp", …
 
     >>> from types import SimpleNamespace as Unit
     >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]

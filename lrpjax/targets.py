@@ -2,8 +2,9 @@
 
     lrpjax.relevance(f, composite, target=targets.difference(3, 5))(x)
 
-Each returns y -> output relevance, for f's output y: [..., classes], of any floating dtype. Σ R at the input is Σ of the output relevance, up
-to what biases and stabilisers absorb; rules are linear in the output relevance, so each is the difference of two explanations.
+Each returns y -> output relevance, for f's output y: [..., classes], of any floating dtype. Σ R at the input is
+Σ of the output relevance, up to what biases and stabilisers absorb; rules are linear in the output relevance,
+so each is the difference of two explanations.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ __all__ = ["clrp", "difference", "sglrp", "similarity"]
 
 
 def difference(label: Any, other: Any = None) -> Callable:
-    """Relevance of a difference of logits: y_label at one class, −y_other at the other, so that Σ R = y_label − y_other (own formula).
+    """Relevance of a difference of logits: y_label at one class, −y_other at the other, so that Σ R = y_label −
+    y_other (own formula).
 
     What speaks for both classes alike cancels; what is left speaks for one against the other.
 
@@ -52,11 +54,13 @@ def difference(label: Any, other: Any = None) -> Callable:
 def clrp(label: Any) -> Callable:
     """Contrastive LRP: y_t at the target t, −y_t / (N − 1) at each of the N − 1 other classes, so that Σ R = 0.
 
-    The relevance is R − R_dual of Gu, Yang & Tresp 2018 ("Understanding Individual Decisions of CNNs via Contrastive Backpropagation"),
-    where the dual concept is the rest of the classes (CLRP1), to which the target's score is given in equal parts. Their heatmap keeps
-    the positive part of it: `jnp.maximum(R, 0)`. The programs that the authors of CLRP and of SGLRP have published scale the two heatmaps to
-    one sum before they subtract them, which differs from this where biases or stabilisers absorb unlike shares of the two; that of CLRP begins
-    the dual with the other classes' own scores, |y_n|, where the paper (and this) shares out the target's.
+    The relevance is R − R_dual of Gu, Yang & Tresp 2018 ("Understanding Individual Decisions of CNNs via
+    Contrastive Backpropagation"), where the dual concept is the rest of the classes (CLRP1), to which the
+    target's score is given in equal parts. Their heatmap keeps the positive part of it: `jnp.maximum(R, 0)`.
+    The programs that the authors of CLRP and of SGLRP have published scale the two heatmaps to one sum before
+    they subtract them, which differs from this where biases or stabilisers absorb unlike shares of the two;
+    that of CLRP begins the dual with the other classes' own scores, |y_n|, where the paper (and this) shares
+    out the target's.
 
     Args:
         label: the target t, an int or ints [...] (one for each example).
@@ -83,11 +87,13 @@ def clrp(label: Any) -> Callable:
 
 
 def sglrp(label: Any) -> Callable:
-    """Softmax-gradient LRP: p_t (1 − p_t) at the target t, −p_t p_n at every other class n, where p = softmax(y); Σ R = 0.
+    """Softmax-gradient LRP: p_t (1 − p_t) at the target t, −p_t p_n at every other class n, where p =
+    softmax(y); Σ R = 0.
 
-    Iwana, Kuroki & Uchida 2019 ("Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise Relevance Propagation"): the
-    output relevance is ∂p_t/∂y, so rivals count as much as they are likely. y are logits. Their program scales the heatmap of the rivals to
-    the sum of the target's before it subtracts it; here both are one explanation.
+    Iwana, Kuroki & Uchida 2019 ("Explaining Convolutional Neural Networks using Softmax Gradient Layer-wise
+    Relevance Propagation"): the output relevance is ∂p_t/∂y, so rivals count as much as they are likely. y are
+    logits. Their program scales the heatmap of the rivals to the sum of the target's before it subtracts it;
+    here both are one explanation.
 
     Args:
         label: the target t, an int or ints [...] (one for each example).
@@ -113,9 +119,11 @@ def sglrp(label: Any) -> Callable:
 
 
 def similarity(embedding: jax.Array) -> Callable:
-    """Relevance of one input for its similarity to another: y ⊙ φ(x'), so that Σ R = ⟨φ(x), φ(x')⟩ (the dot product as a last layer).
+    """Relevance of one input for its similarity to another: y ⊙ φ(x'), so that Σ R = ⟨φ(x), φ(x')⟩ (the dot
+    product as a last layer).
 
-    `lrpjax.similarity.bilrp` gives the interactions of both inputs; their sum over the other input's features is this relevance.
+    `lrpjax.similarity.bilrp` gives the interactions of both inputs; their sum over the other input's features
+    is this relevance.
 
     Args:
         embedding: φ(x'), of the shape of f's output.

@@ -23,28 +23,32 @@ def relevance(
     at: str | Sequence[str] | None = None,
     has_aux: bool = False,
 ) -> Callable:
-    """Transforms `f` into the function that gives the relevance of an argument for `f`'s output, in the manner of `jax.grad`.
+    """Transforms `f` into the function that gives the relevance of an argument for `f`'s output, in the manner
+    of `jax.grad`.
 
     Σ R = f(x), up to what biases and stabilisers absorb (Bach et al. 2015, eq. 2).
 
     Args:
-        f: a function of arrays (or pytrees of arrays) with one array as output. Flax models, closures, jitted functions, anything.
-        composite: which rule for which unit, see `lrpjax.composites`. None: each kind's default (ε = 1e-6 in weighted layers).
-        argnums: the argument, or arguments, to be explained; as in `jax.grad`.
-        target: the relevance of the output. None: all of f(x). "max": the largest entry along the last axis. An int or an int array (one for
-            each example): that class. An array of the output's shape: the output relevance itself. A callable: f(x) -> output relevance.
-            With the gradient family of composites it is the cotangent of the output in place of its relevance (1 in place of f(x)).
-        at: a module path, or several: explain with respect to the value that leaves that scope last, in place of the argument. Several paths,
+        f: a function of arrays (or pytrees of arrays) with one array as output. Flax models, closures, jitted
+            functions, anything. composite: which rule for which unit, see `lrpjax.composites`. None: each
+            kind's default (ε = 1e-6 in weighted layers). argnums: the argument, or arguments, to be explained;
+            as in `jax.grad`. target: the relevance of the output. None: all of f(x). "max": the largest entry
+            along the last axis. An int or an int array (one for
+            each example): that class. An array of the output's shape: the output relevance itself. A callable:
+            f(x) -> output relevance. With the gradient family of composites it is the cotangent of the output
+            in place of its relevance (1 in place of f(x)).
+        at: a module path, or several: explain with respect to the value that leaves that scope last, in place
+            of the argument. Several paths,
             or a glob such as "encoder/*" or "*", give a dict.
         has_aux: whether f returns (output, auxiliary data).
 
     Returns:
-        A function of the same arguments as f, which returns relevances: the structure, shapes and dtypes of the argument explained (a tuple
-        for several argnums; (relevance, aux) with has_aux).
+        A function of the same arguments as f, which returns relevances: the structure, shapes and dtypes of the
+            argument explained (a tuple for several argnums; (relevance, aux) with has_aux).
 
     Raises:
-        InputError: the argument is not floating-point. UnsupportedError: something on the way has no rule (all places are listed at once).
-        TargetError: the target does not fit. PathError: `at` names nothing.
+        InputError: the argument is not floating-point. UnsupportedError: something on the way has no rule (all
+            places are listed at once). TargetError: the target does not fit. PathError: `at` names nothing.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> w = jnp.array([[1.0, 2.0], [-1.0, 1.0]])
@@ -91,7 +95,8 @@ def value_and_relevance(
 
 
 def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, Callable]:
-    """`(f(*primals), pull)`, in the manner of `jax.vjp`: `pull(seed)` takes the relevance of the output and gives that of every primal.
+    """`(f(*primals), pull)`, in the manner of `jax.vjp`: `pull(seed)` takes the relevance of the output and
+    gives that of every primal.
 
     One forward pass serves any number of seeds: `jax.vmap(pull)(seeds)` explains all classes.
 
@@ -122,7 +127,8 @@ def plan(
     at: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Plan:
-    """What `relevance(f, composite)` would do with these arguments: one entry for each unit, and as `str` a table. Computes nothing.
+    """What `relevance(f, composite)` would do with these arguments: one entry for each unit, and as `str` a
+    table. Computes nothing.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> p = lrpjax.plan(lambda x: jnp.tanh(x @ jnp.ones((3, 2)) + 1.0), lrpjax.composites.epsilon_plus(), jnp.ones((1, 3)))

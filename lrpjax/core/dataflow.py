@@ -1,8 +1,9 @@
 """One function that carries facts along a program until nothing changes any more, loops and branches included.
 
-A program is anything with `inputs`, `outputs` and `steps` (a `Graph` of nodes, a `Level` of units); a step has `outputs` and, where it holds
-sub-programs, `bodies`, `entering` (the operands that the inputs of every body stand for) and `carry` (which of them a loop hands on from turn
-to turn). A fact is an element of a lattice: joining only ever adds, so going round a loop ends.
+A program is anything with `inputs`, `outputs` and `steps` (a `Graph` of nodes, a `Level` of units); a step has
+`outputs` and, where it holds sub-programs, `bodies`, `entering` (the operands that the inputs of every body
+stand for) and `carry` (which of them a loop hands on from turn to turn). A fact is an element of a lattice:
+joining only ever adds, so going round a loop ends.
 """
 
 import dataclasses
@@ -24,9 +25,10 @@ class Program(Protocol):
 
 @dataclasses.dataclass
 class Flow(Generic[Fact]):
-    """An analysis. bottom: the fact of a value of which nothing has been heard. join: the least fact that covers two. transfer: what a step
-    without bodies says, as (value, fact) pairs, given this object. backward: from outputs to inputs instead of the other way round.
-    within: the values that have facts at all, where not all do. known: facts so far."""
+    """An analysis. bottom: the fact of a value of which nothing has been heard. join: the least fact that
+    covers two. transfer: what a step without bodies says, as (value, fact) pairs, given this object. backward:
+    from outputs to inputs instead of the other way round. within: the values that have facts at all, where not
+    all do. known: facts so far."""
 
     bottom: Fact
     join: Callable[[Fact, Fact], Fact]
@@ -74,7 +76,8 @@ class Flow(Generic[Fact]):
                 self.add(outer, self[inner])
 
     def _handed_on(self, step: Any) -> Iterator[tuple[Value, int]]:
-        """What a loop hands on to its next turn (backward: is handed by it): the value inside, and its place in the border."""
+        """What a loop hands on to its next turn (backward: is handed by it): the value inside, and its place in
+        the border."""
         first, count = step.carry
         for i in range(count):
             body = step.bodies[0]

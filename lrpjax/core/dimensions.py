@@ -1,4 +1,5 @@
-"""Which dimension of a weighted layer's output comes from which dimension of its kernel: what a scale behind the layer may be folded along."""
+"""Which dimension of a weighted layer's output comes from which dimension of its kernel: what a scale behind
+the layer may be folded along."""
 
 from lrpjax.core.graph import Node, Value
 

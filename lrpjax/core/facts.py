@@ -1,4 +1,5 @@
-"""Two facts about every value of a graph: does it carry relevance, and is it known to be non-negative. And where the relevance of tokens begins."""
+"""Two facts about every value of a graph: does it carry relevance, and is it known to be non-negative. And
+where the relevance of tokens begins."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ def mark(
     sources: frozenset[Value],
     families: Mapping[str, str],
 ) -> None:
-    """Sets `carries` and `nonnegative` on every value, given which inputs carry. `sources` carry in any case (they are explained themselves)."""
+    """Sets `carries` and `nonnegative` on every value, given which inputs carry. `sources` carry in any case
+    (they are explained themselves)."""
 
     def transfer(flow: Flow[Fact], node: Node) -> Iterator[tuple[Value, Fact]]:
         facts = [flow[v] for v in node.inputs]
@@ -75,7 +77,8 @@ def _sign(node: Node, signs: Sequence[bool]) -> bool:
 
 
 def token_sources(graph: Graph, explained: Sequence[bool]) -> frozenset[Value]:
-    """Floating-point values looked up by integers that come from the explained input: where the relevance of tokens begins."""
+    """Floating-point values looked up by integers that come from the explained input: where the relevance of
+    tokens begins."""
     integers = {v for v, e in zip(graph.inputs, explained, strict=True) if e and not compat.is_float(v.aval)}
     sources: set[Value] = set()
     for node in graph.nodes:

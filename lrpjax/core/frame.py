@@ -1,7 +1,8 @@
 """From units, propagations and routes to a function whose vector-Jacobian product is relevance.
 
-The rewritten function computes what the original computes, node for node; only its derivatives are others. What is right as JAX
-differentiates it is bound as it is; everything else goes through one of a few `jax.custom_vjp` functions, which close over static data only.
+The rewritten function computes what the original computes, node for node; only its derivatives are others. What
+is right as JAX differentiates it is bound as it is; everything else goes through one of a few `jax.custom_vjp`
+functions, which close over static data only.
 """
 
 import functools
@@ -38,10 +39,11 @@ from lrpjax.rules import RATIO
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of them, either of which may be
-    None. It adds the first (zeros) to the value and returns the value; it multiplies the second onto the value's cotangent, and with it onto
-    the relevance that goes on from there.
-    `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account.
+    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of
+    them, either of which may be None. It adds the first (zeros) to the value and returns the value; it
+    multiplies the second onto the value's cotangent, and with it onto the relevance that goes on from there.
+    `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose
+    cotangent is the account.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Rewritten:
             how = self.propagations[unit]
             if how.rectifies:
                 continue
-            if not how.selects or not all(self.rectified(v) for v in unit.outputs if v in self.routes.reached):
+            if not how.selects or not all(
+                self.rectified(v) for v in unit.outputs if v in self.routes.reached
+            ):
                 return False
         return True
 
@@ -108,7 +112,8 @@ class Frame:
         self.detached: dict[Value, Any] = {}
 
     def define(self, value: Value, array: Any) -> None:
-        """Sets a value; at a tapped one relevance is read or weighted, at one that an audited unit makes it is entered into the account."""
+        """Sets a value; at a tapped one relevance is read or weighted, at one that an audited unit makes it is
+        entered into the account."""
         index = self.program.tapped.get(value)
         if index is not None:
             zeros, weight = self.taps[index]
@@ -172,10 +177,11 @@ class Frame:
                 self.stop(step)
 
     def stop(self, unit: Unit) -> None:
-        """Detaches what a unit makes besides that through which relevance flows: the half of a split that becomes a gate.
+        """Detaches what a unit makes besides that through which relevance flows: the half of a split that
+        becomes a gate.
 
-        Not what leaves a loop or a branch, which was detached inside: done again, without a tangent to stop, it would stop those of derivatives
-        of the relevance.
+        Not what leaves a loop or a branch, which was detached inside: done again, without a tangent to stop, it
+            would stop those of derivatives of the relevance.
         """
         for value in (v for node in unit.nodes for v in node.outputs):
             used = value.returned or any(user not in unit.nodes for user in value.users)
@@ -192,7 +198,8 @@ class Frame:
             self.bind(node, self.fixed)
 
     def operand(self, unit: Unit, value: Value) -> Any:
-        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit gives to that of the value."""
+        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit
+        gives to that of the value."""
         gives = self.routes.gives[unit].get(value)
         if gives is None:
             return self.fixed(value)
@@ -213,7 +220,8 @@ class Frame:
     ) -> None:
         """Binds a unit's nodes as they are; converts the cotangents at its border, of which only `share` enters.
 
-        epsilon: the stabiliser of the outputs' denominator. operand: makes an operand from a value and its place among those of its node.
+        epsilon: the stabiliser of the outputs' denominator. operand: makes an operand from a value and its
+            place among those of its node.
         """
         inner = {v for node in unit.nodes for v in node.outputs}
         operands: dict[Value, Any] = {}
@@ -251,7 +259,8 @@ def _operands(node: Node, read: Callable[[Value, int], Any]) -> list:
 
 
 def _bind(node: Node, values: Sequence[Any]) -> list:
-    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there), and max pools with a quick one."""
+    """Binds a node, with the derivative 0 at 0 that jax.nn gives its rectifiers (the bare maximum has ½ there),
+    and max pools with a quick one."""
     if (
         node.name in ("max", "min")
         and {"relu", "relu6"} & set(node.within)

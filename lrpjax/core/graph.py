@@ -1,7 +1,8 @@
 """From a Python function to a graph of values and nodes: tracing, inlining of calls, removal of dead code.
 
-Two facts about each value are found later, by `lrpjax.core.facts`: does it *carry* relevance (it is a floating-point number that depends on
-the explained input along floating-point numbers), and is it known to be *non-negative*.
+Two facts about each value are found later, by `lrpjax.core.facts`: does it *carry* relevance (it is a
+floating-point number that depends on the explained input along floating-point numbers), and is it known to be
+*non-negative*.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from lrpjax.core.primitives import CALLS
 
 
 class Value:
-    """One array of the traced program. `node` made it (None for inputs and constants); `users` read it, one entry for each reading operand."""
+    """One array of the traced program. `node` made it (None for inputs and constants); `users` read it, one
+    entry for each reading operand."""
 
     __slots__ = ("aval", "carries", "constant", "node", "nonnegative", "returned", "users")
 
@@ -35,7 +37,8 @@ class Value:
 
 
 class Node:
-    """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its sub-programs (scan, cond, …)."""
+    """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its
+    sub-programs (scan, cond, …)."""
 
     __slots__ = (
         "bodies",
@@ -82,7 +85,8 @@ class Node:
 
     @property
     def entering(self) -> list[Value]:
-        """The operands that the inputs of every body stand for, in their order: not the index of a branch, nor the constants of a condition."""
+        """The operands that the inputs of every body stand for, in their order: not the index of a branch, nor
+        the constants of a condition."""
         first = {"cond": 1, "while": self.params.get("cond_nconsts")}.get(self.name)
         return self.inputs[first:]
 
@@ -105,7 +109,8 @@ class Node:
 
 @dataclasses.dataclass
 class Graph:
-    """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run, `outputs`."""
+    """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run,
+    `outputs`."""
 
     inputs: list[Value]
     constants: dict[Value, Any]
@@ -125,13 +130,15 @@ class Graph:
 
 
 def trace(f: Callable, *args: Any) -> tuple[Graph, list, Any]:
-    """Traces `f(*args)` (a function of flat arrays) and returns its graph, the values of its captured constants, and the output's tree of shapes."""
+    """Traces `f(*args)` (a function of flat arrays) and returns its graph, the values of its captured
+    constants, and the output's tree of shapes."""
     jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
     return build(jaxpr), compat.open_jaxpr(jaxpr)[1], shapes
 
 
 def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: tuple = ()) -> Graph:
-    """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program keeps its own in `constants`.
+    """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program
+    keeps its own in `constants`.
 
     `holders` are the equations that hold a sub-program, innermost first.
     """
@@ -230,7 +237,8 @@ def _prune(graph: Graph) -> Graph:
 
 
 def known_nonnegative(constant: Any) -> bool:
-    """Whether a constant is known to be non-negative without computing anything: scalars are looked at, arrays are not."""
+    """Whether a constant is known to be non-negative without computing anything: scalars are looked at, arrays
+    are not."""
     if isinstance(constant, (bool, int, float, np.generic)) or (
         isinstance(constant, np.ndarray) and constant.size == 1
     ):

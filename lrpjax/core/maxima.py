@@ -11,14 +11,15 @@ from jax import lax
 from lrpjax.core.graph import Node
 
 SMALL_WINDOW = 16
-"""The largest window of which a max pool's elements are compared one by one, where JAX has another derivative to offer."""
+"""The largest window of which a max pool's elements are compared one by one, where JAX has another derivative
+to offer."""
 
 
 def max_pool(node: Node) -> tuple[Callable, Callable] | None:
     """Forward and backward of a max pool: the first of the largest of a window gets all, as JAX's derivative has it.
 
-    That is a scatter, which XLA runs one element at a time on some devices, and JAX has none for dilated windows; here it is k comparisons for
-    each window of k elements.
+    That is a scatter, which XLA runs one element at a time on some devices, and JAX has none for dilated
+    windows; here it is k comparisons for each window of k elements.
     """
     p = node.params
     window, strides, padding = p["window_dimensions"], p["window_strides"], p["padding"]

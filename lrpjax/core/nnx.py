@@ -13,10 +13,11 @@ _lock = threading.RLock()
 
 @contextlib.contextmanager
 def nnx_scopes() -> Iterator[None]:
-    """While open, every call of a flax NNX module runs in a `jax.named_scope` of its path in the outermost module that is called.
+    """While open, every call of a flax NNX module runs in a `jax.named_scope` of its path in the outermost
+    module that is called.
 
-    flax linen opens such scopes itself; NNX opens none, so the classes' `__call__` is wrapped for as long as a function is being traced.
-    Nothing happens where flax.nnx was never imported.
+    flax linen opens such scopes itself; NNX opens none, so the classes' `__call__` is wrapped for as long as a
+    function is being traced. Nothing happens where flax.nnx was never imported.
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:

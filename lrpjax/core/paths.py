@@ -78,11 +78,7 @@ def globbed(level: Level, at: Any) -> dict[str, Value]:
     for glob in [] if at is None else [at] if isinstance(at, str) else at:
         if not is_glob(glob):
             continue
-        hits = [
-            u
-            for u in level.walk()
-            if KINDS[u.kind].shown and matches(glob, u.path) and u.out.carries
-        ]
+        hits = [u for u in level.walk() if KINDS[u.kind].shown and matches(glob, u.path) and u.out.carries]
         if not hits:
             raise PathError(
                 f"the glob {glob!r} matches no unit; str(lrpjax.plan(f, composite, *args)) lists them"

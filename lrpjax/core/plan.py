@@ -1,9 +1,10 @@
 """The plan: how relevance goes through each unit, in which form each value carries it, and the table that says so.
 
-`assign` gives every unit its rule and asks its kind for the propagation. `flow` walks forward and finds the values from which relevance can
-reach what is explained; `route` walks backward and decides, for every value, whether relevance reaches it and whether its cotangent is
-relevance (PLAIN) or relevance divided by the value (RATIO). A rule that gives relevance to zeros needs PLAIN; structural nodes and
-activations hand that form on upstream, until a layer's rule takes it.
+`assign` gives every unit its rule and asks its kind for the propagation. `flow` walks forward and finds the
+values from which relevance can reach what is explained; `route` walks backward and decides, for every value,
+whether relevance reaches it and whether its cotangent is relevance (PLAIN) or relevance divided by the value
+(RATIO). A rule that gives relevance to zeros needs PLAIN; structural nodes and activations hand that form on
+upstream, until a layer's rule takes it.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from lrpjax.rules import PLAIN, RATIO
 
 @dataclasses.dataclass
 class Planned:
-    """One unit of a plan: `path` (module path), `kind`, `name` (of the function, where known), `rule` (as text), `shape` (of the output),
-    `dtype`, `source` (file:line of the user's code)."""
+    """One unit of a plan: `path` (module path), `kind`, `name` (of the function, where known), `rule` (as
+    text), `shape` (of the output), `dtype`, `source` (file:line of the user's code)."""
 
     path: str
     kind: str
@@ -40,7 +41,8 @@ class Planned:
 
 @dataclasses.dataclass
 class Plan:
-    """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite that found nothing; `notes`.
+    """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite
+    that found nothing; `notes`.
 
     `str(plan)` is a table.
     """
@@ -91,7 +93,8 @@ class Assignment:
 
 
 def assign(level: Level, composite: Any) -> Assignment:
-    """Gives every unit its rule, and asks its kind what follows. Warns, once for each composite, of pairs that match nothing.
+    """Gives every unit its rule, and asks its kind what follows. Warns, once for each composite, of pairs that
+    match nothing.
 
     Raises:
         RuleError: a pair names units by kind or by path, and its rule is for none of them.
@@ -126,8 +129,9 @@ def _explain(unit: Unit, rule: Any) -> Propagation:
 
 
 class Reached(NamedTuple):
-    """What `route` knows of a value. reached: relevance comes to it. plain: a way on which it comes gives it in plain form. meant: and that is
-    so because a rule wants it, not only because the output's relevance is given so."""
+    """What `route` knows of a value. reached: relevance comes to it. plain: a way on which it comes gives it in
+    plain form. meant: and that is so because a rule wants it, not only because the output's relevance is given
+    so."""
 
     reached: bool = False
     plain: bool = False
@@ -140,9 +144,10 @@ class Reached(NamedTuple):
 
 @dataclasses.dataclass
 class Routes:
-    """Where relevance goes. flowing: values from which it can come to what is explained. reached: the values that it comes to. form: the form
-    of their cotangents. takes: the form in which a unit takes those of its outputs (only units that relevance reaches are listed). gives: the
-    form in which it gives those of the operands that it hands relevance. refused: the units that no rule explains."""
+    """Where relevance goes. flowing: values from which it can come to what is explained. reached: the values
+    that it comes to. form: the form of their cotangents. takes: the form in which a unit takes those of its
+    outputs (only units that relevance reaches are listed). gives: the form in which it gives those of the
+    operands that it hands relevance. refused: the units that no rule explains."""
 
     flowing: set[Value]
     reached: set[Value] = dataclasses.field(default_factory=set)
@@ -202,7 +207,9 @@ def route(
     for unit in level.walk():
         if unit.bodies and _together(known, unit).reached:
             inside = [v for body in unit.bodies for v in zip(unit.entering, body.inputs, strict=True)]
-            given = [(outer, inner) for outer, inner in inside if inner in routes.reached and outer in flowing]
+            given = [
+                (outer, inner) for outer, inner in inside if inner in routes.reached and outer in flowing
+            ]
             routes.takes[unit] = RATIO
             routes.gives[unit] = dict.fromkeys((outer for outer, _ in given), RATIO)
             routes.gives[unit] |= {outer: PLAIN for outer, inner in given if routes.form[inner] == PLAIN}

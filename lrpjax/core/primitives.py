@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as published
 
-from lrpjax import _compat
+from lrpjax.core import compat
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ version, but not published; "jax>=…" and "jax<…" are the versions that have 
 FAMILIES = types.MappingProxyType(
     {name: family for family, text in PUBLISHED.items() for name in _names(text)}
     | {name: family for rows in ELSEWHERE.values() for family, text in rows.items() for name in text.split()}
-    | {_compat.custom_call.name: "custom"}
+    | {compat.custom_call.name: "custom"}
 )
 """Primitive name -> family: structural, sum, bilinear, elementwise, predicate, logsumexp, quotient, negation,
 reduce_product, custom, stop, or one of the structured scan, cond, while, remat, shard_map."""

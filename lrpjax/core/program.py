@@ -85,7 +85,9 @@ class Program:
         )
         facts.mark(g, [e and f for e, f in zip(explained, floats, strict=True)], sources, families)
         self.level = recognise.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
-        self.taps = dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
+        self.taps = (
+            dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
+        )
         if isinstance(at, str) and not paths.is_glob(at):
             self.single = True
         else:
@@ -132,7 +134,8 @@ class Program:
     def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
         """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
 
-        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to the shapes of `shape_of`.
+        `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to
+        the shapes of `shape_of`.
         """
         y, aux, pull = self.linearise_audited(weights)
         return y, aux, lambda seed: pull(seed)[0]

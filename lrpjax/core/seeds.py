@@ -10,9 +10,11 @@ from lrpjax.errors import TargetError
 
 
 def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
-    """The relevance of an output that a target stands for, with the output's structure. See `relevance` for the kinds of target.
+    """The relevance of an output that a target stands for, with the output's structure. See `relevance` for the
+    kinds of target.
 
-    A class that does not exist is a TargetError where it is known when tracing; in a traced int array it makes the relevance NaN.
+    A class that does not exist is a TargetError where it is known when tracing; in a traced int array it makes
+    the relevance NaN.
     """
     weigh = (lambda y: y) if method == "relevance" else jnp.ones_like
     if target is None:

@@ -1,9 +1,10 @@
 """Units: the things that a rule can be given to.
 
-A unit is a group of nodes with one meaning: a weighted layer with its bias and the affine constants that follow it (so a BatchNorm is folded
-into its layer), an activation however it is written, a softmax, a product of several values, a normalisation, a sum, a pool. Nodes that
-only move or scale values become units of one node, of kind "structural" and "affine". Nothing here knows of rules: `lrpjax.core.recognise`
-finds the units, `lrpjax.core.kinds` says what a rule does to them.
+A unit is a group of nodes with one meaning: a weighted layer with its bias and the affine constants that follow
+it (so a BatchNorm is folded into its layer), an activation however it is written, a softmax, a product of
+several values, a normalisation, a sum, a pool. Nodes that only move or scale values become units of one node,
+of kind "structural" and "affine". Nothing here knows of rules: `lrpjax.core.recognise` finds the units,
+`lrpjax.core.kinds` says what a rule does to them.
 """
 
 import dataclasses
@@ -17,13 +18,15 @@ from lrpjax.core.graph import Graph, Node, Value
 class Unit:
     """A group of nodes that one rule explains. A kind that wants to know more of its units derives a class of its own.
 
-    kind: the name of its kind, a key of `lrpjax.core.kinds.KINDS`. name: the function, where it is known ("relu", "max_pool", "gelu").
-    nodes: in order; the last one makes the outputs. operands: the values that carry relevance in, one entry for each reading.
-    signal: of a normalisation or a quotient, the operand above the line. gates, activated: of a product, the factors that are sigmoids, and
-    those that come straight from an activation. find_signals: of a product, a function that gives the factors that are the signal of a
-    recurrence. core, scales: of weighted layers, the dot or convolution and, for each node of the affine chain that scales, the dimensions of
-    the kernel that its constant varies along. exponentials: of a quotient that is a softmax's division put off, e in Σ e v / Σ e, where the
-    core is the product e v. bodies: the units of each sub-program.
+    kind: the name of its kind, a key of `lrpjax.core.kinds.KINDS`. name: the function, where it is known
+    ("relu", "max_pool", "gelu"). nodes: in order; the last one makes the outputs. operands: the values that
+    carry relevance in, one entry for each reading. signal: of a normalisation or a quotient, the operand above
+    the line. gates, activated: of a product, the factors that are sigmoids, and those that come straight from
+    an activation. find_signals: of a product, a function that gives the factors that are the signal of a
+    recurrence. core, scales: of weighted layers, the dot or convolution and, for each node of the affine chain
+    that scales, the dimensions of the kernel that its constant varies along. exponentials: of a quotient that
+    is a softmax's division put off, e in Σ e v / Σ e, where the core is the product e v. bodies: the units of
+    each sub-program.
     """
 
     kind: str
@@ -73,7 +76,8 @@ class Unit:
 
 @dataclasses.dataclass
 class Level:
-    """A graph and its units, in an order that can be run. Nodes that carry no relevance belong to no unit; they stand in `steps` as they are."""
+    """A graph and its units, in an order that can be run. Nodes that carry no relevance belong to no unit; they
+    stand in `steps` as they are."""
 
     graph: Graph
     steps: list[Unit | Node]

@@ -1,4 +1,5 @@
-"""Identities with another derivative: the few `jax.custom_vjp` functions through which relevance is steered. They close over static data only."""
+"""Identities with another derivative: the few `jax.custom_vjp` functions through which relevance is steered.
+They close over static data only."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +41,9 @@ def convert(
 ) -> jax.Array:
     """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
 
-    With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever linear map made x.
-    `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU keeps anyway, can be kept in place of x.
+    With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever
+    linear map made x. `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU
+    keeps anyway, can be kept in place of x.
     """
     return x
 
@@ -71,7 +73,8 @@ def wide(x: jax.Array) -> jax.Array:
 
 
 def residual(x: jax.Array, c: jax.Array) -> jax.Array:
-    """A value that the forward pass left for a cotangent. Where a device computes half precision in float32, XLA would keep that copy of it."""
+    """A value that the forward pass left for a cotangent. Where a device computes half precision in float32,
+    XLA would keep that copy of it."""
     return x if wide(x) is x else compat.late(x, c)
 
 
@@ -83,10 +86,11 @@ def with_backward(
     rectified: bool = False,
     slot: jax.Array | None = None,
 ) -> jax.Array:
-    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both close over static data only.
+    """forward(x, *rest), with `backward(x, rest, y, c)` for the cotangent of x and none for the rest. Both
+    close over static data only.
 
-    `rectified` as in `convert`: the backward function is given y⁺ for y. With a `slot` the backward function returns a pair, the second
-    of which is the cotangent of the slot.
+    `rectified` as in `convert`: the backward function is given y⁺ for y. With a `slot` the backward function
+    returns a pair, the second of which is the cotangent of the slot.
     """
 
     @jax.custom_vjp
@@ -109,13 +113,15 @@ def with_backward(
 
 SLOT = 5
 RECEIVED, PASSED, BIAS, EPSILON, BROKEN = range(SLOT)
-"""The columns of an audit's slot: relevance at a unit's output and at its operands, what bias and stabiliser absorb, values that are not finite."""
+"""The columns of an audit's slot: relevance at a unit's output and at its operands, what bias and stabiliser
+absorb, values that are not finite."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def meter(x: jax.Array, slot: jax.Array, form: str, weights: tuple[float, ...]) -> jax.Array:
-    """x. Into the columns of `slot`, as its cotangent, goes the sum of the relevance that passes here, times the weight of each column; where
-    that of BROKEN is not zero, the number of values of x that are not finite."""
+    """x. Into the columns of `slot`, as its cotangent, goes the sum of the relevance that passes here, times
+    the weight of each column; where that of BROKEN is not zero, the number of values of x that are not
+    finite."""
     return x
 
 

@@ -1,7 +1,8 @@
 """The rules: how the relevance R_j of a unit's output is shared among its inputs i.
 
-Every rule is a frozen dataclass and a pytree whose hyper-parameters are leaves, so `jax.vmap` over an ε or a γ works. Nothing here knows of
-jaxprs. `Rule` says how to write one of your own; notebooks/writing_rules.md does it for a layer, an activation and a product.
+Every rule is a frozen dataclass and a pytree whose hyper-parameters are leaves, so `jax.vmap` over an ε or a γ
+works. Nothing here knows of jaxprs. `Rule` says how to write one of your own; notebooks/writing_rules.md does
+it for a layer, an activation and a product.
 """
 
 from lrpjax.rules.activations import BetaSmooth as BetaSmooth

@@ -15,8 +15,8 @@ from lrpjax.rules.base import EVERY, Rule
 class Pass(Rule):
     """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`).
 
-    For activations, affine maps, normalisations, quotients, what only moves elements, and functions of one array that keep its shape. Any
-    other unit that a pair gives it to is a RuleError.
+    For activations, affine maps, normalisations, quotients, what only moves elements, and functions of one
+    array that keep its shape. Any other unit that a pair gives it to is a RuleError.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: jnp.tanh(x), lrpjax.Composite([('*', Pass())])
@@ -28,7 +28,8 @@ class Pass(Rule):
 
 
 class Gradient(Rule):
-    """The plain chain rule, applied to the relevance itself: R_i = Σ_j ∂z_j/∂x_i R_j, as zennit does to modules that no rule names.
+    """The plain chain rule, applied to the relevance itself: R_i = Σ_j ∂z_j/∂x_i R_j, as zennit does to modules
+    that no rule names.
 
     It conserves nothing in general; `composites.gradient()` is this rule everywhere.
 
@@ -54,7 +55,8 @@ class Stop(Rule):
 
 
 class Deconvnet(Rule):
-    """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0). For units named "relu".
+    """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0).
+    For units named "relu".
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', Deconvnet())], default=Gradient(), method='gradient')
@@ -70,7 +72,8 @@ class Deconvnet(Rule):
 
 
 class GuidedBackprop(Rule):
-    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0). For units named "relu".
+    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0).
+    For units named "relu".
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', GuidedBackprop())], default=Gradient(), method='gradient')
@@ -99,5 +102,3 @@ class BetaSmooth(Rule):
 
     def through(self, x, y, R, derivative):
         return R * jax.nn.sigmoid(jnp.asarray(self.beta, x.dtype) * x)
-
-

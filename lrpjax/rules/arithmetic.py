@@ -1,4 +1,5 @@
-"""What rules are made of: the stabiliser, division with 0/0 = 0, positive and negative parts, and a weighted layer as a rule sees it."""
+"""What rules are made of: the stabiliser, division with 0/0 = 0, positive and negative parts, and a weighted
+layer as a rule sees it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +23,8 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def quotient(R: jax.Array, z: jax.Array, epsilon: Any) -> jax.Array:
-    """R / (z + ε sign z), and 0 where that divides by 0, for which nothing is computed where a positive ε is known to rule it out."""
+    """R / (z + ε sign z), and 0 where that divides by 0, for which nothing is computed where a positive ε is
+    known to rule it out."""
     stabilized = stabilize(z, epsilon)
     known = isinstance(epsilon, (int, float)) and epsilon >= float(jnp.finfo(z.dtype).tiny)
     return R / stabilized if known else divide(R, stabilized)
@@ -57,9 +59,10 @@ class Layer:
 
     Both take and return arrays of the precision that rules compute in, whatever the model's own.
 
-    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand.
-    ones: an array of ones for x, of batch size one where possible. noise: the relative rounding error of what `apply` gives.
-    account: where an audit asks for it, what the bias and the stabiliser absorb, one pair for each `share`.
+    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU,
+    say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand. ones: an array of ones for x, of batch size
+    one where possible. noise: the relative rounding error of what `apply` gives. account: where an audit asks
+    for it, what the bias and the stabiliser absorb, one pair for each `share`.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -73,7 +76,8 @@ class Layer:
     account: list[tuple[jax.Array, jax.Array]] | None = None
 
     def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
-        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no input made."""
+        """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no
+        input made."""
         s = quotient(R, z, epsilon)
         if self.account is not None:
             self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))

@@ -1,4 +1,5 @@
-"""What every rule is: a frozen dataclass, a pytree, the kinds of unit that it is for, and the methods that carry its formula."""
+"""What every rule is: a frozen dataclass, a pytree, the kinds of unit that it is for, and the methods that
+carry its formula."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,27 +25,30 @@ KINDS_OF = {"back": LAYERS, "through": ("activation",), "weights": ("product",)}
 class Rule:
     """Base class of rules. To write one, derive from it and define the method that holds the formula:
 
-    `back(layer, x, z, R)`, for weighted layers ("dense", "conv") and for other linear maps of one value ("pool", "linear", "affine"), which
-    count as layers whose kernel is the number 1. x is the layer's input, z its output with the bias, R the relevance of z, arrays of at least
-    float32 in the shapes that the model has; `layer` is a `Layer`. It returns an array of x's shape, and the class says in `emits` what that
-    is: PLAIN, the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything). A class with a `back`
-    but no `emits` is a RuleError. `kernels(w)`, which goes with it, makes of the kernel all that the formula takes from it, as a tuple that
-    `layer.kernels` holds; it is run once and for all, in NumPy, where the kernel is known when tracing. Without it they are (w⁺, w⁻).
+    `back(layer, x, z, R)`, for weighted layers ("dense", "conv") and for other linear maps of one value
+    ("pool", "linear", "affine"), which count as layers whose kernel is the number 1. x is the layer's input, z
+    its output with the bias, R the relevance of z, arrays of at least float32 in the shapes that the model has;
+    `layer` is a `Layer`. It returns an array of x's shape, and the class says in `emits` what that is: PLAIN,
+    the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything). A
+    class with a `back` but no `emits` is a RuleError. `kernels(w)`, which goes with it, makes of the kernel all
+    that the formula takes from it, as a tuple that `layer.kernels` holds; it is run once and for all, in NumPy,
+    where the kernel is known when tracing. Without it they are (w⁺, w⁻).
 
-    `through(x, y, R, derivative)`, for activations: x the input, y = φ(x), R the relevance of y, derivative φ'(x), all of one shape. It
-    returns the relevance of x.
+    `through(x, y, R, derivative)`, for activations: x the input, y = φ(x), R the relevance of y, derivative
+    φ'(x), all of one shape. It returns the relevance of x.
 
-    `weights(values)`, for products and for sums of two ("product", "sum"): `values` are the factors, or terms, that take part. It returns for
-    each the part of the relevance that it takes: a number, or, where the product is elementwise, an array that broadcasts to the product. They
-    sum to 1 where relevance is conserved. With it goes `takes(factors)`, one bool for each `Factor`: which of them take part; all of them
-    without it.
+    `weights(values)`, for products and for sums of two ("product", "sum"): `values` are the factors, or terms,
+    that take part. It returns for each the part of the relevance that it takes: a number, or, where the product
+    is elementwise, an array that broadcasts to the product. They sum to 1 where relevance is conserved. With it
+    goes `takes(factors)`, one bool for each `Factor`: which of them take part; all of them without it.
 
-    Subclasses are made frozen dataclasses, and pytrees whose fields are leaves, so `jax.vmap` over an ε or a γ works. Fields that are no numbers
-    or arrays (switches, names) are named in the decorator `rule`, which is needed for nothing else.
+    Subclasses are made frozen dataclasses, and pytrees whose fields are leaves, so `jax.vmap` over an ε or a γ
+    works. Fields that are no numbers or arrays (switches, names) are named in the decorator `rule`, which is
+    needed for nothing else.
 
-    kinds: the kinds of unit (or names of functions, as a plan shows them) that the rule is for; "*" is all of them. A composite passes the
-    rule over for other kinds; a unit of such a kind that cannot carry the rule out is a RuleError.
-    linear: whether the relevance that comes out is linear in that which goes in.
+    kinds: the kinds of unit (or names of functions, as a plan shows them) that the rule is for; "*" is all of
+    them. A composite passes the rule over for other kinds; a unit of such a kind that cannot carry the rule out
+    is a RuleError. linear: whether the relevance that comes out is linear in that which goes in.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import rules
@@ -70,7 +74,9 @@ class Rule:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True)(cls)
-        jax.tree_util.register_pytree_with_keys(cls, _flatten, lambda aux, leaves: _unflatten(cls, aux, leaves))
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten, lambda aux, leaves: _unflatten(cls, aux, leaves)
+        )
         if "back" in vars(cls) and cls.emits not in (RATIO, PLAIN):
             raise RuleError(
                 f"{cls.__name__} defines back, but not what it returns: say in the class emits = rules.PLAIN (the relevance of x) or "
@@ -121,7 +127,8 @@ def _unflatten(cls: type, aux: tuple, leaves: Sequence[Any]) -> Rule:
 
 
 def rule(*static: str) -> Callable[[type], type]:
-    """Decorates a subclass of `Rule` whose fields of these names are static: fixed when compiling, like `static_argnames` of `jax.jit`.
+    """Decorates a subclass of `Rule` whose fields of these names are static: fixed when compiling, like
+    `static_argnames` of `jax.jit`.
 
     >>> from lrpjax import rules
     >>> @rules.rule("mode")
@@ -147,8 +154,9 @@ def rule(*static: str) -> Callable[[type], type]:
 class Factor:
     """What is known of a factor of a product, or of a term of a sum, before anything is computed.
 
-    shape: its shape. gate: it is a sigmoid, or one minus a sigmoid. activated: it comes straight from an activation. signal: in the recurrence
-    of a state-space model it is the state, or else the input (`lrpjax.composites.mambalrp`).
+    shape: its shape. gate: it is a sigmoid, or one minus a sigmoid. activated: it comes straight from an
+    activation. signal: in the recurrence of a state-space model it is the state, or else the input
+    (`lrpjax.composites.mambalrp`).
     """
 
     shape: tuple[int, ...]
@@ -166,7 +174,8 @@ def _brief(value: Any) -> str:
 
 
 def check(holds: Callable[..., Any], *values: Any, message: str) -> None:
-    """Raises RuleError when a condition on hyper-parameters fails. Traced ones, and the placeholders of tree transformations, pass."""
+    """Raises RuleError when a condition on hyper-parameters fails. Traced ones, and the placeholders of tree
+    transformations, pass."""
     concrete = (int, float, np.ndarray, np.generic, jax.Array)
     if all(isinstance(v, concrete) and not isinstance(v, jax.core.Tracer) for v in values) and not np.all(
         holds(*(np.asarray(v) for v in values))

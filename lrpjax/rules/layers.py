@@ -1,10 +1,12 @@
 """The rules of weighted layers: how the relevance R_j of an output is shared among the inputs i.
 
-Each formula stands in the rule's `back`. Notation: x the input, w the kernel, b the bias, z = wx + b, x⁺ = max(x, 0), x⁻ = min(x, 0). The
-stabiliser is `z + ε·sign(z)` with sign(0) = +1; where the denominator is exactly 0 (only possible with ε = 0), the quotient is 0.
+Each formula stands in the rule's `back`. Notation: x the input, w the kernel, b the bias, z = wx + b, x⁺ =
+max(x, 0), x⁻ = min(x, 0). The stabiliser is `z + ε·sign(z)` with sign(0) = +1; where the denominator is exactly
+0 (only possible with ε = 0), the quotient is 0.
 
-Sources: Bach et al. 2015 (PLoS ONE 10(7), e0130140), Montavon et al. 2017 (Pattern Recognition 65, Deep Taylor), Montavon et al. 2019
-(LRP overview), Andéol et al. 2021 (generalised γ), Kindermans et al. 2018 (patterns).
+Sources: Bach et al. 2015 (PLoS ONE 10(7), e0130140), Montavon et al. 2017 (Pattern Recognition 65, Deep
+Taylor), Montavon et al. 2019 (LRP overview), Andéol et al. 2021 (generalised γ), Kindermans et al. 2018
+(patterns).
 """
 
 from typing import Any, ClassVar
@@ -72,17 +74,20 @@ class Norm(Rule):
 
 
 def is_epsilon(rule: Rule) -> bool:
-    """Whether a rule's formula is that of `Epsilon`, whatever its class: then it is JAX's own transpose behind a stabilised denominator."""
+    """Whether a rule's formula is that of `Epsilon`, whatever its class: then it is JAX's own transpose behind
+    a stabilised denominator."""
     own = type(rule)
     return getattr(own, "back", None) is Epsilon.back and own.kernels is Epsilon.kernels  # type: ignore[attr-defined]
 
 
 @rule("bias")
 class Gamma(Rule):
-    """Generalised LRP-γ: positive contributions count 1 + γ times where z_j > 0, negative ones where z_j < 0 (Andéol et al. 2021).
+    """Generalised LRP-γ: positive contributions count 1 + γ times where z_j > 0, negative ones where z_j < 0
+    (Andéol et al. 2021).
 
-    R_i = Σ_j (x_i w_ij + γ (x_i w_ij)^±) R_j / Σ_i (x_i w_ij + γ (x_i w_ij)^±) with ± the sign of z_j; the bias b + γ b^± is a term of the
-    denominator unless `bias=False`. z_j = 0 gives nothing. For x ≥ 0 and z > 0 this is the γ-rule of Montavon et al. 2019.
+    R_i = Σ_j (x_i w_ij + γ (x_i w_ij)^±) R_j / Σ_i (x_i w_ij + γ (x_i w_ij)^±) with ± the sign of z_j; the bias
+    b + γ b^± is a term of the denominator unless `bias=False`. z_j = 0 gives nothing. For x ≥ 0 and z > 0 this
+    is the γ-rule of Montavon et al. 2019.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Gamma(1.0))])
@@ -97,9 +102,7 @@ class Gamma(Rule):
 
     def __post_init__(self):
         Rule.__post_init__(self)
-        check(
-            lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}"
-        )
+        check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
 
     def kernels(self, w):
         g = (np if isinstance(w, np.ndarray) else jnp).asarray(self.gamma, w.dtype)
@@ -130,7 +133,8 @@ class Gamma(Rule):
 
 @rule("bias")
 class AlphaBeta(Rule):
-    """LRP-αβ: R_i = Σ_j (α (x_i w_ij)⁺ / z⁺_j − β (x_i w_ij)⁻ / z⁻_j) R_j, α − β = 1 (Bach et al. 2015, eq. 60, there with β of the other sign).
+    """LRP-αβ: R_i = Σ_j (α (x_i w_ij)⁺ / z⁺_j − β (x_i w_ij)⁻ / z⁻_j) R_j, α − β = 1 (Bach et al. 2015, eq. 60,
+    there with β of the other sign).
 
     z⁺_j = Σ_i (x_i w_ij)⁺ + b⁺_j and z⁻_j alike, stabilised by ε; with `bias=False` the bias is left out of both.
 
@@ -169,7 +173,8 @@ class AlphaBeta(Rule):
         s_above = layer.share(jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, b_above)
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it counts as large as the rounding
+        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it
+        # counts as large as the rounding
         below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
         s_below = layer.share(-jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, b_below)
         pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
@@ -178,7 +183,8 @@ class AlphaBeta(Rule):
 
 @rule("bias")
 class ZPlus(Rule):
-    """The z⁺-rule: R_i = Σ_j (x_i w_ij)⁺ / (Σ_i (x_i w_ij)⁺ + b⁺_j) R_j (Montavon et al. 2017, eq. 15; αβ with α = 1, β = 0).
+    """The z⁺-rule: R_i = Σ_j (x_i w_ij)⁺ / (Σ_i (x_i w_ij)⁺ + b⁺_j) R_j (Montavon et al. 2017, eq. 15; αβ with
+    α = 1, β = 0).
 
     With `bias=False` the bias is left out and relevance is conserved exactly.
 
@@ -199,8 +205,8 @@ class ZPlus(Rule):
 class ZBox(Rule):
     """The z^B-rule, for inputs known to lie in a box l ≤ x ≤ h, such as pixels (Montavon et al. 2017, eq. 19).
 
-    R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j. `low` and `high` are numbers, or arrays that broadcast against x. The bias
-    cancels. Inputs that are exactly zero get their share.
+    R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j. `low` and `high` are numbers, or arrays that
+    broadcast against x. The bias cancels. Inputs that are exactly zero get their share.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', ZBox(low=0.0, high=4.0))])
@@ -239,9 +245,11 @@ class ZBox(Rule):
 
 @rule("bias")
 class WSquare(Rule):
-    """The w²-rule: R_i = Σ_j w²_ij / (Σ_i w²_ij + b²_j) R_j, for unbounded inputs (Montavon et al. 2017, eq. 12; b² as zennit has it).
+    """The w²-rule: R_i = Σ_j w²_ij / (Σ_i w²_ij + b²_j) R_j, for unbounded inputs (Montavon et al. 2017, eq.
+    12; b² as zennit has it).
 
-    With `bias=False` the b² is left out and relevance is conserved. It looks at the weights only: inputs that are zero get their share.
+    With `bias=False` the b² is left out and relevance is conserved. It looks at the weights only: inputs that
+    are zero get their share.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([1.0, -1.0]), lrpjax.Composite([('*', WSquare())])
@@ -263,7 +271,8 @@ class WSquare(Rule):
 
 
 class Flat(Rule):
-    """The flat rule: every input of a neuron gets the same share, R_i = Σ_j R_j / (number of inputs of j) (Lapuschkin et al. 2019).
+    """The flat rule: every input of a neuron gets the same share, R_i = Σ_j R_j / (number of inputs of j)
+    (Lapuschkin et al. 2019).
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Flat())])
@@ -284,10 +293,11 @@ class Flat(Rule):
 
 @rule("attribution", "path", "mark")
 class Pattern(Rule):
-    """PatternNet: the layer is propagated with its pattern a for kernel, R_i = Σ_j a_ij R_j; PatternAttribution (`attribution`): with a ⊙ w.
+    """PatternNet: the layer is propagated with its pattern a for kernel, R_i = Σ_j a_ij R_j; PatternAttribution
+    (`attribution`): with a ⊙ w.
 
-    Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted patterns; `path` and `mark`
-    (see `mark_of`) say which kernel the pattern was fitted to.
+    Kindermans et al. 2018, section 4.3. `composites.pattern_net` and `pattern_attribution` make it from fitted
+    patterns; `path` and `mark` (see `mark_of`) say which kernel the pattern was fitted to.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Pattern(jnp.array([1.0, 2.0])))])
@@ -322,7 +332,8 @@ class Pattern(Rule):
 
 
 def mark_of(w: Any) -> tuple[float, ...]:
-    """Three numbers by which a kernel is known again: its mean, its root mean square and a projection, over at most 65536 entries."""
+    """Three numbers by which a kernel is known again: its mean, its root mean square and a projection, over at
+    most 65536 entries."""
     entries = np.asarray(w).ravel()[:: max(1, w.size // 65536)].astype(np.float64)
     return (
         float(entries.mean()),
@@ -334,5 +345,3 @@ def mark_of(w: Any) -> tuple[float, ...]:
 def same_mark(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     """Whether two marks are those of one kernel, up to rounding."""
     return len(a) == len(b) and bool(np.allclose(a, b, rtol=0, atol=1e-4 * abs(b[1])))
-
-

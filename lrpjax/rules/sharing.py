@@ -1,6 +1,7 @@
 """The rules of products and of sums: which part of the relevance each factor, or term, takes.
 
-Sources: Arras et al. 2017 (gates), Achtibat et al. 2024 (AttnLRP), Ali et al. 2022 (CP-LRP), Jafari et al. 2024 (MambaLRP).
+Sources: Arras et al. 2017 (gates), Achtibat et al. 2024 (AttnLRP), Ali et al. 2022 (CP-LRP), Jafari et al. 2024
+(MambaLRP).
 """
 
 import functools
@@ -19,11 +20,13 @@ from lrpjax.rules.base import Factor, Rule, rule
 class Product(Rule):
     """How a product y = a·b·… of values that all carry relevance shares it (matrix products and attention included).
 
-    share: "gate" (the default): a sigmoid gate receives nothing and the signal takes all (Arras et al. 2017); without a gate, uniform.
-    "activated": a factor that comes straight from an activation receives nothing (the gate of SwiGLU in CP-LRP); without one, uniform.
-    "selective": state-space models; the state, or else the input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.core.recognise.recurrence`).
-    "uniform": each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|, |b|, …
-    (elementwise products only). An int: that factor, in the order of writing, takes all. Along an axis (`jnp.prod`, `jnp.cumprod`) all share alike.
+    share: "gate" (the default): a sigmoid gate receives nothing and the signal takes all (Arras et al. 2017);
+    without a gate, uniform. "activated": a factor that comes straight from an activation receives nothing (the
+    gate of SwiGLU in CP-LRP); without one, uniform. "selective": state-space models; the state, or else the
+    input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.core.recognise.recurrence`). "uniform":
+    each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|,
+    |b|, … (elementwise products only). An int: that factor, in the order of writing, takes all. Along an axis
+    (`jnp.prod`, `jnp.cumprod`) all share alike.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x[0] * x[1], lrpjax.Composite([('*', Product('magnitude'))])
@@ -59,7 +62,9 @@ class Product(Rule):
         return [1.0 / len(values)] * len(values)
 
 
-def _unless(held: Callable[[Factor], bool], kept: Sequence[bool], factors: Sequence[Factor]) -> Sequence[bool]:
+def _unless(
+    held: Callable[[Factor], bool], kept: Sequence[bool], factors: Sequence[Factor]
+) -> Sequence[bool]:
     """Those of the factors kept that are not held fixed; all of them, if that would be none."""
     left = [k and not held(f) for k, f in zip(kept, factors, strict=True)]
     return left if any(left) else kept
@@ -76,8 +81,9 @@ def magnitudes(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
 class Sum(Rule):
     """How a sum y = a + b of two values that carry relevance (a residual connection) shares it.
 
-    share: "native": in proportion to a and b, conserved exactly and divided by nothing (the default). "magnitude": in proportion to |a|, |b|.
-    "uniform": half to each. An int: that operand takes all (0 is the first written).
+    share: "native": in proportion to a and b, conserved exactly and divided by nothing (the default).
+    "magnitude": in proportion to |a|, |b|. "uniform": half to each. An int: that operand takes all (0 is the
+    first written).
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x + 2 * x[::-1], lrpjax.Composite([('*', Sum('uniform'))])

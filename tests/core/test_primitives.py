@@ -13,7 +13,7 @@ from jax.extend.core import Primitive, primitives
 from packaging.requirements import Requirement
 
 import lrpjax
-from lrpjax import _compat
+from lrpjax.core import compat
 from lrpjax import primitives as tables
 
 X = jnp.array([1.0, 2.0, 4.0])
@@ -154,7 +154,7 @@ custom_vjp.defvjp(lambda x: (x * 2.0, None), lambda _, c: (c * 2.0,))
 
 
 def closed_call(x):
-    return _compat.bind(primitives.closed_call_p, {"call_jaxpr": jax.make_jaxpr(lambda x: x * 2.0)(x)}, x)[0]
+    return compat.bind(primitives.closed_call_p, {"call_jaxpr": jax.make_jaxpr(lambda x: x * 2.0)(x)}, x)[0]
 
 
 FUNCTIONS = {
@@ -169,7 +169,7 @@ FUNCTIONS = {
 def test_bodies_of_calls_stand_in_the_parameter_that_the_table_names(name):
     (eqn,) = jax.make_jaxpr(FUNCTIONS[name])(X).eqns
     assert eqn.primitive.name == name
-    (inner,) = _compat.open_jaxpr(eqn.params[tables.CALLS[name]])[0].eqns
+    (inner,) = compat.open_jaxpr(eqn.params[tables.CALLS[name]])[0].eqns
     assert inner.primitive.name == "mul"
 
 

@@ -1,8 +1,9 @@
 """What a kind of unit is, and the ways in which relevance goes through a unit that several kinds share.
 
-A `Kind` answers one question: how does relevance go through a unit of mine under this rule? The answer is a `Propagation`, which holds all that
-the rest of the core asks: who receives relevance, in which form of the cotangent it is taken and given, how the unit is run, and what the plan
-says. A rule that a unit cannot carry out is a RuleError, raised by the kind; nothing else decides about it.
+A `Kind` answers one question: how does relevance go through a unit of mine under this rule? The answer is a
+`Propagation`, which holds all that the rest of the core asks: who receives relevance, in which form of the
+cotangent it is taken and given, how the unit is run, and what the plan says. A rule that a unit cannot carry
+out is a RuleError, raised by the kind; nothing else decides about it.
 """
 
 import abc
@@ -22,10 +23,11 @@ from lrpjax.rules import PLAIN, RATIO, Gradient, Pass, Rule, Stop
 class Propagation(abc.ABC):
     """How relevance goes through one unit.
 
-    unit: the unit. text: what the plan says. receives: the operands that are handed relevance; all of them, if not given.
-    rectifies: relevance reaches its operand only where that is positive. selects: every element of an output is one of an operand's, so that
-    what holds of all the output's relevance holds of the operand's. bias_takes_rest: all that the unit loses, besides what a stabiliser
-    absorbs, is the share of its constants. linear: see `Rule`.
+    unit: the unit. text: what the plan says. receives: the operands that are handed relevance; all of them, if
+    not given. rectifies: relevance reaches its operand only where that is positive. selects: every element of
+    an output is one of an operand's, so that what holds of all the output's relevance holds of the operand's.
+    bias_takes_rest: all that the unit loses, besides what a stabiliser absorbs, is the share of its constants.
+    linear: see `Rule`.
     """
 
     rectifies: bool = False
@@ -41,11 +43,13 @@ class Propagation(abc.ABC):
     def forms(self, form: str, meant: bool) -> tuple[str, str]:
         """(the form in which cotangents of the outputs are taken, that in which those of the operands are given).
 
-        form: that in which they arrive, PLAIN if any output's is. meant: a rule further up wants it PLAIN; without, only the target does.
+        form: that in which they arrive, PLAIN if any output's is. meant: a rule further up wants it PLAIN;
+            without, only the target does.
         """
 
     def part(self, value: Value, receivers: Sequence[Value]) -> float | None:
-        """Which part of the relevance an operand takes, where several share it: a number, or None if it is another for each element."""
+        """Which part of the relevance an operand takes, where several share it: a number, or None if it is
+        another for each element."""
         return 1.0
 
     @abc.abstractmethod
@@ -54,7 +58,8 @@ class Propagation(abc.ABC):
 
 
 class Proportional(Propagation):
-    """JAX's own derivative in ratio form: relevance in proportion to the terms. With an epsilon, behind a stabilised denominator (ε-rule)."""
+    """JAX's own derivative in ratio form: relevance in proportion to the terms. With an epsilon, behind a
+    stabilised denominator (ε-rule)."""
 
     def __init__(
         self,
@@ -128,7 +133,8 @@ class PassOn(Propagation):
 
 
 class Line(PassOn):
-    """A map of one signal by fixed values: relevance goes to the signal, in proportion in ratio form, unchanged in plain form."""
+    """A map of one signal by fixed values: relevance goes to the signal, in proportion in ratio form, unchanged
+    in plain form."""
 
     def forms(self, form, meant):
         return form, form
@@ -157,9 +163,10 @@ class Refused(Propagation):
 class Kind(abc.ABC):
     """One kind of unit: what its units do under each rule.
 
-    name: what units, selectors and plans call it. default: the rule of a unit that no pair of a composite names; without one, `unnamed` says
-    what happens to it. shown: whether a plan lists its units and a selector finds them. stands_for_inside: whether a value inside a unit (a
-    convolution before its BatchNorm) may be named for the unit's output. takes: in words, the rules that its units can carry out.
+    name: what units, selectors and plans call it. default: the rule of a unit that no pair of a composite
+    names; without one, `unnamed` says what happens to it. shown: whether a plan lists its units and a selector
+    finds them. stands_for_inside: whether a value inside a unit (a convolution before its BatchNorm) may be
+    named for the unit's output. takes: in words, the rules that its units can carry out.
 
     A new kind defines `name`, `takes`, and `default` or `unnamed`; where it takes rules of its own, `carry_out`.
     """

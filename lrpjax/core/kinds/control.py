@@ -1,4 +1,5 @@
-"""Loops, branches, rematerialised and sharded bodies: their sub-programs are rewritten and handed to JAX's public functions.
+"""Loops, branches, rematerialised and sharded bodies: their sub-programs are rewritten and handed to JAX's
+public functions.
 
 The rule of such a unit is that of what stands inside.
 """
@@ -32,7 +33,8 @@ class _Control(Kind):
 
 
 class Inside(Propagation):
-    """What control flow has in common. Its forms are those of the values inside, which the analysis of the bodies finds."""
+    """What control flow has in common. Its forms are those of the values inside, which the analysis of the
+    bodies finds."""
 
     def forms(self, form, meant):
         return RATIO, RATIO
@@ -47,7 +49,8 @@ class Inside(Propagation):
         raise NotImplementedError(f"{type(self).__name__} does not run")
 
     def enter(self, frame: Any, body: Level, arrays: list) -> list:
-        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit gives for the operand."""
+        """A body's inputs, with cotangents converted from the form of the value inside to that which the unit
+        gives for the operand."""
         gives, routes, entered = frame.routes.gives[self.unit], frame.routes, []
         for operand, inner, array in zip(self.unit.entering, body.inputs, arrays, strict=True):
             if operand in gives and inner in routes.reached and routes.form[inner] != gives[operand]:
@@ -56,7 +59,8 @@ class Inside(Propagation):
         return entered
 
     def leave(self, frame: Any, body: Level, outputs: list) -> list:
-        """A body's outputs, with cotangents converted from the form of the value outside to that of the value inside."""
+        """A body's outputs, with cotangents converted from the form of the value outside to that of the value
+        inside."""
         routes, converted = frame.routes, []
         for outer, inner, array in zip(self.unit.outputs, body.outputs, outputs, strict=True):
             outside = routes.form.get(outer, RATIO)

@@ -1,4 +1,5 @@
-"""Normalisations ("norm") and quotients ("quotient"): what stands below the line is held fixed and receives no relevance."""
+"""Normalisations ("norm") and quotients ("quotient"): what stands below the line is held fixed and receives no
+relevance."""
 
 import jax.numpy as jnp
 
@@ -36,7 +37,8 @@ class Quotient(_Division):
 
 
 class Deferred(Proportional):
-    """Σ e v / Σ e: the native derivative, of which e takes the share that the product e v leaves to it, above the line and below."""
+    """Σ e v / Σ e: the native derivative, of which e takes the share that the product e v leaves to it, above
+    the line and below."""
 
     def run(self, frame):
         unit: Unit = self.unit

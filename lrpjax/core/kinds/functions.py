@@ -15,8 +15,9 @@ from lrpjax.rules import Rule
 class Frame(Protocol):
     """What a kind may ask of the frame in which its units run (`lrpjax.core.frame`).
 
-    routes: where relevance goes and in which form, as the plan found it. program: the whole program; `program.run(body, inputs, taps, slots)`
-    runs a sub-program. taps, slots, seen: what a sub-program is to be handed, and what it hands back.
+    routes: where relevance goes and in which form, as the plan found it. program: the whole program;
+    `program.run(body, inputs, taps, slots)` runs a sub-program. taps, slots, seen: what a sub-program is to be
+    handed, and what it hands back.
     """
 
     routes: Any
@@ -30,7 +31,8 @@ class Frame(Protocol):
         ...
 
     def operand(self, unit: Unit, value: Value) -> Any:
-        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit gives."""
+        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit
+        gives."""
         ...
 
     def fixed(self, value: Value) -> Any:
@@ -99,8 +101,9 @@ def rebuilder(rule: Rule | None) -> Callable[[Sequence], Any]:
 
 
 class Own:
-    """A unit as a function of one operand `x`, with a backward function of its own: `backward(x, (externals, leaves), y, c)` gives x's cotangent
-    from y's, c. It closes over static data only; `externals` are the arrays that the unit reads besides x, `leaves` those of the rule."""
+    """A unit as a function of one operand `x`, with a backward function of its own: `backward(x, (externals,
+    leaves), y, c)` gives x's cotangent from y's, c. It closes over static data only; `externals` are the arrays
+    that the unit reads besides x, `leaves` those of the rule."""
 
     def __init__(self, unit: Unit, x: Value, backward: Callable, rule: Rule | None = None):
         self.unit, self.x, self.backward, self.rule = unit, x, backward, rule

@@ -1,6 +1,5 @@
 """Linear maps without a kernel that rules know: "pool", "linear" (of one value) and free-standing "affine" maps."""
 
-
 import jax
 import jax.numpy as jnp
 

@@ -10,7 +10,8 @@ from lrpjax.rules import PLAIN, is_epsilon
 
 
 class Softmax(Kind):
-    """Softmax, log-softmax and logsumexp: JAX's derivative in ratio form is AttnLRP's Taylor expansion (Achtibat et al. 2024, eq. 9)."""
+    """Softmax, log-softmax and logsumexp: JAX's derivative in ratio form is AttnLRP's Taylor expansion
+    (Achtibat et al. 2024, eq. 9)."""
 
     name = "softmax"
     takes = "a softmax takes its Taylor expansion (name no rule for it)"
@@ -108,7 +109,8 @@ class Structural(Kind):
 
 
 class Unknown(Kind):
-    """A primitive that no family names, or a function of several values that no rule of the literature is about (x ** y, arctan2, clamp)."""
+    """A primitive that no family names, or a function of several values that no rule of the literature is about
+    (x ** y, arctan2, clamp)."""
 
     name = "unknown"
     takes = "what no rule is known for takes Pass, where it keeps the shape of one array"

@@ -151,8 +151,8 @@ def _takers(unit: Unit, sharing: Any) -> list[Value]:
 
 
 def abstract_weights(sharing: Any, values: Sequence[Value]) -> Sequence[Any] | None:
-    """The weights of values that are not computed yet: numbers, or, where they depend on the values, what shape and type they have.
-    None stands for shares in proportion to the terms."""
+    """The weights of values that are not computed yet: numbers, or, where they depend on the values, what shape
+    and type they have. None stands for shares in proportion to the terms."""
     shapes = [jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in values]
     seen: list[Any] = []
 

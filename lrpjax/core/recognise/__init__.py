@@ -1,7 +1,7 @@
 """From a marked graph to its units: the recognisers, in the order in which they run.
 
-A recogniser is a function of a `Draft`; it looks for one sort of unit among the nodes that are still free and adds what it recognises. A new
-one is a file here and a line in RECOGNISERS.
+A recogniser is a function of a `Draft`; it looks for one sort of unit among the nodes that are still free and
+adds what it recognises. A new one is a file here and a line in RECOGNISERS.
 """
 
 from collections.abc import Mapping

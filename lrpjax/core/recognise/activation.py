@@ -9,8 +9,8 @@ from lrpjax.core.units import Unit
 def find(draft: Draft) -> None:
     """All nodes between a node and its immediate dominator, if all are elementwise and one is not linear.
 
-    The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where scalar constants alone stand between two such functions, both
-    are one (`1 / (1 + exp(-x))`).
+    The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where scalar constants alone stand between
+    two such functions, both are one (`1 / (1 + exp(-x))`).
     """
     dominators = draft.dependence.dominators()
     for end in reversed(draft.carrying):
@@ -45,7 +45,8 @@ def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -
 
 
 def _absorb(draft: Draft, source: Value, region: list[Node]) -> tuple[Value, list[Node]]:
-    """Takes in the scalar constants before and behind an activation that belong to the same library call (`selu`, `hard_sigmoid`)."""
+    """Takes in the scalar constants before and behind an activation that belong to the same library call
+    (`selu`, `hard_sigmoid`)."""
     call = names.call_of(region)
     if call is None:
         return source, region
@@ -73,7 +74,8 @@ def _absorb(draft: Draft, source: Value, region: list[Node]) -> tuple[Value, lis
 
 
 def _region(draft: Draft, source: Value, end: Node) -> list[Node] | None:
-    """The elementwise nodes between `source` and `end`, or None if one of them is not elementwise or is needed elsewhere."""
+    """The elementwise nodes between `source` and `end`, or None if one of them is not elementwise or is needed
+    elsewhere."""
     if source.shape != end.out.shape:
         return None
     inside = {end}

@@ -9,7 +9,8 @@ THROUGH = ("structural", "affine")
 
 
 def find(draft: Draft) -> None:
-    """A quotient, and a product with a factor made by rsqrt, a negative power or a reciprocal. Below a normalisation's line is a root."""
+    """A quotient, and a product with a factor made by rsqrt, a negative power or a reciprocal. Below a
+    normalisation's line is a root."""
     for node in draft.carrying:
         if not draft.free(node):
             continue
@@ -33,4 +34,6 @@ def _holds(draft: Draft, node: Node, name: str) -> bool:
 
 def _reciprocal(draft: Draft, value: Value) -> bool:
     origin = draft.origin(value, THROUGH)
-    return origin is not None and names.divides(origin) and not names.is_gate(draft.unit_before(value, THROUGH))
+    return (
+        origin is not None and names.divides(origin) and not names.is_gate(draft.unit_before(value, THROUGH))
+    )

@@ -1,4 +1,5 @@
-"""What the recognisers share: a marked graph, the units found so far, and ways to follow a value to where it comes from and goes."""
+"""What the recognisers share: a marked graph, the units found so far, and ways to follow a value to where it
+comes from and goes."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,8 +11,8 @@ from lrpjax.core.units import Level, Unit
 class Draft:
     """The units of one graph while they are being found: a node belongs to the unit that takes it first.
 
-    kept: values that stay visible, so that no unit is grown across them. carrying: the nodes that relevance may pass. unit_of: the unit of each
-    node that has one. level_of: finds the units of a sub-program.
+    kept: values that stay visible, so that no unit is grown across them. carrying: the nodes that relevance may
+    pass. unit_of: the unit of each node that has one. level_of: finds the units of a sub-program.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Draft:
         return value.returned or value in self.kept
 
     def light(self, node: Node, families: tuple[str, ...]) -> bool:
-        """Whether a node is of these families ("affine" among them: adding, scaling, clipping) and has one operand that carries relevance."""
+        """Whether a node is of these families ("affine" among them: adding, scaling, clipping) and has one
+        operand that carries relevance."""
         family = self.family(node)
         if family == "bilinear":
             family = "affine" if node.name == "mul" else family

@@ -1,4 +1,5 @@
-"""Which nodes of a graph are elementwise functions of the explained input, and through which values all of it passes on its way to a node."""
+"""Which nodes of a graph are elementwise functions of the explained input, and through which values all of it
+passes on its way to a node."""
 
 from collections.abc import Mapping
 
@@ -38,7 +39,8 @@ class Dependence:
         return value in self.derived
 
     def elementwise(self, node: Node) -> bool:
-        """Elementwise, with one output, in which all that depends on the explained input has the shape of the output."""
+        """Elementwise, with one output, in which all that depends on the explained input has the shape of the
+        output."""
         known = self.family(node) in ("elementwise", "predicate", "quotient", "negation")
         if len(node.outputs) != 1 or not (known or node.name in _ARITHMETIC):
             return False
@@ -56,7 +58,8 @@ class Dependence:
         )
 
     def dominators(self) -> dict[Node, Value | None]:
-        """For each node, the last value that every way from the explained inputs to it passes; None where there is no such value."""
+        """For each node, the last value that every way from the explained inputs to it passes; None where there
+        is no such value."""
         depth: dict[Value | None, int] = {None: 0}
         parent: dict[Value, Value | None] = {}
         result: dict[Node, Value | None] = {}

@@ -43,7 +43,8 @@ def _affine(node: Node) -> bool:
 def _chain(
     draft: Draft, node: Node, labels: list, bias: bool = True, move: bool = True
 ) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
-    """Follows the single use of a layer's output over constants (and the reshapes before them) as long as a kernel can absorb them.
+    """Follows the single use of a layer's output over constants (and the reshapes before them) as long as a
+    kernel can absorb them.
 
     `labels` says for each dimension of the output which dimension of the kernel it comes from, or None.
     """

@@ -39,7 +39,8 @@ GATES = ("sigmoid", "hard_sigmoid")
 
 
 def is_gate(unit: Unit | None) -> bool:
-    """Sigmoids (and one minus them): they decide how much of the signal passes and receive no relevance (Arras et al. 2017)."""
+    """Sigmoids (and one minus them): they decide how much of the signal passes and receive no relevance (Arras
+    et al. 2017)."""
     return unit is not None and unit.kind == "activation" and unit.name in GATES
 
 

@@ -1,14 +1,18 @@
-"""Which factor of a product is the signal, in recurrences that select their input (state-space models, linear attention with decay).
+"""Which factor of a product is the signal, in recurrences that select their input (state-space models, linear
+attention with decay).
 
-MambaLRP (Jafari et al. 2024) holds the discretised A and B and the readout C fixed, so that relevance runs along the state and the input of the
-recurrence. Nothing in a program says which factor is A, B or C. They are recognised by what makes them what they are:
+MambaLRP (Jafari et al. 2024) holds the discretised A and B and the readout C fixed, so that relevance runs
+along the state and the input of the recurrence. Nothing in a program says which factor is A, B or C. They are
+recognised by what makes them what they are:
 
-* a gate is made by exp, softplus or a sigmoid, or of gates only (Ā = exp(Δ A), and products of them in an associative scan; Δ);
+* a gate is made by exp, softplus or a sigmoid, or of gates only (Ā = exp(Δ A), and products of them in an
+  associative scan; Δ);
 * a state is carried by a loop, or is a sum with a term that Ā decays or Δ scales;
 * an input is the factor that the others are computed from (u, of which B = W u).
 
-Relevance goes to the state if there is one, else to the input, else in equal parts to what is no gate: where B and the input are slices of one
-layer (Mamba 2), neither is computed from the other, and both take half. `lrpjax.plan` says how many factors of a product take part.
+Relevance goes to the state if there is one, else to the input, else in equal parts to what is no gate: where B
+and the input are slices of one layer (Mamba 2), neither is computed from the other, and both take half.
+`lrpjax.plan` says how many factors of a product take part.
 """
 
 import functools

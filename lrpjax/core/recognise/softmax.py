@@ -61,9 +61,7 @@ def _end(draft: Draft, user: Node, denominator: Value, numerators: list[Value]) 
     return None
 
 
-def _add_deferred(
-    draft: Draft, start: Node, user: Node, denominator: Value, numerators: list[Value]
-) -> None:
+def _add_deferred(draft: Draft, start: Node, user: Node, denominator: Value, numerators: list[Value]) -> None:
     """Σ e v / Σ e: the exponentials are a unit, and so is the division, which hands relevance to both sums."""
     if user.name != "div" or user.inputs[1] is not denominator or not draft.free(user):
         return
