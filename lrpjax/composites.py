@@ -66,7 +66,8 @@ class Composite:
         for name, family in self.primitives.items():
             if family not in CHOICES:
                 raise RuleError(
-                    f"Composite: the family of primitive {name!r} must be one of {', '.join(CHOICES)}, but is {family!r}"
+                    f"Composite: the family of primitive {name!r} must be one of "
+                    f"{', '.join(CHOICES)}, but is {family!r}"
                 )
 
     @property

@@ -155,7 +155,8 @@ def _hot(y: Any, label: Any) -> jax.Array:
     """One at the class, zero elsewhere; NaN where a traced class does not exist."""
     if jnp.ndim(y) == 0 or jnp.shape(y)[-1] < 2:
         raise TargetError(
-            f"a class is set against others, but the output has shape {jnp.shape(y)}: it needs classes along its last axis"
+            f"a class is set against others, but the output has shape {jnp.shape(y)}: it needs "
+            "classes along its last axis"
         )
     classes = label if isinstance(label, jax.Array) else np.asarray(label)
     if not jnp.issubdtype(classes.dtype, jnp.integer):

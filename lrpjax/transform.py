@@ -131,7 +131,8 @@ def plan(
     table. Computes nothing.
 
     >>> import jax.numpy as jnp, lrpjax
-    >>> p = lrpjax.plan(lambda x: jnp.tanh(x @ jnp.ones((3, 2)) + 1.0), lrpjax.composites.epsilon_plus(), jnp.ones((1, 3)))
+    >>> f = lambda x: jnp.tanh(x @ jnp.ones((3, 2)) + 1.0)
+    >>> p = lrpjax.plan(f, lrpjax.composites.epsilon_plus(), jnp.ones((1, 3)))
     >>> [(u.kind, u.rule, u.shape) for u in p.units]
     [('dense', 'Epsilon(epsilon=1e-06)', (1, 2)), ('activation', 'Pass()', (1, 2))]
     """

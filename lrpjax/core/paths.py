@@ -56,7 +56,8 @@ def _leaving(g: Graph, path: str) -> Value:
             return last
     known = sorted({node.path for node in g.walk() if node.path})
     raise PathError(
-        f"no value leaves the scope {path!r}. Scopes of this function: {', '.join(known[:40]) or '(none)'}{', …' if len(known) > 40 else ''}"
+        f"no value leaves the scope {path!r}. Scopes of this function: "
+        f"{', '.join(known[:40]) or '(none)'}{', …' if len(known) > 40 else ''}"
     )
 
 

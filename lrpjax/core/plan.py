@@ -113,7 +113,8 @@ def assign(level: Level, composite: Any) -> Assignment:
     if texts and not composite.preset and not getattr(composite, "_warned", False):
         object.__setattr__(composite, "_warned", True)
         warnings.warn(
-            f"pairs of the composite that match no unit: {'; '.join(texts)}. str(lrpjax.plan(f, composite, *args)) lists the units.",
+            f"pairs of the composite that match no unit: {'; '.join(texts)}. str(lrpjax.plan(f, "
+            "composite, *args)) lists the units.",
             UnmatchedWarning,
             stacklevel=5,
         )

@@ -107,7 +107,8 @@ class Program:
             is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
         ):
             warnings.warn(
-                "the function ends in a softmax or log-softmax: relevance is that of a probability. Explaining the logits is usually meant",
+                "the function ends in a softmax or log-softmax: relevance is that of a probability. "
+                "Explaining the logits is usually meant",
                 ProbabilityWarning,
                 stacklevel=4,
             )
@@ -236,6 +237,7 @@ def _checked_leaf(leaf: Any, allow_integers: bool) -> Any:
     if allow_integers:
         return jnp.asarray(leaf)
     raise InputError(
-        f"the argument to be explained has dtype {aval.dtype}: only floating-point values carry relevance. For token models explain with respect "
+        f"the argument to be explained has dtype {aval.dtype}: only floating-point values carry "
+        "relevance. For token models explain with respect "
         "to the embedding, relevance(..., at='path/of/the/embedding'); for images convert to float first"
     )

@@ -42,7 +42,8 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
         jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
     ):
         raise TargetError(
-            f"a target is None, 'max', a class (int), an array of the output's shape or a callable, but this has dtype {array.dtype}"
+            "a target is None, 'max', a class (int), an array of the output's shape or a callable, "
+            f"but this has dtype {array.dtype}"
         )
     if jnp.issubdtype(array.dtype, jnp.floating):
         if array.shape != out.shape:
@@ -51,7 +52,8 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     _need_axis(out)
     if array.shape not in ((), out.shape[:-1]):
         raise TargetError(
-            f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int or shape {out.shape[:-1]}"
+            f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int "
+            f"or shape {out.shape[:-1]}"
         )
     classes = out.shape[-1]
     if (

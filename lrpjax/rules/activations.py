@@ -59,7 +59,8 @@ class Deconvnet(Rule):
     For units named "relu".
 
     >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', Deconvnet())], default=Gradient(), method='gradient')
+    >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
+    >>> composite = lrpjax.Composite([('*', Deconvnet())], default=Gradient(), method='gradient')
     >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
     [2. 0. 3.]
     """
@@ -76,7 +77,8 @@ class GuidedBackprop(Rule):
     For units named "relu".
 
     >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', GuidedBackprop())], default=Gradient(), method='gradient')
+    >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
+    >>> composite = lrpjax.Composite([('*', GuidedBackprop())], default=Gradient(), method='gradient')
     >>> print(lrpjax.relevance(f, composite)(jnp.array([-1.0, 1.0, 1.0])).round(1))
     [0. 0. 3.]
     """
@@ -92,7 +94,8 @@ class BetaSmooth(Rule):
     """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (zennit's `ReLUBetaSmooth`).
 
     >>> import jax, jax.numpy as jnp, lrpjax
-    >>> f, composite = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0]), lrpjax.Composite([('*', BetaSmooth(1.0))], default=Gradient(), method='gradient')
+    >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
+    >>> composite = lrpjax.Composite([('*', BetaSmooth(1.0))], default=Gradient(), method='gradient')
     >>> print(lrpjax.relevance(f, composite)(jnp.array([0.0, 0.0, 9.0])).round(1))
     [ 1.  -0.5  3. ]
     """

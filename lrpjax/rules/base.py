@@ -79,7 +79,8 @@ class Rule:
         )
         if "back" in vars(cls) and cls.emits not in (RATIO, PLAIN):
             raise RuleError(
-                f"{cls.__name__} defines back, but not what it returns: say in the class emits = rules.PLAIN (the relevance of x) or "
+                f"{cls.__name__} defines back, but not what it returns: say in the class emits = "
+                "rules.PLAIN (the relevance of x) or "
                 f"emits = rules.RATIO (that divided by x); it is {cls.emits!r}"
             )
         if "kinds" in vars(cls):

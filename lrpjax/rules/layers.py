@@ -162,7 +162,10 @@ class AlphaBeta(Rule):
             lambda alpha, beta: abs(alpha - beta - 1) < 1e-4,
             self.alpha,
             self.beta,
-            message=f"AlphaBeta: alpha - beta must be 1 (relevance is conserved only then), but {self.alpha} - {self.beta} is not",
+            message=(
+                "AlphaBeta: alpha - beta must be 1 (relevance is conserved only then), but "
+                f"{self.alpha} - {self.beta} is not"
+            ),
         )
 
     def back(self, layer, x, z, R):
@@ -235,7 +238,8 @@ class ZBox(Rule):
         for name, bound in (("low", self.low), ("high", self.high)):
             if not _broadcasts(jnp.shape(bound), x.shape):
                 raise RuleError(
-                    f"ZBox: {name} has shape {jnp.shape(bound)}, which does not broadcast against the layer's input of shape {x.shape}"
+                    f"ZBox: {name} has shape {jnp.shape(bound)}, which does not broadcast against the "
+                    f"layer's input of shape {x.shape}"
                 )
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
@@ -314,7 +318,8 @@ class Pattern(Rule):
     def kernels(self, w):
         if tuple(w.shape) != tuple(self.pattern.shape):
             raise PatternError(
-                f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's kernel has shape {w.shape}"
+                f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's "
+                f"kernel has shape {w.shape}"
             )
         known = isinstance(w, np.ndarray)
         if known and self.mark and not same_mark(mark_of(w), self.mark):

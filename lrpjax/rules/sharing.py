@@ -41,7 +41,8 @@ class Product(Rule):
         shares = ("gate", "activated", "selective", "uniform", "magnitude")
         if isinstance(self.share, bool) or not (isinstance(self.share, int) or self.share in shares):
             raise RuleError(
-                f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, but is {self.share!r}"
+                f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, "
+                f"but is {self.share!r}"
             )
 
     def takes(self, factors: Sequence[Factor]) -> Sequence[bool]:
@@ -97,7 +98,8 @@ class Sum(Rule):
     def __post_init__(self):
         if isinstance(self.share, bool) or self.share not in ("native", "uniform", "magnitude", 0, 1):
             raise RuleError(
-                f"Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, but is {self.share!r}"
+                "Sum: share must be 'native', 'magnitude', 'uniform' or the number of an operand, "
+                f"but is {self.share!r}"
             )
 
     def weights(self, values: Sequence[jax.Array]) -> Sequence[Any] | None:

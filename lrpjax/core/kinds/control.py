@@ -111,11 +111,13 @@ class _ShardMap(Inside):
         body, p = self.unit.bodies[0], node.params
         if frame.program.taps_in(body):
             raise PathError(
-                "`at=`, or a condition, names a value inside a shard_map, of which each device has its own: name one outside"
+                "`at=`, or a condition, names a value inside a shard_map, of which each device has "
+                "its own: name one outside"
             )
         if not p["check_vma"] and not all(frame.program.propagations[u].linear for u in body.walk()):
             raise RuleError(
-                f"{node.source}: deconvnet and guided backprop need shard_map(..., check_vma=True): without it each device holds a part of "
+                f"{node.source}: deconvnet and guided backprop need shard_map(..., check_vma=True): "
+                "without it each device holds a part of "
                 "the backward signal, and the positive part of a sum is not the sum of positive parts"
             )
 
@@ -189,5 +191,6 @@ class While(_Control):
     def unnamed(self, unit: Unit) -> Propagation:
         return refused(
             unit,
-            "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that are known when tracing",
+            "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that "
+            "are known when tracing",
         )

@@ -61,7 +61,8 @@ class Deferred(Proportional):
         part = propagation.part(self.unit.exponentials, receivers)
         if part is None:
             raise RuleError(
-                f"{propagation.text} is not defined for the softmax at {self.unit.nodes[0].source}, which is divided by its sum after the "
+                f"{propagation.text} is not defined for the softmax at {self.unit.nodes[0].source}, "
+                "which is divided by its sum after the "
                 "product: divide before it"
             )
         return part

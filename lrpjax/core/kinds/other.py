@@ -117,7 +117,10 @@ class Unknown(Kind):
 
     def unnamed(self, unit):
         name, several = unit.nodes[-1].name, len(unit.operands) > 1
-        own = "a rule as a whole with custom_relevance(f, rule=...), or Gradient() with (select.kind('unknown'), rules.Gradient())"
+        own = (
+            "a rule as a whole with custom_relevance(f, rule=...), or Gradient() with "
+            "(select.kind('unknown'), rules.Gradient())"
+        )
         if several:
             return refused(
                 unit,
@@ -126,7 +129,8 @@ class Unknown(Kind):
             )
         return refused(
             unit,
-            "no rule is known for this primitive: detach it with jax.lax.stop_gradient, write it as other primitives, name its family with "
+            "no rule is known for this primitive: detach it with jax.lax.stop_gradient, write it as "
+            "other primitives, name its family with "
             f'Composite(..., primitives={{"{name}": "elementwise"}}), or give it {own}',
         )
 

@@ -81,7 +81,8 @@ class Shared(Propagation):
         contraction = any(n.name in CONTRACTIONS for n in unit.nodes)
         if contraction and any(shape != () for shape in shapes):
             raise RuleError(
-                f"its weights are arrays, defined for elementwise products only, but that at {unit.main.source} is a contraction"
+                "its weights are arrays, defined for elementwise products only, but that at "
+                f"{unit.main.source} is a contraction"
             )
         for shape in shapes:
             if np.broadcast_shapes(shape, unit.out.shape) != unit.out.shape:
