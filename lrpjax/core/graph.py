@@ -202,7 +202,7 @@ def _bodies(eqn: Any) -> list:
         return list(p["branches"])
     if eqn.primitive.name == "while":
         return [p["body_jaxpr"]]
-    if eqn.primitive.name in ("scan", "remat2", "remat", "checkpoint", "shard_map"):
+    if eqn.primitive.name in ("scan", "remat2", "shard_map"):
         return [p["jaxpr"]]
     return []
 

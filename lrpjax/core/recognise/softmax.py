@@ -99,12 +99,13 @@ def _made_by(draft: Draft, value: Value, name: str) -> bool:
 def is_probability(level: Level, value: Value) -> bool:
     """Whether a value is a softmax or log-softmax, but for moving its elements about."""
     owner = {node: unit for unit in level.units for node in unit.nodes}
+    subtracted = False
     while value.node in owner:
         unit = owner[value.node]
         if unit.kind == "softmax":
-            return True
+            return subtracted or unit.name != "logsumexp"
         if unit.kind in ("affine", "sum") and value.node.name == "sub":  # u − log Σ exp(u)
-            value = value.node.inputs[1]
+            value, subtracted = value.node.inputs[1], True
         elif unit.kind == "structural" and len(value.node.carriers()) == 1:
             value = value.node.carriers()[0]
         else:
