@@ -42,9 +42,9 @@ scale.defvjp(lambda x, w: (x, w), _scale_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convert(
-    x: jax.Array, epsilon: jax.Array | None, have: str, want: str, rectified: bool = False
+    x: jax.Array, epsilon: jax.Array | None, arrives: str, leaves: str, rectified: bool = False
 ) -> jax.Array:
-    """x, whose cotangent arrives in the form `have` and goes on in the form `want`.
+    """x, whose cotangent arrives in the form `arrives` and goes on in the form `leaves`.
 
     With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever
     linear map made x. `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU
@@ -53,18 +53,18 @@ def convert(
     return x
 
 
-def _convert_fwd(x, epsilon, have, want, rectified):
+def _convert_fwd(x, epsilon, arrives, leaves, rectified):
     return x, (positive(x) if rectified else x, epsilon)
 
 
-def _convert_bwd(have, want, rectified, residuals, c):
+def _convert_bwd(arrives, leaves, rectified, residuals, c):
     x, epsilon = residuals
     dtype = c.dtype
     x, c = wide(residual(x, c)), wide(c)
-    if have == RATIO and (want == PLAIN or epsilon is not None):
+    if arrives == RATIO and (leaves == PLAIN or epsilon is not None):
         c = c * x
-        have = PLAIN
-    if have == PLAIN and want == RATIO:
+        arrives = PLAIN
+    if arrives == PLAIN and leaves == RATIO:
         c = divide(c, x if epsilon is None else stabilize(x, epsilon))
     return c.astype(dtype), None
 
@@ -154,5 +154,6 @@ def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:
     return c.sum(axes, keepdims=True) if axes else c
 
 
-def relevance_of(y: jax.Array, c: jax.Array, have: str) -> jax.Array:
-    return wide(c) if have == PLAIN else wide(c) * wide(y)
+def relevance_of(y: jax.Array, c: jax.Array, form: str) -> jax.Array:
+    """The relevance of y, from its cotangent in some form."""
+    return wide(c) if form == PLAIN else wide(c) * wide(y)

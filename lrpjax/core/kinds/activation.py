@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lrpjax.core.kinds.base import Kind, Propagation, is_pass
-from lrpjax.core.kinds.functions import Own, rebuilder, run_own
+from lrpjax.core.kinds.functions import Own, of_shape, rebuilder, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast, wide
 from lrpjax.rules import PLAIN, Pass, Rule, divide
@@ -77,8 +77,9 @@ class Through(Propagation):
         def backward(x, rest, y, c):
             externals, leaves = rest
             slope = wide(derivative(own, x, externals))
-            R = rebuild(leaves).through(wide(x), wide(y), relevance_of(y, c, form), slope)
-            return unbroadcast(R, x.shape)
+            rule = rebuild(leaves)
+            R = rule.through(wide(x), wide(y), relevance_of(y, c, form), slope)
+            return unbroadcast(of_shape(R, y.shape, f"{rule}: through", self.unit), x.shape)
 
         own = Own(self.unit, self.receives[0], backward, self.rule)
         run_own(frame, own)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from lrpjax.core.graph import Value
-from lrpjax.core.kinds.functions import Frame, Own, run_own
+from lrpjax.core.kinds.functions import Own, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast
 from lrpjax.errors import LrpjaxError, RuleError, UnsupportedError
@@ -53,8 +53,9 @@ class Propagation(abc.ABC):
         return 1.0
 
     @abc.abstractmethod
-    def run(self, frame: Frame) -> None:
-        """Computes the unit's outputs in a frame and defines them there."""
+    def run(self, frame: Any) -> None:
+        """Computes the unit's outputs in a `lrpjax.core.frame.Frame` and defines them there: by `frame.native`, or from
+        `frame.operand(unit, value)` and `frame.fixed(value)` by `frame.define(value, array)`."""
 
 
 class Proportional(Propagation):

@@ -1,7 +1,7 @@
 """Units as functions of arrays: evaluating them, and running them with a backward function of their own."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -10,54 +10,6 @@ from lrpjax.core.units import Unit
 from lrpjax.core.vjps import with_backward
 from lrpjax.errors import RuleError
 from lrpjax.rules import Rule
-
-
-class Frame(Protocol):
-    """What a kind may ask of the frame in which its units run (`lrpjax.core.frame`).
-
-    routes: where relevance goes and in which form, as the plan found it. program: the whole program;
-    `program.run(body, inputs, taps, slots)` runs a sub-program. taps, slots, seen: what a sub-program is to be
-    handed, and what it hands back.
-    """
-
-    routes: Any
-    program: Any
-    taps: Mapping[int, Any]
-    slots: Sequence[Any]
-    seen: dict[int, Any]
-
-    def define(self, value: Value, array: Any) -> None:
-        """Sets an output of a unit."""
-        ...
-
-    def operand(self, unit: Unit, value: Value) -> Any:
-        """An operand of a unit; where relevance flows, with its cotangent converted from the form that the unit
-        gives."""
-        ...
-
-    def fixed(self, value: Value) -> Any:
-        """A value as a constant of the relevance."""
-        ...
-
-    def known(self, value: Value) -> Any:
-        """A value as a concrete array, where it is known when tracing; else None."""
-        ...
-
-    def native(self, unit: Unit, epsilon: Any = None, operand: Any = None, share: Any = None) -> None:
-        """Runs a unit with JAX's own derivative."""
-        ...
-
-    def bind_fixed(self, unit: Unit) -> None:
-        """Runs a unit through which no relevance goes."""
-        ...
-
-    def rectified(self, value: Value) -> bool:
-        """Whether relevance reaches a value only where it is positive."""
-        ...
-
-    def slot_of(self, unit: Unit) -> Any:
-        """The slot of an audited unit, or None."""
-        ...
 
 
 def evaluate(unit: Unit, x_value: Value, externals: Sequence[Value], x: Any, rest: Sequence[Any]) -> Any:
@@ -101,6 +53,29 @@ def rebuilder(rule: Rule | None) -> Callable[[Sequence], Any]:
     return rebuild
 
 
+def kernels_of(rule: Any, w: Any, unit: Unit) -> tuple:
+    """What a rule takes from a kernel.
+
+    Raises:
+        RuleError: it is no tuple.
+    """
+    kernels = rule.kernels(w)
+    if not isinstance(kernels, tuple):
+        kind = type(kernels).__name__
+        raise RuleError(f"{rule}: kernels returns a tuple of arrays, but returned one {kind}: {unit.place}")
+    return kernels
+
+
+def of_shape(result: Any, shape: tuple[int, ...], what: str, unit: Unit) -> Any:
+    """What a rule's formula returned, checked to be an array of this shape."""
+    if getattr(result, "shape", None) != shape:
+        got = getattr(result, "shape", type(result).__name__)
+        raise RuleError(
+            f"{what} returns an array of the input's shape, {shape}, but returned {got}: {unit.place}"
+        )
+    return result
+
+
 class Own:
     """A unit as a function of one operand `x`, with a backward function of its own: `backward(x, (externals,
     leaves), y, c)` gives x's cotangent from y's, c. It closes over static data only; `externals` are the arrays
@@ -114,7 +89,7 @@ class Own:
         return evaluate(self.unit, self.x, self.externals, x, externals)
 
 
-def run_own(frame: Frame, own: Own) -> None:
+def run_own(frame: Any, own: Own) -> None:
     """Runs a unit with a backward function of its own."""
     rest = [frame.fixed(v) for v in own.externals], arrays_of(own.rule)
     frame.define(

@@ -10,7 +10,7 @@ from jax import lax
 from lrpjax.core import compat
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Kind, Propagation, Proportional
-from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, rebuilder
+from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, with_backward
 from lrpjax.rules import PLAIN, Epsilon, Layer, Rule, is_epsilon
@@ -84,12 +84,13 @@ class Weighted:
         rule = self.rebuild(leaves)
         if prepared is None:
             w, b = self.merge([compat.late(a, c) for a in externals])
-            prepared = rule.kernels(w), b
+            prepared = kernels_of(rule, w, self.unit), b
         x = compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
         layer = self.layer(x, *prepared)
         if self.audited:
             layer.account = []
         result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.form))
+        result = of_shape(result, x.shape, f"{rule}: back", self.unit)
         return result if layer.account is None else (result, audit_entry(layer.account))
 
     def prepare(self, externals: list, leaves: list) -> Any:
@@ -98,7 +99,7 @@ class Weighted:
             return None
         with jax.ensure_compile_time_eval():
             w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
-            return self.rebuild([np.asarray(a) for a in leaves]).kernels(w), b
+            return kernels_of(self.rebuild([np.asarray(a) for a in leaves]), w, self.unit), b
 
     def merge(self, externals: list) -> tuple[Any, Any]:
         """Kernel and bias, with the affine constants behind the layer folded in."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lrpjax.core import compat
 from lrpjax.core.graph import Value
 from lrpjax.core.kinds.base import Along, Kind, Line, PassOn, Propagation, Proportional, is_pass
-from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, rebuilder
+from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.kinds.layer import audit_entry
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, wide, with_backward
@@ -122,13 +122,14 @@ class WithoutKernel(Propagation):
                 pulled = jax.vjp(linear, jnp.zeros_like(x))[1](s)[0]
                 return pulled.astype(wide_dtype) * w
 
-            kernels = rule.kernels(jnp.ones((), wide_dtype))
+            kernels = kernels_of(rule, jnp.ones((), wide_dtype), unit)
             noise = 4 * float(jnp.finfo(dtype).eps)
             ones = lambda: jnp.ones(x.shape, wide_dtype)
             layer = Layer(apply, transpose, kernels, b, nonnegative, rectified, ones, noise)
             if slot is not None:
                 layer.account = []
             result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, form))
+            result = of_shape(result, x.shape, f"{rule}: back", unit)
             return result if layer.account is None else (result, audit_entry(layer.account))
 
         rest = [frame.fixed(v) for v in externals], arrays_of(rule)

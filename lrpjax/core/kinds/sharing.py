@@ -85,7 +85,7 @@ class Shared(Propagation):
                 f"{unit.main.source} is a contraction"
             )
         for shape in shapes:
-            if np.broadcast_shapes(shape, unit.out.shape) != unit.out.shape:
+            if not _broadcasts(shape, unit.out.shape):
                 raise RuleError(f"its weights have shape {shape}, the product has {unit.out.shape}")
         numbers = all(isinstance(w, (int, float)) for w in weights)
         self.alike = numbers and all(w == 1 / len(weights) for w in weights)
@@ -135,6 +135,10 @@ class AlongAxis(Proportional):
 
     def run(self, frame):
         frame.native(self.unit, stabiliser(self.epsilon), share=1 / _number_of_factors(self.unit.nodes[0]))
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _takers(unit: Unit, sharing: Any) -> list[Value]:
