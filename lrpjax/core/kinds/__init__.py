@@ -1,7 +1,6 @@
 """The kinds of unit, by name. A new kind is a file here (or a class in one of the files) and an entry in KINDS."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from lrpjax.core.kinds.activation import Activation
 from lrpjax.core.kinds.base import Kind
@@ -12,7 +11,17 @@ from lrpjax.core.kinds.linear import Affine, Linear, Pool
 from lrpjax.core.kinds.other import Custom, Softmax, Structural, Unknown
 from lrpjax.core.kinds.sharing import ProductKind, SumKind
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+
+class Kinds(dict[str, Kind]):
+    """Kinds by name; a name that no kind has is an error that says what to do."""
+
+    def __missing__(self, name: str) -> Kind:
+        raise KeyError(
+            f"no kind of unit is called {name!r}: define it in lrpjax/core/kinds and enter it in KINDS"
+        )
+
+
+KINDS: Mapping[str, Kind] = Kinds(
     {
         kind.name: kind
         for kind in (
@@ -38,4 +47,4 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         )
     }
 )
-"""A unit whose kind is not here is a KeyError."""
+"""The one place that knows what units there are."""
