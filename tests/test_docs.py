@@ -1,6 +1,7 @@
 """What the documentation says exists: names in the pages' tables, and an example that runs in the docstring of every public name."""
 
 import ast
+import doctest
 import importlib
 import inspect
 import pathlib
@@ -9,6 +10,8 @@ import re
 import pytest
 
 import lrpjax
+from lrpjax.core import recognise
+from lrpjax.core.kinds import KINDS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ("coming_from.md", "family.md")
@@ -69,6 +72,44 @@ def test_pages_are_read():
         test_code_on_a_page_names_what_exists("", "rules.Episilon(1e-6)")
     with pytest.raises(TypeError, match="unexpected keyword"):
         test_code_on_a_page_names_what_exists("", "rules.Epsilon(gamma=1e-6)")
+
+
+# ------------------------------------------------------------------------------------------------------------------- what is told to contributors
+
+BLOCK = re.compile(r"(?ms)^```python\n(.*?)^```$")
+
+
+def failures(code, names):
+    """What examples print otherwise than they say."""
+    said = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    runner.run(doctest.DocTestParser().get_doctest(code, names, "CONTRIBUTING.md", None, 0), out=said.append)
+    return "".join(said)
+
+
+def test_the_kind_that_contributors_are_shown_works(monkeypatch):
+    errors, recogniser, kind, use = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())
+    assert not failures(errors, {})
+    written = {}
+    exec(recogniser, written)
+    exec(kind, written)
+    first, *others = recognise.RECOGNISERS
+    assert first is recognise.softmax.find
+    monkeypatch.setattr(recognise, "RECOGNISERS", (first, written["find"], *others))
+    monkeypatch.setitem(KINDS, "attention", written["Attention"]())
+    assert not failures(use, {})
+    assert "Got:\n    4" in failures(">>> 2 + 2\n5\n", {})
+
+
+PATHS = re.compile(r"(?<![\w/.])((?:lrpjax|tests|core|rules|notebooks|\.ci)/[\w/.]*\w)")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page):
+    named = PATHS.findall(re.sub(r"(?s)### An example.*?\n## ", "", (ROOT / page).read_text()))
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / "lrpjax" / path).exists(), path
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ docstrings
