@@ -74,21 +74,21 @@ class Composite:
     def families(self) -> Mapping[str, str]:
         return {**FAMILIES, **self.primitives} if self.primitives else FAMILIES
 
-    def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list["Pair"]]:
+    def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list["_Pair"]]:
         """The rule of each unit (None for what its kind itself chooses), and what became of each pair."""
         assigned: dict[int, Rule] = {}
         pairs = []
         for selector, rule in self.pairs:
             chosen = [i for i, c in enumerate(selector.choose(units)) if c]
-            fitting = [i for i in chosen if is_for(rule, units[i])]
+            fitting = [i for i in chosen if _is_for(rule, units[i])]
             for i in fitting:
                 assigned.setdefault(i, rule)
-            pairs.append(Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
+            pairs.append(_Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
         return [assigned.get(i, self.default_of(u)) for i, u in enumerate(units)], pairs
 
     def default_of(self, unit: select.Selectable) -> Rule | None:
         """The rule of a unit that no pair matches."""
-        return self.default if self.default is not None and is_for(self.default, unit) else None
+        return self.default if self.default is not None and _is_for(self.default, unit) else None
 
     def tree_flatten(self):
         return (*tuple(r for _, r in self.pairs), self.default), (
@@ -114,7 +114,7 @@ class Composite:
 
 
 @dataclasses.dataclass
-class Pair:
+class _Pair:
     """What became of a pair of a composite: the units that its selector chose, and those among them that its
     rule is for."""
 
@@ -130,7 +130,7 @@ class Pair:
         return self.selector.names_units
 
 
-def is_for(rule: Rule, unit: select.Selectable) -> bool:
+def _is_for(rule: Rule, unit: select.Selectable) -> bool:
     """Whether a rule is for units of this kind, or with this function."""
     return not {EVERY, unit.kind, unit.name}.isdisjoint(rule.kinds)
 

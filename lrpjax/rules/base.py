@@ -18,6 +18,8 @@ LAYERS = ("dense", "conv")
 LINEAR = (*LAYERS, "sum", "pool", "linear", "affine", "custom")
 EVERY = "*"
 
+WITH_BACK = (*LAYERS, "pool", "linear", "affine", EVERY)
+
 KINDS_OF = {"back": LAYERS, "through": ("activation",), "weights": ("product",)}
 """The kinds that a rule is for where it does not say so, by the method that it defines."""
 
@@ -86,6 +88,8 @@ class Rule:
         if "kinds" in vars(cls):
             if isinstance(cls.kinds, str) or not all(isinstance(k, str) for k in cls.kinds):
                 raise RuleError(f"{cls.__name__}: kinds is a tuple of kinds of unit, but is {cls.kinds!r}")
+        elif "back" in vars(cls) and cls.kinds:  # the formula is for these, whatever that which it replaces was for
+            cls.kinds = tuple(k for k in cls.kinds if k in WITH_BACK)
         elif not cls.kinds:
             cls.kinds = tuple(k for method, kinds in KINDS_OF.items() if hasattr(cls, method) for k in kinds)
 

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive, primitives
 from packaging.requirements import Requirement
 
 import lrpjax
-from lrpjax import primitives as tables
+from lrpjax.core import primitives as tables
 from lrpjax.core import compat
 
 X = jnp.array([1.0, 2.0, 4.0])

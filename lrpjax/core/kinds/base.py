@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from lrpjax.core.graph import Value
-from lrpjax.core.kinds.functions import Own, run_own
+from lrpjax.core.kinds.functions import Own, arrays_of, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast
 from lrpjax.errors import LrpjaxError, RuleError, UnsupportedError
@@ -71,6 +71,8 @@ class Proportional(Propagation):
         bias_takes_rest: bool = False,
     ):
         super().__init__(unit, text, receives)
+        if any(unit.operands.count(v) > self.receives.count(v) for v in self.receives):
+            raise RuleError("a value that receives relevance is also read where none is received")
         self.epsilon = None if isinstance(epsilon, (int, float)) and epsilon == 0 else epsilon
         self.bias_takes_rest = bias_takes_rest
 
@@ -194,6 +196,7 @@ class Kind(abc.ABC):
         """
         if rule is None:
             return self.unnamed(unit)
+        arrays_of(rule)  # its fields are checked here, where the unit is known
         if not has_formula(rule):
             if isinstance(rule, Gradient):
                 return Derivative(unit, str(rule))

@@ -168,7 +168,11 @@ def abstract_weights(sharing: Any, values: Sequence[Value]) -> Sequence[Any] | N
     try:
         weights = sharing.weights(shapes)
     except (TypeError, AttributeError):  # it computes with the values
-        jax.eval_shape(look, *shapes)
+        try:
+            jax.eval_shape(look, *shapes)
+        except (TypeError, ValueError) as error:
+            sizes = ", ".join(str(v.shape) for v in values)
+            raise RuleError(f"its weights cannot be computed for values of shapes {sizes} ({error})") from error
         weights = seen
     if weights is None:
         return None
