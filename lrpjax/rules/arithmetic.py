@@ -11,13 +11,23 @@ import numpy as np
 
 
 def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
-    """z + ε·sign(z) with sign(0) = +1."""
+    """z + ε·sign(z) with sign(0) = +1 (Bach et al. 2015, eq. 58).
+
+    >>> import jax.numpy as jnp
+    >>> print(stabilize(jnp.array([2.0, 0.0, -2.0]), 0.5))
+    [ 2.5  0.5 -2.5]
+    """
     epsilon = jnp.asarray(epsilon, z.dtype)
     return z + jnp.where(z >= 0, epsilon, -epsilon)
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and 0 where b is 0, safe to differentiate."""
+    """a / b, and 0 where b is 0, safe to differentiate.
+
+    >>> import jax.numpy as jnp
+    >>> print(divide(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])))
+    [0.5 0. ]
+    """
     zero = b == 0
     return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
 
@@ -31,7 +41,12 @@ def quotient(R: jax.Array, z: jax.Array, epsilon: Any) -> jax.Array:
 
 
 def positive(x: Any) -> Any:
-    """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`."""
+    """x⁺ = max(x, 0). A NumPy array gives a NumPy array, here and in `negative` and `Rule.kernels`.
+
+    >>> import jax.numpy as jnp
+    >>> print(positive(jnp.array([2.0, -2.0])))
+    [2. 0.]
+    """
     return (
         np.maximum(x, np.zeros((), x.dtype))
         if isinstance(x, np.ndarray)
@@ -40,7 +55,12 @@ def positive(x: Any) -> Any:
 
 
 def negative(x: Any) -> Any:
-    """x⁻ = min(x, 0)."""
+    """x⁻ = min(x, 0).
+
+    >>> import jax.numpy as jnp
+    >>> print(negative(jnp.array([2.0, -2.0])))
+    [ 0. -2.]
+    """
     return (
         np.minimum(x, np.zeros((), x.dtype))
         if isinstance(x, np.ndarray)
@@ -57,12 +77,27 @@ def is_zero(value: Any) -> bool:
 class Layer:
     """A weighted layer as a rule sees it: z = apply(x, w) + b, with `transpose(s, w)` the adjoint of `apply` in x.
 
-    Both take and return arrays of the precision that rules compute in, whatever the model's own.
+    Both are linear, and take and return arrays of the precision that rules compute in, whatever the model's own:
+    apply(x, w) of x's and w's shapes gives z's shape, transpose(s, w) of z's and w's gives x's.
 
-    kernels: what the rule's `kernels` made of w. nonnegative: x ≥ 0 is known beforehand (it follows a ReLU,
-    say). rectified: R_j is zero wherever z_j ≤ 0, known beforehand. ones: an array of ones for x, of batch size
-    one where possible. noise: the relative rounding error of what `apply` gives. account: where an audit asks
-    for it, what the bias and the stabiliser absorb, one pair for each `share`.
+    kernels: what the rule's `kernels` made of w. b: the bias, a number or an array that broadcasts to z.
+    nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known
+    beforehand. ones: a function that gives an array of ones for x, of batch size one where possible. noise: the
+    relative rounding error of what `apply` gives. account: where an audit asks for it, what the bias and the
+    stabiliser absorb, one pair for each `share`.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import rules
+    >>> class Explicit(rules.Rule):  # LRP-0: R_i = x_i Σ_j w_ij R_j / z_j
+    ...     emits = rules.PLAIN
+    ...     def kernels(self, w):
+    ...         return (w,)
+    ...     def back(self, layer, x, z, R):
+    ...         (w,) = layer.kernels
+    ...         return x * layer.transpose(rules.divide(R, layer.apply(x, w) + layer.b), w)
+    >>> f = lambda x: x @ jnp.array([3.0, -1.0])
+    >>> print(lrpjax.relevance(f, lrpjax.Composite([("*", Explicit())]))(jnp.array([1.0, 2.0])).round(1))
+    [ 3. -2.]
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]

@@ -88,7 +88,9 @@ class Rule:
         if "kinds" in vars(cls):
             if isinstance(cls.kinds, str) or not all(isinstance(k, str) for k in cls.kinds):
                 raise RuleError(f"{cls.__name__}: kinds is a tuple of kinds of unit, but is {cls.kinds!r}")
-        elif "back" in vars(cls) and cls.kinds:  # the formula is for these, whatever that which it replaces was for
+        elif (
+            "back" in vars(cls) and cls.kinds
+        ):  # the formula is for these, whatever that which it replaces was for
             cls.kinds = tuple(k for k in cls.kinds if k in WITH_BACK)
         elif not cls.kinds:
             cls.kinds = tuple(k for method, kinds in KINDS_OF.items() if hasattr(cls, method) for k in kinds)
@@ -157,11 +159,22 @@ def rule(*static: str) -> Callable[[type], type]:
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """What is known of a factor of a product, or of a term of a sum, before anything is computed.
+    """What is known of a factor of a product before anything is computed.
 
     shape: its shape. gate: it is a sigmoid, or one minus a sigmoid. activated: it comes straight from an
     activation. signal: in the recurrence of a state-space model it is the state, or else the input
     (`lrpjax.composites.mambalrp`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> from lrpjax import rules
+    >>> class Ungated(rules.Rule):  # a sigmoid receives nothing
+    ...     def takes(self, factors):
+    ...         return [not f.gate for f in factors]
+    ...     def weights(self, values):
+    ...         return [1.0 / len(values)] * len(values)
+    >>> f = lambda x: jax.nn.sigmoid(x[0]) * x[1]
+    >>> print(lrpjax.relevance(f, lrpjax.Composite([("*", Ungated())]))(jnp.array([0.0, 2.0])).round(1))
+    [0. 1.]
     """
 
     shape: tuple[int, ...]

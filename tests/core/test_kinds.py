@@ -66,8 +66,26 @@ def test_formulas_of_layers_on_a_pool_are_those_of_a_layer_of_ones():
 
 
 def test_a_subclass_of_epsilon_on_a_sum_of_two_is_an_error_that_names_it():
-    with pytest.raises(lrpjax.RuleError, match=rf"Twice.*sums take.*sum in .*{HERE}"):
-        explained(lambda x: x[::-1] + jnp.tanh(x), Twice())
+    class OfSums(Twice):
+        kinds = ("sum",)
+
+    with pytest.raises(lrpjax.RuleError, match=rf"OfSums.*sums take.*sum in .*{HERE}"):
+        explained(lambda x: x[::-1] + jnp.tanh(x), OfSums())
+
+
+def test_a_formula_of_its_own_is_for_what_it_can_be_applied_to():
+    """A residual sum and a product keep their own rules where the glob gives a formula for layers."""
+    assert Twice.kinds == ("dense", "conv", "pool", "linear", "affine")
+
+    class Named(rules.Epsilon):  # has no formula of its own
+        pass
+
+    assert Named.kinds == rules.Epsilon.kinds
+    f = lambda x: (x + jnp.tanh(x @ W @ W.T)) @ W
+    own = explained(f, rules.Epsilon(1e-6), selector=select.kind("dense"))
+    layers = Composite([(select.kind("dense"), Twice(1e-6))])
+    close(explained(f, Twice(1e-6)), lrpjax.relevance(f, layers)(X))
+    assert np.abs(own - explained(f, Twice(1e-6))).max() > 1e-3
 
 
 class Shares(rules.Rule):

@@ -13,8 +13,8 @@ from jax.extend.core import Primitive, primitives
 from packaging.requirements import Requirement
 
 import lrpjax
-from lrpjax.core import primitives as tables
 from lrpjax.core import compat
+from lrpjax.core import primitives as tables
 
 X = jnp.array([1.0, 2.0, 4.0])
 

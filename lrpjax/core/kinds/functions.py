@@ -34,7 +34,7 @@ def arrays_of(rule: Rule | None) -> list:
     for leaf in arrays:
         if not hasattr(leaf, "dtype"):
             raise RuleError(
-                f"{type(rule).__name__}: a field holds {leaf!r}, which is neither a number nor an "
+                f"a field holds {leaf!r}, which is neither a number nor an "
                 "array; name such fields in the decorator, "
                 '@rules.rule("name")'
             )

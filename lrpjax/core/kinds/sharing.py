@@ -172,7 +172,9 @@ def abstract_weights(sharing: Any, values: Sequence[Value]) -> Sequence[Any] | N
             jax.eval_shape(look, *shapes)
         except (TypeError, ValueError) as error:
             sizes = ", ".join(str(v.shape) for v in values)
-            raise RuleError(f"its weights cannot be computed for values of shapes {sizes} ({error})") from error
+            raise RuleError(
+                f"its weights cannot be computed for values of shapes {sizes} ({error})"
+            ) from error
         weights = seen
     if weights is None:
         return None
