@@ -33,8 +33,8 @@ def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _scale_bwd(w, c):
-    scaled = wide(c) * w if w.ndim else c * w.astype(c.dtype)
-    return scaled.astype(c.dtype), None
+    c_wide = wide(c) if w.ndim else c  # a number is as exact as the cotangent's own type
+    return (c_wide * w.astype(c_wide.dtype)).astype(c.dtype), None
 
 
 scale.defvjp(lambda x, w: (x, w), _scale_bwd)
