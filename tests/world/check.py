@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lrpjax
-from lrpjax import activations, composites
+from lrpjax import composites
+from lrpjax.core.recognise import names
 
 MODELS: dict[str, Callable[[], "Case"]] = {}
 """Name -> builder, filled by `model`."""
@@ -152,7 +153,7 @@ def count_equations(jaxpr: Any) -> int:
     return total
 
 
-FAMILIAR = activations.NAMED | {"sigmoid", "tanh", "clip"}
+FAMILIAR = names.NAMED | {"sigmoid", "tanh", "clip"}
 """Activations that a plan names; every other name of an activation means that a piece of something else was taken for one."""
 
 
