@@ -172,11 +172,11 @@ def folder(package):
 
 OWN, OTHER, MACHINERY = 0, 2, 3
 FILES_OF = {
-    "a project": ("/home/ann/project/model.py", OWN),
-    "a project in a folder called lib": ("/home/ann/lib/python3.12/model.py", OWN),
+    "a project": ("/projects/ann/project/model.py", OWN),
+    "a project in a folder called lib": ("/projects/ann/lib/python3.12/model.py", OWN),
     "a project in the interpreter's prefix": (os.path.join(sys.prefix, "project", "model.py"), OWN),
     "a project beside the packages": (os.path.join(sys.prefix, "lib", "model.py"), OWN),
-    "a project named like JAX": ("/home/ann/jax/flax/model.py", OWN),
+    "a project named like JAX": ("/projects/ann/jax/flax/model.py", OWN),
     "a relative path": ("model.py", OWN),
     "a prompt": ("<stdin>", 1),
     "frozen modules": ("<frozen importlib._bootstrap>", MACHINERY),
@@ -186,9 +186,9 @@ FILES_OF = {
         "/opt/other/lib/python3.12/site-packages/haiku/_src/basic.py",
         OTHER,
     ),
-    "a package of the user": ("/home/ann/.local/lib/python3.12/site-packages/equinox/nn.py", OTHER),
+    "a package of the user": ("/projects/ann/.local/lib/python3.12/site-packages/equinox/nn.py", OTHER),
     "a package of Debian": ("/usr/lib/python3/dist-packages/haiku/basic.py", OTHER),
-    "a venv in a project": ("/home/ann/project/.venv/lib/python3.12/site-packages/haiku/basic.py", OTHER),
+    "a venv in a project": ("/projects/ann/project/.venv/lib/python3.12/site-packages/haiku/basic.py", OTHER),
     "JAX": (os.path.join(folder(jax), "_src", "lax", "lax.py"), MACHINERY),
     "flax": (os.path.join(folder(importlib.import_module("flax")), "linen", "linear.py"), MACHINERY),
     "lrpjax": (str(PACKAGE / "transform.py"), MACHINERY),
@@ -221,11 +221,11 @@ class Frames:
 def test_the_innermost_line_of_the_user_is_named():
     inside = (FILES_OF["JAX"][0], 1, "add")
     package, prompt = ("/x/site-packages/haiku/basic.py", 2, "call"), ("<stdin>", 3, "f")
-    model, script = ("/home/ann/model.py", 4, "model"), ("/home/ann/main.py", 5, "main")
-    assert compat.source_of(Frames(inside, package, prompt, model, script)) == "/home/ann/model.py:4 (model)"
+    model, script = ("/projects/ann/model.py", 4, "model"), ("/projects/ann/main.py", 5, "main")
+    assert compat.source_of(Frames(inside, package, prompt, model, script)) == "/projects/ann/model.py:4 (model)"
     assert compat.source_of(Frames(inside, package, prompt)) == "<stdin>:3 (f)"
     assert compat.source_of(Frames(inside, package)) == "/x/site-packages/haiku/basic.py:2 (call)"
-    assert compat.source_of(Frames(inside, package), Frames(inside, script)) == "/home/ann/main.py:5 (main)"
+    assert compat.source_of(Frames(inside, package), Frames(inside, script)) == "/projects/ann/main.py:5 (main)"
 
 
 SCRIPT = """
