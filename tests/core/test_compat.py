@@ -222,10 +222,14 @@ def test_the_innermost_line_of_the_user_is_named():
     inside = (FILES_OF["JAX"][0], 1, "add")
     package, prompt = ("/x/site-packages/haiku/basic.py", 2, "call"), ("<stdin>", 3, "f")
     model, script = ("/projects/ann/model.py", 4, "model"), ("/projects/ann/main.py", 5, "main")
-    assert compat.source_of(Frames(inside, package, prompt, model, script)) == "/projects/ann/model.py:4 (model)"
+    assert (
+        compat.source_of(Frames(inside, package, prompt, model, script)) == "/projects/ann/model.py:4 (model)"
+    )
     assert compat.source_of(Frames(inside, package, prompt)) == "<stdin>:3 (f)"
     assert compat.source_of(Frames(inside, package)) == "/x/site-packages/haiku/basic.py:2 (call)"
-    assert compat.source_of(Frames(inside, package), Frames(inside, script)) == "/projects/ann/main.py:5 (main)"
+    assert (
+        compat.source_of(Frames(inside, package), Frames(inside, script)) == "/projects/ann/main.py:5 (main)"
+    )
 
 
 SCRIPT = """

@@ -50,7 +50,9 @@ def test_and_backward():
     assert [flow[v] for v in program.inputs] == [{"carry", "out"}, {"carry", "out"}]
     only = Flow(frozenset(), frozenset.union, against, backward=True).solve(program, [{"carry"}, set()])
     (loop,) = program.nodes
-    assert [only[v] for v in loop.bodies[0].outputs[: loop.carry[1]]] == [{"carry"}] * 3  # JAX hands x in as a constant
+    assert [only[v] for v in loop.bodies[0].outputs[: loop.carry[1]]] == [
+        {"carry"}
+    ] * 3  # JAX hands x in as a constant
 
 
 def test_branches_are_joined():

@@ -121,8 +121,6 @@ class Cut(Propagation):
 class PassOn(Propagation):
     """The relevance of the output becomes that of one operand, unchanged."""
 
-    bias_takes_rest = True
-
     def __init__(self, unit: Unit, text: str, receiver: Value):
         super().__init__(unit, text, (receiver,))
 
@@ -195,7 +193,7 @@ class Kind(abc.ABC):
             RuleError: the unit cannot carry the rule out. The message says why, but not where.
         """
         if rule is None:
-            return self.unnamed(unit)
+            return self.unnamed(unit) if self.default is None else self.by_default(unit)
         arrays_of(rule)  # its fields are checked here, where the unit is known
         if not has_formula(rule):
             if isinstance(rule, Gradient):
@@ -204,9 +202,13 @@ class Kind(abc.ABC):
                 return Cut(unit, str(rule))
         return self.carry_out(unit, rule)
 
-    def unnamed(self, unit: Unit) -> Propagation:
-        """How relevance goes through a unit that no rule names."""
+    def by_default(self, unit: Unit) -> Propagation:
+        """How relevance goes through a unit under the kind's default rule."""
         return self.explain(unit, self.default)
+
+    def unnamed(self, unit: Unit) -> Propagation:
+        """How relevance goes through a unit that no rule names, where the kind has no default rule."""
+        raise NotImplementedError(f"the kind {self.name!r} has neither a default rule nor another way")
 
     def carry_out(self, unit: Unit, rule: Rule) -> Propagation:
         """As `explain`, for all rules but `Gradient` and `Stop`, which every unit can carry out."""

@@ -75,6 +75,8 @@ class Affine(_Linear):
 class Shifted(Line):
     """A `Line` whose constants take their share where relevance is plain only because the target is given so."""
 
+    bias_takes_rest = True
+
     def __init__(self, unit: Unit, text: str, receiver: Value, shifts: bool):
         super().__init__(unit, text, receiver)
         self.shifts = shifts

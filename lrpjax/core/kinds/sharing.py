@@ -27,8 +27,8 @@ class ProductKind(Kind):
     default = Product("gate")
     takes = "products take Epsilon, Product and rules that define weights(values)"
 
-    def unnamed(self, unit):
-        shared = self.explain(unit, self.default)
+    def by_default(self, unit):
+        shared = super().by_default(unit)
         if unit.name == "reduce_product":
             shared.text = "all factors alike"
         elif isinstance(shared, Shared) and shared.alike:
