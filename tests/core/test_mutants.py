@@ -14,7 +14,6 @@ import lrpjax
 from lrpjax import rules, select
 
 close = functools.partial(helpers.close, tolerance=1e-10, relative=1e-9)
-LRP0 = lrpjax.composites.epsilon(0.0)
 
 
 def layers(rule):
@@ -91,14 +90,17 @@ def test_what_one_branch_makes_negative_is_not_taken_for_non_negative(rule, bran
 
 
 def test_numbers_looked_up_for_tokens_are_no_embedding():
-    """A weight for each token, from a table of one dimension, scales its embedding as a constant does, and takes no half of a product."""
-    table, weights = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]]), jnp.array([2.0, 3.0, 0.5])
+    """A number for each token, from a table of one dimension, is the bias of the layer that reads the embedding, and no summand of
+    its own: the z⁺-rule counts its positive part only."""
+    table, bias = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]]), jnp.array([2.0, 0.5, -3.0])
     w, tokens = jnp.array([1.0, -2.0]), jnp.array([2, 0, 1, 0])
 
     def f(tokens):
         with jax.named_scope("embed"):
             e = table[tokens]
-        return ((e * weights[tokens][:, None]) @ w).sum()
+        return e @ w + bias[tokens]
 
-    wanted = table[tokens] * weights[tokens][:, None] * w
-    close(lrpjax.relevance(f, LRP0, at="embed")(tokens), wanted)
+    above = jnp.maximum(table[tokens] * w, 0)
+    share = above / (above.sum(-1) + jnp.maximum(bias[tokens], 0))[:, None]
+    R = lrpjax.relevance(f, layers(rules.ZPlus(epsilon=0.0)), at="embed")(tokens)
+    close(R, share * f(tokens)[:, None])
