@@ -32,8 +32,8 @@ def test_relevance_of_a_delay_line_goes_back_through_all_of_it():
 
 
 def test_form_that_a_later_turn_asks_for_holds_in_all_of_the_loop():
-    """The flat rule gives relevance to zeros. It stands on the way of the second carry into the first, and what it gives came
-    in a turn before: only the second look at the loop finds that the slices need relevance as such."""
+    """The flat rule gives relevance to zeros. It stands on the way of the second carry into the first, and what it gives
+    came in a turn before: only the second look at the loop finds that the slices need relevance as such."""
     w, x = jnp.array([[1.0, 2.0], [3.0, -1.0]]), jnp.array([[1.0, 2.0], [0.0, 4.0], [0.0, 3.0]])
 
     def f(x):
@@ -90,8 +90,8 @@ def test_what_one_branch_makes_negative_is_not_taken_for_non_negative(rule, bran
 
 
 def test_numbers_looked_up_for_tokens_are_no_embedding():
-    """A number for each token, from a table of one dimension, is the bias of the layer that reads the embedding, and no summand of
-    its own: the z⁺-rule counts its positive part only."""
+    """A number for each token, from a table of one dimension, is the bias of the layer that reads the embedding, and no
+    summand of its own: the z⁺-rule counts its positive part only."""
     table, bias = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]]), jnp.array([2.0, 0.5, -3.0])
     w, tokens = jnp.array([1.0, -2.0]), jnp.array([2, 0, 1, 0])
 
