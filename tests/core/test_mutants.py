@@ -104,3 +104,30 @@ def test_numbers_looked_up_for_tokens_are_no_embedding():
     share = above / (above.sum(-1) + jnp.maximum(bias[tokens], 0))[:, None]
     R = lrpjax.relevance(f, layers(rules.ZPlus(epsilon=0.0)), at="embed")(tokens)
     close(R, share * f(tokens)[:, None])
+
+
+# ----------------------------------------------------------------------------------------------- what is said of units and refused
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (lambda x: jax.nn.sigmoid(x) * x[::-1], "gate"),
+        (lambda x: jax.nn.sigmoid(x) * jax.nn.sigmoid(x[::-1]), ""),
+        (lambda x: x * x[::-1], ""),
+    ],
+    ids=["gate and signal", "two gates", "two signals"],
+)
+def test_product_of_a_gate_and_a_signal_is_named_so(f, name):
+    assert [u.name for u in lrpjax.plan(f, None, jnp.ones(3)) if u.kind == "product"] == [name]
+
+
+@pytest.mark.parametrize("rule", [rules.Deconvnet(), rules.GuidedBackprop()], ids=str)
+def test_positive_part_of_a_part_of_the_signal_is_refused(rule):
+    """Without `check_vma` each device holds a part of what comes from above."""
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.PartitionSpec("a")
+    f = jax.shard_map(jax.nn.relu, mesh=mesh, in_specs=place, out_specs=place, check_vma=False)
+    composite = lrpjax.Composite([(select.kind("activation"), rule)])
+    with pytest.raises(lrpjax.RuleError, match="check_vma=True"):
+        lrpjax.relevance(f, composite)(jnp.ones(2))

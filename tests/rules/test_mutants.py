@@ -165,3 +165,18 @@ def test_root_below_the_line_makes_a_normalisation(name):
     f, kind = QUOTIENTS[name]
     kinds = [u.kind for u in lrpjax.plan(f, None, jnp.array([0.5, -1.0, 2.0]))]
     assert [k for k in kinds if k in ("norm", "quotient")] == [kind]
+
+
+# -------------------------------------------------------------------------------------------------------------- rules of one's own
+
+
+class Magnitudes(rules.Epsilon):
+    """ε-LRP with |w| above the line."""
+
+    def kernels(self, w):
+        return (abs(w),)
+
+
+def test_epsilon_with_a_kernel_of_its_own_is_not_taken_for_the_native_derivative():
+    x, w, R = np.array([1.0, -2.0, 3.0]), np.array([2.0, -1.0, -0.5]), 2.0
+    close(explain(lambda x: x @ w, Magnitudes(0.5), x, R), x * abs(w) * R / (x @ w + 0.5))
