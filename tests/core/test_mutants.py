@@ -89,16 +89,28 @@ def test_what_one_branch_makes_negative_is_not_taken_for_non_negative(rule, bran
 # -------------------------------------------------------------------------------------------------------------------------- tokens
 
 
-def test_numbers_looked_up_for_tokens_are_no_embedding():
-    """A number for each token, from a table of one dimension, is the bias of the layer that reads the embedding, and no
-    summand of its own: the z⁺-rule counts its positive part only."""
-    table, bias = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]]), jnp.array([2.0, 0.5, -3.0])
+BIASES = {
+    "looked up": (lambda t: jnp.array([[2.0], [0.5], [-3.0]])[:, 0][t], np.array([2.0, 0.5, -3.0])),
+    "selected": (
+        lambda t: jnp.where(t[:, None] == 0, 2.0 * jnp.ones((4, 1)), -3.0 * jnp.ones((4, 1)))[:, 0],
+        np.array([2.0, -3.0, -3.0]),
+    ),
+}
+"""Numbers for tokens, of which no table of two dimensions is looked up, and those of each token."""
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_numbers_for_tokens_are_no_embedding(name):
+    """They are the bias of the layer that reads the embedding, and no summand of its own: the z⁺-rule counts its
+    positive part only."""
+    bias_of, bias = BIASES[name]
+    table = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
     w, tokens = jnp.array([1.0, -2.0]), jnp.array([2, 0, 1, 0])
 
     def f(tokens):
         with jax.named_scope("embed"):
             e = table[tokens]
-        return e @ w + bias[tokens]
+        return e @ w + bias_of(tokens)
 
     above = jnp.maximum(table[tokens] * w, 0)
     share = above / (above.sum(-1) + jnp.maximum(bias[tokens], 0))[:, None]
@@ -131,3 +143,15 @@ def test_positive_part_of_a_part_of_the_signal_is_refused(rule):
     composite = lrpjax.Composite([(select.kind("activation"), rule)])
     with pytest.raises(lrpjax.RuleError, match="check_vma=True"):
         lrpjax.relevance(f, composite)(jnp.ones(2))
+
+
+def test_value_inside_a_unit_has_the_relevance_of_its_output():
+    """A layer before its normalisation: what the shift takes is not taken off before."""
+    w, R = jnp.array([[1.0, 2.0], [-3.0, 1.0]]), jnp.array([2.0, -1.0])
+
+    def f(x):
+        with jax.named_scope("layer"):
+            z = x @ w
+        return z * 2.0 + 1.0
+
+    close(lrpjax.relevance(f, layers(rules.Epsilon(0.0)), at="layer", target=R)(jnp.array([1.0, 2.0])), R)
