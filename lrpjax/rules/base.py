@@ -28,8 +28,8 @@ class Rule:
     """Base class of rules. To write one, derive from it and define the method that holds the formula:
 
     `back(layer, x, z, R)`, for weighted layers ("dense", "conv") and for other linear maps of one value
-    ("pool", "linear", "affine"), which count as layers whose kernel is the number 1. x is the layer's input, z
-    its output with the bias, R the relevance of z, arrays of at least float32 in the shapes that the model has;
+    ("pool", "linear", "affine"), which count as layers whose kernel is their scale. x is the layer's input, z its
+    output with the bias, R the relevance of z, arrays of at least float32 in the shapes that the model has;
     `layer` is a `Layer`. It returns an array of x's shape, and the class says in `emits` what that is: PLAIN,
     the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything). A
     class with a `back` but no `emits` is a RuleError. `kernels(w)`, which goes with it, makes of the kernel all

@@ -65,6 +65,37 @@ def test_formulas_of_layers_on_a_pool_are_those_of_a_layer_of_ones():
     close(explained(lambda x: x.sum(), ZPlusOfPools(0.0), x), 2 * jnp.array([0.25, 0.0, 0.75]))
 
 
+def test_signs_of_contributions_are_those_of_the_scale_times_the_input():
+    """γ on x·a + b and on a negative average, against its formula in NumPy (generalised γ: the sign of z decides)."""
+
+    class OfLines(rules.Gamma):
+        kinds = ("affine", "pool")
+
+    def by_hand(x, w, b, R, gamma=0.25):
+        parts = x[:, None] * w
+        z = parts.sum(0) + b
+        favoured = lambda v: v + gamma * np.where(z > 0, np.maximum(v, 0), np.minimum(v, 0))
+        return (favoured(parts) * R / (favoured(parts).sum(0) + favoured(b))).sum(1)
+
+    x, a, b = np.array([3.0, -2.0, 0.5]), np.array([-1.0, 2.0, 4.0]), np.array([-4.0, 1.0, -1.0])
+    line, R = lambda x: x * a + b, np.array([1.0, 2.0, 3.0])
+    close(explained(line, OfLines(0.25, 0.0), jnp.asarray(x), target=R), by_hand(x, np.diag(a), b, R))
+    mean = lambda x: x.mean() * -2.0
+    wanted = by_hand(x, np.full((3, 1), -2 / 3), np.zeros(1), mean(x))
+    close(explained(mean, OfLines(0.25, 0.0), jnp.asarray(x)), wanted)
+
+
+def test_a_map_of_unknown_signs_takes_no_formula():
+    x = jnp.arange(4.0) + 1.0
+
+    class OfLinear(Shares):
+        kinds = ("linear",)
+
+    f = lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * 2.0).sum()
+    with pytest.raises(lrpjax.RuleError, match=rf"OfLinear.*(complex|signs).*{HERE}"):
+        explained(f, OfLinear(), x)
+
+
 def test_a_subclass_of_epsilon_on_a_sum_of_two_is_an_error_that_names_it():
     class OfSums(Twice):
         kinds = ("sum",)

@@ -3,17 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from lrpjax.core import compat
 from lrpjax.core.graph import Value
 from lrpjax.core.kinds.base import Along, Kind, Line, PassOn, Propagation, Proportional, is_pass
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
-from lrpjax.core.kinds.layer import audit_entry
+from lrpjax.core.kinds.layer import AFFINE, audit_entry
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, wide, with_backward
 from lrpjax.errors import RuleError
 from lrpjax.rules import PLAIN, RATIO, Layer, Rule, is_epsilon
 
 PROPORTIONAL = "in proportion"
+SUMS = ("reduce_sum", "reduce_window_sum", "cumsum", "psum", "psum_invariant")
+"""Of one operand, with no negative coefficients."""
 
 
 class _Linear(Kind):
@@ -86,12 +87,23 @@ class Shifted(Line):
 
 
 class WithoutKernel(Propagation):
-    """A linear map of one value, plus a constant, as a layer whose kernel is the number 1: z = map(1·x) + b."""
+    """A sum of one value's elements, a scale and a constant, z = a ⊙ sums(x) + b, as a layer with the kernel a.
+
+    Rules that tell positive from negative contributions see their signs, because the sums have no negative terms.
+    """
 
     def __init__(self, unit: Unit, rule: Rule):
         super().__init__(unit, str(rule))
         if not all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in (unit.operands[0], unit.out)):
             raise RuleError("its formula is one of real numbers, and this map is of complex ones")
+        # All that is not scaled or shifted: the sum itself, and what moves its elements.
+        self.sums = [node for node in unit.nodes if node.name not in AFFINE]
+        if any(
+            len(node.inputs) > 1 or (node is unit.nodes[0] and node.name not in SUMS) for node in self.sums
+        ):
+            raise RuleError(
+                f"its formula is one of contributions, whose signs in {unit.main.name} are not known"
+            )
         self.rule = rule
         self.linear = rule.linear
 
@@ -101,33 +113,38 @@ class WithoutKernel(Propagation):
     def run(self, frame):
         unit, rule, slot = self.unit, self.rule, frame.slot_of(self.unit)
         (x_value,) = self.receives
-        externals, rebuild = externals_of(unit, x_value), rebuilder(rule)
-        form, rectified, nonnegative = (
-            frame.routes.form[unit.out],
-            frame.rectified(unit.out),
-            x_value.nonnegative,
-        )
+        externals, rebuild, sums = externals_of(unit, x_value), rebuilder(rule), self.sums
+        form, rectified = frame.routes.form[unit.out], frame.rectified(unit.out)
+        nonnegative = x_value.nonnegative
 
         def forward(x, rest, leaves):
             return evaluate(unit, x_value, externals, x, rest)
+
+        def summed(x):
+            for node in sums:
+                (x,) = node.bind(x)
+            return x
 
         def backward(x, rest, z, c):
             rest, leaves = rest
             rule = rebuild(leaves)
             dtype, wide_dtype = x.dtype, wide(x).dtype
-            b = wide(forward(jnp.zeros_like(x), rest, leaves))
-            apply = lambda x, w: wide(forward((x * w).astype(dtype), rest, leaves)) - b
+            b, scale = _line(unit, externals, rest)
 
             def transpose(s, w):
-                s = jnp.broadcast_to(s, z.shape).astype(z.dtype)
-                linear = lambda x: forward(x, rest, leaves)
-                pulled = jax.vjp(linear, jnp.zeros_like(x))[1](s)[0]
-                return pulled.astype(wide_dtype) * w
+                s = jnp.broadcast_to(s * w, z.shape).astype(jax.eval_shape(summed, x).dtype)
+                return jax.linear_transpose(summed, x)(s)[0].astype(wide_dtype)
 
-            kernels = kernels_of(rule, jnp.ones((), wide_dtype), unit)
-            noise = 4 * float(jnp.finfo(dtype).eps)
-            ones = lambda: jnp.ones(x.shape, wide_dtype)
-            layer = Layer(apply, transpose, kernels, b, nonnegative, rectified, ones, noise)
+            layer = Layer(
+                lambda x, w: summed(x.astype(dtype)).astype(wide_dtype) * w,
+                transpose,
+                kernels_of(rule, scale.astype(wide_dtype), unit),
+                b.astype(wide_dtype),
+                nonnegative,
+                rectified,
+                lambda: jnp.ones(x.shape, wide_dtype),
+                4 * float(jnp.finfo(dtype).eps),
+            )
             if slot is not None:
                 layer.account = []
             result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, form))
@@ -135,6 +152,24 @@ class WithoutKernel(Propagation):
             return result if layer.account is None else (result, audit_entry(layer.account))
 
         rest = [frame.fixed(v) for v in externals], arrays_of(rule)
-        operand = compat.varying_alike(frame.operand(unit, x_value))[0]
-        y = with_backward(forward, backward, operand, *rest, rectified=rectified, slot=slot)
+        y = with_backward(
+            forward, backward, frame.operand(unit, x_value), *rest, rectified=rectified, slot=slot
+        )
         frame.define(unit.out, y)
+
+
+def _line(unit: Unit, externals: list[Value], rest: list) -> tuple[jax.Array, jax.Array]:
+    """b and a of a unit a ⊙ sums(x) + b, in the shape of its output."""
+    first = unit.nodes[0]
+    start = unit.operands[0] if first.name in AFFINE else first.out
+    env = dict(zip(externals, rest, strict=True))
+
+    def behind(value: float) -> jax.Array:
+        known = {**env, start: jnp.full(start.shape, value, start.aval.dtype)}
+        for node in unit.nodes if first.name in AFFINE else unit.nodes[1:]:
+            values = [v.constant if v.constant is not None else known[v] for v in node.inputs]
+            known.update(zip(node.outputs, node.bind(*values), strict=True))
+        return wide(known[unit.out])
+
+    b = behind(0.0)
+    return b, behind(1.0) - b
