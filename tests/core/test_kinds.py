@@ -404,6 +404,25 @@ def test_a_free_standing_bias_is_left_out_of_the_denominator():
     assert "bias=False" in str(lrpjax.plan(f, rule(False), X))
 
 
+def test_a_bias_at_the_output_takes_its_share_but_none_below_a_rule_that_gives_relevance_to_zeros():
+    shift = jnp.array([1.0, 2.0, -0.5])
+    y = jax.nn.relu(X + shift)
+    close(lrpjax.relevance(lambda x: jax.nn.relu(x + shift))(X), X * y / (X + shift))
+    named = Composite([(select.kind("activation"), rules.Pass())])  # what is the default anyway
+    close(lrpjax.relevance(lambda x: jax.nn.relu(x + shift), named)(X), X * y / (X + shift))
+    flat = Composite([(select.kind("dense"), rules.Flat())])
+    R = lrpjax.relevance(lambda x: jax.nn.relu(x + shift) @ W, flat)(X)
+    close(R, jnp.full(3, (y @ W).sum() / 3), 1e-5)
+
+
+def test_formulas_on_a_pool_compute_in_at_least_float32():
+    x = jnp.arange(1.0, 129.0, dtype=jnp.bfloat16)
+    R = explained(lambda x: x.mean(), Twice(0.0), x)
+    assert R.dtype == jnp.bfloat16
+    wanted = 2 * np.asarray(x, np.float32) / 128
+    assert np.abs(np.asarray(R, np.float32) / wanted - 1).max() < 2**-7
+
+
 @pytest.mark.parametrize(
     ("kind", "default", "f"),
     [
