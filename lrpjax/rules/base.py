@@ -1,6 +1,7 @@
 """What every rule is: a frozen dataclass, a pytree, the kinds of unit that it is for, and the methods that
 carry its formula."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -72,13 +73,15 @@ class Rule:
     emits: ClassVar[str | None] = None
     linear: ClassVar[bool] = True
     static: ClassVar[frozenset[str]] = frozenset()
+    registered: ClassVar[bool]
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True)(cls)
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten, lambda aux, leaves: _unflatten(cls, aux, leaves)
-        )
+        del (
+            cls.__setattr__,
+            cls.__delattr__,
+        )  # which a dataclass decorator of the user's own would stumble over
         if "back" in vars(cls) and cls.emits not in (RATIO, PLAIN):
             raise RuleError(
                 f"{cls.__name__} defines back, but not what it returns: say in the class emits = "
@@ -94,6 +97,20 @@ class Rule:
             cls.kinds = tuple(k for k in cls.kinds if k in WITH_BACK)
         elif not cls.kinds:
             cls.kinds = tuple(k for method, kinds in KINDS_OF.items() if hasattr(cls, method) for k in kinds)
+
+    def __new__(cls, *args: Any, **options: Any) -> "Rule":
+        if "registered" not in vars(cls):
+            cls.registered = True
+            with contextlib.suppress(ValueError):  # the user's own decorator has registered it
+                unflatten = lambda aux, leaves: _unflatten(cls, aux, leaves)
+                jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __post_init__(self):
         epsilon = getattr(self, "epsilon", 0.0)

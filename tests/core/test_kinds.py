@@ -1,5 +1,6 @@
 """What a rule does to a kind of unit, and what is said where it does nothing: no rule is accepted and then ignored."""
 
+import dataclasses
 import re
 
 import jax
@@ -137,6 +138,31 @@ def test_a_rule_needs_no_decorator():
     close(many[1], 4 * many[0])
     close(jax.jit(lambda gain: explained(f, Shares(gain)))(2.0), many[1])
     assert jax.tree.leaves(Shares(3.0)) == [3.0]
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        dataclasses.dataclass,
+        dataclasses.dataclass(frozen=True),
+        lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls), ["gain"], []),
+        rules.rule(),
+    ],
+)
+def test_decorators_that_people_are_used_to_do_no_harm(decorate):
+    @decorate
+    class Decorated(rules.Rule):
+        gain: float = 2.0
+        emits = rules.PLAIN
+        kernels, back = Shares.kernels, Shares.back
+
+    close(explained(network, Decorated(3.0)), explained(network, Shares(3.0)))
+    assert jax.tree.leaves(Decorated(4.0)) == [4.0] and Decorated(4.0) == Decorated(4.0) != Decorated(5.0)
+    close(jax.jit(lambda gain: explained(network, Decorated(gain)))(3.0), explained(network, Shares(3.0)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Decorated().gain = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del rules.Epsilon().epsilon
 
 
 def test_what_back_returns_must_be_said():
