@@ -15,15 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import PatternError, RuleError
-from lrpjax.rules.arithmetic import is_zero, negative, positive
+from lrpjax.rules.arithmetic import broadcasts, is_zero, negative, positive
 from lrpjax.rules.base import LINEAR, PLAIN, RATIO, Rule, check, rule
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Whether an array of one shape can be stretched to another."""
-    return len(shape) <= len(to) and all(
-        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
-    )
 
 
 @rule("bias")
@@ -236,7 +229,7 @@ class ZBox(Rule):
     def back(self, layer, x, z, R):
         above, below = layer.kernels
         for name, bound in (("low", self.low), ("high", self.high)):
-            if not _broadcasts(jnp.shape(bound), x.shape):
+            if not broadcasts(jnp.shape(bound), x.shape):
                 raise RuleError(
                     f"ZBox: {name} has shape {jnp.shape(bound)}, which does not broadcast against the "
                     f"layer's input of shape {x.shape}"

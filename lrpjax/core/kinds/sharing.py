@@ -15,6 +15,7 @@ from lrpjax.core.units import Unit
 from lrpjax.core.vjps import scale, wide
 from lrpjax.errors import RuleError
 from lrpjax.rules import PLAIN, RATIO, Factor, Product, Rule, is_epsilon
+from lrpjax.rules.arithmetic import broadcasts
 
 ADDITIONS = ("add", "sub", "add_any")
 CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
@@ -85,7 +86,7 @@ class Shared(Propagation):
                 f"{unit.main.source} is a contraction"
             )
         for shape in shapes:
-            if not _broadcasts(shape, unit.out.shape):
+            if not broadcasts(shape, unit.out.shape):
                 raise RuleError(f"its weights have shape {shape}, the product has {unit.out.shape}")
         numbers = all(isinstance(w, (int, float)) for w in weights)
         self.alike = numbers and all(w == 1 / len(weights) for w in weights)
@@ -135,10 +136,6 @@ class AlongAxis(Proportional):
 
     def run(self, frame):
         frame.native(self.unit, stabiliser(self.epsilon), share=1 / _number_of_factors(self.unit.nodes[0]))
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _takers(unit: Unit, sharing: Any) -> list[Value]:
