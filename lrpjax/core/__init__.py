@@ -4,6 +4,7 @@ The stages, in the order in which a function passes them:
 
 * `graph`: tracing, to values and nodes (`compat`: all that differs between versions of JAX);
 * `facts`: which values carry relevance, which are non-negative (`dataflow`: the engine of this and of the plan);
+* `cancelling`: values that drop out of the result, and take no relevance;
 * `recognise`: units, groups of nodes that one rule explains (`units`: what a unit is; `primitives`: families);
 * `kinds`: how relevance goes through a unit under a rule (`vjps`: the few identities with another derivative);
 * `plan`: which rule for which unit, and where relevance goes, in which form;

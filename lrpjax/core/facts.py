@@ -22,16 +22,17 @@ def mark(
     carries: Sequence[bool],
     sources: frozenset[Value],
     families: Mapping[str, str],
+    fixed: frozenset[Value] = frozenset(),
 ) -> None:
     """Sets `carries` and `nonnegative` on every value, given which inputs carry. `sources` carry in any case
-    (they are explained themselves)."""
+    (they are explained themselves); what is `fixed` carries in none."""
 
     def transfer(flow: Flow[Fact], node: Node) -> Iterator[tuple[Value, Fact]]:
         facts = [flow[v] for v in node.inputs]
         reached = any(f.carries for f in facts) and families.get(node.name) != "stop"
         sign = _sign(node, [f.nonnegative for f in facts])
         for value in node.outputs:
-            yield value, Fact(reached and compat.is_float(value.aval), sign)
+            yield value, Fact(reached and compat.is_float(value.aval) and value not in fixed, sign)
 
     join = lambda a, b: Fact(a.carries or b.carries, a.nonnegative and b.nonnegative)
     flow = Flow(Fact(), join, transfer)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import compat, facts, graph, paths, plan, recognise
+from lrpjax.core import cancelling, compat, facts, graph, paths, plan, recognise
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
@@ -83,7 +83,11 @@ class Program:
         sources = frozenset(v for v in wanted.values()) | (
             frozenset() if at is None else facts.token_sources(g, explained)
         )
-        facts.mark(g, [e and f for e, f in zip(explained, floats, strict=True)], sources, families)
+        carries = [e and f for e, f in zip(explained, floats, strict=True)]
+        facts.mark(g, carries, sources, families)
+        cancelled = cancelling.find(g, families)
+        if cancelled:
+            facts.mark(g, carries, sources, families, cancelled)
         self.level = recognise.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
         self.taps = (
             dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted

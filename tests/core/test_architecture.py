@@ -16,7 +16,7 @@ LAYERS = (
     "core.primitives",
     "core.graph",
     "core.dataflow core.dimensions core.facts core.maxima core.nnx core.units core.vjps",
-    "core.recognise",
+    "core.cancelling core.recognise",
     "core.kinds",
     "core.plan core.paths",
     "core.frame",
