@@ -7,7 +7,7 @@ environment of their own,
     pip install . "jax==0.10.2" dm-haiku equinox "transformers<5" flaim equimo keras jraph memax penzai flowjax diffrax e3nn-jax esm2quinox \\
         recurrentgemma flaxmodels
 
-Nothing is downloaded. Columns: equations of the program (loops counted once), units of the plan, units that no rule of the literature is
+and, for the NNX zoo, a checkout of github.com/jax-ml/bonsai in PYTHONPATH (beside tqdm, safetensors, etils). Nothing is downloaded. Columns: equations of the program (loops counted once), units of the plan, units that no rule of the literature is
 about, and for the ε composite against the gradient: CPU time of tracing and compiling, and the smallest of five run times taken in turns.
 """
 
@@ -22,9 +22,19 @@ import warnings
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # for models that are sharded
 warnings.filterwarnings("ignore")  # of the collections, which JAX has moved on from
 
-FILES = ("shims", "haiku_models", "hf_models", "vision_models", "sequence_models", "linen_models")
+FILES = (
+    "shims",
+    "haiku_models",
+    "hf_models",
+    "vision_models",
+    "sequence_models",
+    "linen_models",
+    "nnx_models",
+    "modern_models",
+)
 
 
 def main() -> int:
