@@ -115,3 +115,21 @@ class ProbabilityWarning(UserWarning):
     ...
     lrpjax.errors.ProbabilityWarning: the function ends in a softmax or log-softmax...
     """
+
+
+class CutWarning(UserWarning):
+    """A part of what the output depends on receives no relevance: its way to the explained input leads along
+    integers, comparisons or indices that carry none, and back to floating-point numbers. The message, and the notes
+    of `lrpjax.plan`, name the places. What chooses among values that carry relevance is no cut; where *all* ways are
+    cut, that is an `UnsupportedError`.
+
+    >>> import warnings, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: x.sum() + (x > 1.0).astype(x.dtype).sum()
+    >>> with warnings.catch_warnings(action="error"):
+    ...     lrpjax.relevance(f)(jnp.array([1.0, 2.0]))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.CutWarning: a part of what the output depends on receives no relevance...
+    >>> print(lrpjax.plan(f, None, jnp.array([1.0, 2.0])).notes)  # doctest: +ELLIPSIS
+    ["cut: gt in '(no module path)' at ..."]
+    """

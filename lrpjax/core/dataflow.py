@@ -28,13 +28,15 @@ class Flow(Generic[Fact]):
     """An analysis. bottom: the fact of a value of which nothing has been heard. join: the least fact that
     covers two. transfer: what a step without bodies says, as (value, fact) pairs, given this object. backward:
     from outputs to inputs instead of the other way round. within: the values that have facts at all, where not
-    all do. known: facts so far."""
+    all do. steer: what a step with bodies says besides what its bodies say: that a branch was chosen by an index,
+    that a condition ended a loop. known: facts so far."""
 
     bottom: Fact
     join: Callable[[Fact, Fact], Fact]
     transfer: Callable[["Flow[Fact]", Any], Iterable[tuple[Value, Fact]]]
     backward: bool = False
     within: Container[Value] | None = None
+    steer: Callable[["Flow[Fact]", Any], Iterable[tuple[Value, Fact]]] = lambda flow, step: ()
     known: dict[Value, Fact] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, value: Value) -> Fact:
@@ -74,6 +76,8 @@ class Flow(Generic[Fact]):
         for body in step.bodies:
             for outer, inner in zip(after, body.inputs if self.backward else body.outputs, strict=True):
                 self.add(outer, self[inner])
+        for value, fact in self.steer(self, step):
+            self.add(value, fact)
 
     def _handed_on(self, step: Any) -> Iterator[tuple[Value, int]]:
         """What a loop hands on to its next turn (backward: is handed by it): the value inside, and its place in

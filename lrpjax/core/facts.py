@@ -1,7 +1,7 @@
-"""Two facts about every value of a graph: does it carry relevance, and is it known to be non-negative. And
-where the relevance of tokens begins."""
+"""Three facts about every value of a graph: does it carry relevance, does it depend on what is explained at all,
+and is it known to be non-negative. And where the relevance of tokens begins."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,22 @@ from lrpjax.core.dataflow import Flow
 from lrpjax.core.graph import Graph, Node, Value, known_nonnegative
 from lrpjax.core.primitives import ANY_SIGN, NONNEGATIVE, SIGN_KEEPING
 
+NOT, CHOICE, AMOUNT = range(3)
+"""How a value that carries no relevance depends on what is explained all the same. NOT: not at all. CHOICE: it is
+one of several constants, or a sum of such, which predicates or indices choose. AMOUNT: it is a number itself, an
+integer that was a float, an index that is counted with."""
+
 
 class Fact(NamedTuple):
+    """Of a value. cut: how it depends on what is explained, if it does not carry; see `AMOUNT`."""
+
     carries: bool = False
     nonnegative: bool = True
+    cut: int = NOT
+
+    @property
+    def depends(self) -> bool:
+        return self.carries or self.cut > NOT
 
 
 def mark(
@@ -23,25 +35,76 @@ def mark(
     sources: frozenset[Value],
     families: Mapping[str, str],
     fixed: frozenset[Value] = frozenset(),
-) -> None:
-    """Sets `carries` and `nonnegative` on every value, given which inputs carry. `sources` carry in any case
-    (they are explained themselves); what is `fixed` carries in none."""
+) -> Flow[Fact]:
+    """Sets `carries`, `depends` and `nonnegative` on every value, given which inputs carry. `sources` carry in any
+    case (they are explained themselves); what is `fixed` carries in none."""
+    flow = find(graph, carries, sources, families, fixed)
+    for value, fact in flow.known.items():
+        value.carries, value.nonnegative, value.depends = fact.carries, fact.nonnegative, fact.depends
+    return flow
+
+
+def find(
+    graph: Graph,
+    carries: Sequence[bool],
+    sources: frozenset[Value],
+    families: Mapping[str, str],
+    fixed: frozenset[Value] = frozenset(),
+) -> Flow[Fact]:
+    """The facts, as `mark` sets them."""
 
     def transfer(flow: Flow[Fact], node: Node) -> Iterator[tuple[Value, Fact]]:
         facts = [flow[v] for v in node.inputs]
-        reached = any(f.carries for f in facts) and families.get(node.name) != "stop"
+        heard = any(f.depends for f in facts) and families.get(node.name) != "stop"
+        reached = heard and any(f.carries for f in facts)
         sign = _sign(node, [f.nonnegative for f in facts])
         for value in node.outputs:
-            yield value, Fact(reached and compat.is_float(value.aval) and value not in fixed, sign)
+            if not heard or value in fixed:
+                yield value, Fact(False, sign)
+            elif reached and compat.is_float(value.aval):
+                yield value, Fact(True, sign)
+            else:
+                yield value, Fact(False, sign, _cut(node, facts, value))
 
-    join = lambda a, b: Fact(a.carries or b.carries, a.nonnegative and b.nonnegative)
-    flow = Flow(Fact(), join, transfer)
+    def steer(flow: Flow[Fact], node: Node) -> Iterator[tuple[Value, Fact]]:
+        if any(flow[v].depends for v in node.steering):
+            kind = CHOICE if node.name == "cond" else AMOUNT
+            yield from ((v, Fact(False, True, kind)) for v in node.outputs)
+
+    join = lambda a, b: Fact(a.carries or b.carries, a.nonnegative and b.nonnegative, max(a.cut, b.cut))
+    flow = Flow(Fact(), join, transfer, steer=steer)
     flow.known = {v: Fact(True, True) for v in sources}
     for level in _graphs(graph):
         flow.known |= {v: Fact(v in sources, known_nonnegative(c)) for v, c in _constants(level)}
-    flow.solve(graph, [Fact(c, False) for c in carries])
-    for value, fact in flow.known.items():
-        value.carries, value.nonnegative = fact
+    return flow.solve(graph, [Fact(c, False) for c in carries])
+
+
+def _cut(node: Node, facts: Sequence[Fact], value: Value) -> int:
+    """How what a node makes depends on what is explained, where it does not carry."""
+    if value.aval.dtype == bool:
+        return CHOICE
+    if node.name == "sort":
+        return AMOUNT
+    chosen = choosing(node)
+    data = [f for i, f in enumerate(facts) if i not in chosen]
+    return AMOUNT if any(f.carries for f in data) else max([CHOICE, *(f.cut for f in data)])
+
+
+def choosing(node: Node) -> Collection[int]:
+    """The places of the operands that only say which elements of the others are taken, and where they go: a
+    predicate, indices, keys to sort by. A function with a relevance of its own answers for all of them."""
+    count = len(node.inputs)
+    if node.name in ("select_n", "cond"):
+        return range(1)
+    if node.name in ("gather", "dynamic_slice"):
+        return range(1, count)
+    if node.name == "dynamic_update_slice" or node.name.startswith("ragged_dot"):
+        return range(2, count)
+    if node.name == "sort":
+        return [i for i, v in enumerate(node.inputs) if not compat.is_float(v.aval)]
+    if node.name == compat.custom_call.name:
+        return range(count)
+    return range(1, 2) if node.name.startswith("scatter") else range(0)
 
 
 def _graphs(graph: Graph) -> Iterator[Graph]:

@@ -1,8 +1,8 @@
 """From a Python function to a graph of values and nodes: tracing, inlining of calls, removal of dead code.
 
-Two facts about each value are found later, by `lrpjax.core.facts`: does it *carry* relevance (it is a
-floating-point number that depends on the explained input along floating-point numbers), and is it known to be
-*non-negative*.
+Three facts about each value are found later, by `lrpjax.core.facts`: does it *carry* relevance (it is a
+floating-point number that depends on the explained input along floating-point numbers), does it *depend* on that
+input at all (be it along integers, predicates or indices), and is it known to be *non-negative*.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class Value:
     """One array of the traced program. `node` made it (None for inputs and constants); `users` read it, one
     entry for each reading operand."""
 
-    __slots__ = ("aval", "carries", "constant", "node", "nonnegative", "returned", "users")
+    __slots__ = ("aval", "carries", "constant", "depends", "node", "nonnegative", "returned", "users")
 
     def __init__(self, aval: Any, node: "Node | None" = None, constant: Any = None):
         self.aval = aval
@@ -29,6 +29,7 @@ class Value:
         self.users: list[Node] = []
         self.returned = False
         self.carries = False
+        self.depends = False
         self.nonnegative = False
 
     @property
@@ -89,6 +90,20 @@ class Node:
         the constants of a condition."""
         first = {"cond": 1, "while": self.params.get("cond_nconsts")}.get(self.name)
         return self.inputs[first:]
+
+    @property
+    def steering(self) -> list[Value]:
+        """The operands that decide which branch runs, or when a loop ends."""
+        if self.name == "cond":
+            return self.inputs[:1]
+        if self.name != "while":
+            return []
+        condition = compat.open_jaxpr(self.params["cond_jaxpr"])[0]
+        read = {v for eqn in condition.eqns for v in eqn.invars if not isinstance(v, compat.Literal)}
+        read |= {v for v in condition.outvars if not isinstance(v, compat.Literal)}
+        first, count = self.params["cond_nconsts"], len(self.outputs)
+        asked = [*self.inputs[:first], *self.inputs[len(self.inputs) - count :]]
+        return [value for var, value in zip(condition.invars, asked, strict=True) if var in read]
 
     @property
     def carry(self) -> tuple[int, int]:

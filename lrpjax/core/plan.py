@@ -42,7 +42,7 @@ class Planned:
 @dataclasses.dataclass
 class Plan:
     """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite
-    that found nothing; `notes`.
+    that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`).
 
     `str(plan)` is a table.
     """
@@ -236,7 +236,7 @@ def refuse(routes: Routes) -> None:
     raise UnsupportedError(f"relevance cannot be propagated through\n{lines}")
 
 
-def describe(level: Level, assignment: Assignment, routes: Routes) -> Plan:
+def describe(level: Level, assignment: Assignment, routes: Routes, notes: Sequence[str] = ()) -> Plan:
     """The table of a plan: all units that relevance reaches."""
     planned = []
     for unit in level.walk():
@@ -245,4 +245,4 @@ def describe(level: Level, assignment: Assignment, routes: Routes) -> Plan:
             planned.append(
                 Planned(unit.path, unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main)
             )
-    return Plan(planned, assignment.unmatched, [])
+    return Plan(planned, assignment.unmatched, list(notes))

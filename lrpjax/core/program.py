@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import cancelling, compat, facts, graph, paths, plan, recognise
+from lrpjax.core import cancelling, compat, cuts, facts, graph, paths, plan, recognise
+from lrpjax.core.dataflow import Flow
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
 from lrpjax.core.recognise.softmax import is_probability
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import SLOT
-from lrpjax.errors import InputError, PathError, ProbabilityWarning, TargetError
+from lrpjax.errors import CutWarning, InputError, PathError, ProbabilityWarning, TargetError, UnsupportedError
 from lrpjax.rules import PLAIN, Rule
 
 
@@ -55,6 +56,7 @@ class Program:
         self.composite = composite
         self.has_aux = has_aux
         self.argnums = argnums
+        self.warned = False
         numbers = _checked_numbers(argnums, len(args))
         explained = [args[i] for i in numbers]
         leaves, self.treedef = jax.tree.flatten(explained)
@@ -84,10 +86,10 @@ class Program:
             frozenset() if at is None else facts.token_sources(g, explained)
         )
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
-        facts.mark(g, carries, sources, families)
+        known = facts.mark(g, carries, sources, families)
         cancelled = cancelling.find(g, families)
         if cancelled:
-            facts.mark(g, carries, sources, families, cancelled)
+            known = facts.mark(g, carries, sources, families, cancelled)
         self.level = recognise.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
         self.taps = (
             dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
@@ -103,6 +105,7 @@ class Program:
         self.assignment = plan.assign(self.level, self.composite)
         self.route(list(dict.fromkeys(self.taps.values())))
         plan.refuse(self.routes)
+        self.cuts = self.cut(known, cancelled)
         for path, values in self.conditions.items():
             self.conditions[path] = [v for v in values if v in self.routes.reached]
             if not self.conditions[path]:
@@ -123,8 +126,33 @@ class Program:
         self.tapped, wanted = tapped, frozenset(tapped)
         propagations, outs = self.assignment.propagations, self.graph.outputs
         flowing = plan.flow(self.level, [v.carries for v in self.graph.inputs], propagations, wanted)
-        seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
-        self.routes = plan.route(self.level, seeded, propagations, wanted, flowing)
+        self.seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
+        self.routes = plan.route(self.level, self.seeded, propagations, wanted, flowing)
+
+    def cut(self, known: Flow[facts.Fact], cancelled: frozenset[Value]) -> list[str]:
+        """The places where ways of relevance to what is explained are cut.
+
+        Raises:
+            UnsupportedError: all of them are.
+        """
+        if self.tapped:
+            g, families = self.graph, self.composite.families
+            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, cancelled)
+        seeded = [s and compat.is_float(v.aval) for s, v in zip(self.seeded, self.graph.outputs, strict=True)]
+        found = cuts.find(self.level, known, seeded, self.assignment.propagations, self.routes)
+        if found.whole and self.composite.method == "relevance":
+            lines = "\n".join(f"  {place}" for place in found.places)
+            raise UnsupportedError(
+                "the output depends on what is explained only along what carries no relevance (integers, comparisons, "
+                f"indices), made here\n{lines}\n{cuts.ADVICE}"
+            )
+        return found.places
+
+    def warn_of_cuts(self) -> None:
+        """Warns, once, of the places where a part of the relevance's ways is cut."""
+        if self.cuts and not self.warned:
+            self.warned = True
+            warnings.warn(f"{cuts.PARTLY} {'; '.join(self.cuts)}. {cuts.ADVICE}", CutWarning, stacklevel=6)
 
     def rewrite(self, audited: Sequence[Unit] = ()) -> None:
         """Makes the program that is run: with taps, conditions, and accounts of the units audited."""
@@ -147,6 +175,7 @@ class Program:
 
     def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
         """As `linearise`; pull gives a pair, the second of which are the accounts of the units that are audited."""
+        self.warn_of_cuts()
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         if not y_leaves:

@@ -19,6 +19,7 @@ LAYERS = (
     "core.cancelling core.recognise",
     "core.kinds",
     "core.plan core.paths",
+    "core.cuts",
     "core.frame",
     "core.program core.seeds",
     "core",

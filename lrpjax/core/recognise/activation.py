@@ -82,7 +82,7 @@ def _region(draft: Draft, source: Value, end: Node) -> list[Node] | None:
     stack = [end]
     while stack:
         for v in stack.pop().inputs:
-            if v is source or not draft.dependence.depends(v) or v.node in inside:
+            if v is source or not v.depends or v.node in inside:
                 continue
             if v.node is None or not draft.free(v.node) or draft.visible(v):
                 return None

@@ -19,24 +19,14 @@ _ARITHMETIC = (
 
 
 class Dependence:
-    """What depends on the explained input of a marked graph, and how."""
+    """How the nodes of a marked graph depend on the explained input."""
 
     def __init__(self, graph: Graph, families: Mapping[str, str]):
         self.graph = graph
         self.families = families
-        self.derived = {v for v in graph.inputs if v.carries}
-        for node in graph.nodes:
-            if self.family(node) != "stop" and any(v in self.derived for v in node.inputs):
-                self.derived.update(node.outputs)
-            else:
-                self.derived.update(o for o in node.outputs if o.carries)
 
     def family(self, node: Node) -> str:
         return self.families.get(node.name, "unknown")
-
-    def depends(self, value: Value) -> bool:
-        """Whether a value is derived from one that carries relevance, be it by a predicate."""
-        return value in self.derived
 
     def elementwise(self, node: Node) -> bool:
         """Elementwise, with one output, in which all that depends on the explained input has the shape of the
@@ -44,7 +34,7 @@ class Dependence:
         known = self.family(node) in ("elementwise", "predicate", "quotient", "negation")
         if len(node.outputs) != 1 or not (known or node.name in _ARITHMETIC):
             return False
-        return all(v.shape == node.out.shape for v in node.inputs if self.depends(v))
+        return all(v.shape == node.out.shape for v in node.inputs if v.depends)
 
     def nonlinear(self, node: Node) -> bool:
         """Of an elementwise node: whether it is more than linear in what depends on the explained input."""
@@ -52,9 +42,9 @@ class Dependence:
         if family == "elementwise":
             return True
         if family == "predicate" or node.name == "select_n":
-            return self.depends(node.inputs[0])
-        return (node.name == "mul" and all(self.depends(v) for v in node.inputs)) or (
-            family == "quotient" and self.depends(node.inputs[1])
+            return node.inputs[0].depends
+        return (node.name == "mul" and all(v.depends for v in node.inputs)) or (
+            family == "quotient" and node.inputs[1].depends
         )
 
     def dominators(self) -> dict[Node, Value | None]:
@@ -67,7 +57,7 @@ class Dependence:
             parent[v], depth[v] = None, 1
         for node in self.graph.nodes:
             common: Value | None = None
-            inputs = [v for v in dict.fromkeys(node.inputs) if self.depends(v)]
+            inputs = [v for v in dict.fromkeys(node.inputs) if v.depends]
             for i, v in enumerate(inputs):
                 if v not in depth:
                     parent[v], depth[v] = None, 1
