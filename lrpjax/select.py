@@ -73,10 +73,10 @@ class Path(Selector):
 
     @property
     def names_units(self) -> bool:  # type: ignore[override]
-        return not any(c in self.glob for c in "*?[")
+        return not is_glob(self.glob)
 
     def choose(self, units):
-        return [matches(self.glob, u.path) for u in units]
+        return among(self.glob, [u.path for u in units])
 
     def __str__(self) -> str:
         return repr(self.glob)
@@ -122,13 +122,38 @@ def matches(glob: str, path: str) -> bool:
     >>> matches("encoder/*", "Net/encoder/Dense_0"), matches("encoder", "Net/encoder/Dense_0")
     (True, False)
     """
-    return fnmatch.fnmatchcase(path, glob) or (
-        "/" in path and fnmatch.fnmatchcase(path.split("/", 1)[1], glob)
-    )
+    return any(tail == glob or fnmatch.fnmatchcase(tail, glob) for tail in tails(path))
+
+
+def tails(path: str) -> list[str]:
+    """A path, and the path below its outermost scope."""
+    return [path, *path.split("/", 1)[1:]]
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path is read as a pattern where nothing has just this name."""
+    return any(c in path for c in "*?[")
+
+
+def among(glob: str, paths: Sequence[str]) -> list[bool]:
+    """Which of these paths a glob matches. A path that is written just so wins over the pattern, and so do
+    brackets that belong to a name.
+
+    >>> among("layer[0]", ["layer[0]", "layer0"]), among("layer[0]/*", ["layer[0]/a", "layer0/a"])
+    ([True, False], [True, False])
+    >>> among("layer[0]", ["layer0", "layer1"])
+    [True, False]
+    """
+    named = [glob in tails(p) for p in paths]
+    if any(named) or not is_glob(glob):
+        return named
+    literal = [matches(glob.replace("[", "[[]"), p) for p in paths]
+    return literal if any(literal) else [matches(glob, p) for p in paths]
 
 
 def path(glob: str) -> Selector:
-    """Units whose module path (named scopes joined by "/") matches a glob; see `matches`.
+    """Units whose module path (named scopes joined by "/") matches a glob; see `matches`. A path that is
+    written just so, with brackets say, wins over the pattern.
 
     >>> from types import SimpleNamespace as Unit
     >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]

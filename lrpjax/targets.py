@@ -46,7 +46,8 @@ def difference(label: Any, other: Any = None) -> Callable:
     def seed(y: jax.Array) -> jax.Array:
         hot = _hot(y, label)
         rival = jnp.where(hot == 0, y, -jnp.inf).argmax(-1) if other is None else other
-        return y * (hot - _hot(y, rival))
+        weights = hot - _hot(y, rival)
+        return jnp.where(weights == 0, 0.0, y * weights).astype(y.dtype)  # 0 · ∞ is none
 
     return seed
 

@@ -17,7 +17,7 @@ from lrpjax.core.seeds import output_relevance
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
 from lrpjax.errors import PathError
-from lrpjax.select import matches
+from lrpjax.select import among
 
 
 @functools.partial(
@@ -240,7 +240,7 @@ def messages(
 
 def _dense_at(program: Program, at: str) -> Unit:
     dense = [u for u in program.level.walk() if u.kind == "dense" and u in program.routes.takes]
-    hits = [u for u in dense if u.path == at or matches(at, u.path)]
+    hits = [u for u, hit in zip(dense, among(at, [u.path for u in dense]), strict=True) if hit]
     if len(hits) != 1:
         known = ", ".join(sorted({u.path or "(no path)" for u in dense}))
         raise PathError(

@@ -205,6 +205,9 @@ class Frame:
             return self.fixed(value)
         array, form = self.env[value], self.routes.form[value]
         array = array if gives == form else convert(array, None, gives, form)
+        valid = self.program.propagations[unit].valid
+        if valid is not None:
+            array = scale(array, jnp.where(valid, 1.0, jnp.nan))
         return self.audit(unit, array, gives, {PASSED: 1})
 
     def rectified(self, value: Value) -> bool:

@@ -8,25 +8,42 @@ from lrpjax.core.graph import Graph, Value
 from lrpjax.core.kinds import KINDS
 from lrpjax.core.units import Level
 from lrpjax.errors import PathError
-from lrpjax.select import matches
+from lrpjax.select import among, is_glob, tails
 
 
-def is_glob(path: str) -> bool:
-    return any(c in path for c in "*?[")
+def listed(at: Any) -> list[str]:
+    """The names that `at` holds: module paths, tags and globs.
+
+    Raises:
+        PathError: it holds none, or something else.
+    """
+    names = [at] if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
+    if not names:
+        raise PathError(
+            "`at` names nothing: give it a path, a tag or a glob, or leave it out to explain the argument"
+        )
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise PathError(f"`at` takes module paths, but got {name!r}")
+    return names
 
 
-def scopes(g: Graph, at: Any) -> dict[str, Value]:
-    """For each plain path, the value that leaves that scope last."""
-    if at is None:
-        return {}
-    paths = list(at) if isinstance(at, Iterable) and not isinstance(at, str) else [at]
+def scopes(g: Graph, names: Iterable[str]) -> dict[str, Value]:
+    """For each name that is no glob, the value that leaves that scope last. What is called just so is no glob,
+    whatever characters are in its name."""
     leaving = {}
-    for path in paths:
-        if not isinstance(path, str):
-            raise PathError(f"`at` takes module paths, but got {path!r}")
-        if not is_glob(path):
-            leaving[path] = _tagged(g, path) or _leaving(g, path)
+    for name in names:
+        value = _tagged(g, name)
+        if value is None and (not is_glob(name) or any(_inside(name, node.path) for node in g.walk())):
+            value = _leaving(g, name)
+        if value is not None:
+            leaving[name] = value
     return leaving
+
+
+def _inside(name: str, path: str) -> bool:
+    """Whether a path is that of a scope, or of one inside it."""
+    return any(tail == name or tail.startswith(name + "/") for tail in tails(path))
 
 
 def _tagged(g: Graph, name: str) -> Value | None:
@@ -36,7 +53,7 @@ def _tagged(g: Graph, name: str) -> Value | None:
 
 
 def _leaving(g: Graph, path: str) -> Value:
-    inside = lambda node: matches(path, node.path) or matches(path + "/*", node.path)
+    inside = lambda node: _inside(path, node.path)
     last = None
     graphs = [g]
     while graphs:
@@ -73,13 +90,13 @@ def aliased(level: Level, wanted: dict[str, Value]) -> list[tuple[str, Value]]:
     return [(path, inner[v] if v in inner and inner[v].shape == v.shape else v) for path, v in wanted.items()]
 
 
-def globbed(level: Level, at: Any) -> dict[str, Value]:
+def globbed(level: Level, globs: Iterable[str]) -> dict[str, Value]:
     """For each glob, the outputs of all units whose path matches, by path ("path#2" for the second unit of a path)."""
     named: dict[str, Value] = {}
-    for glob in [] if at is None else [at] if isinstance(at, str) else at:
-        if not is_glob(glob):
-            continue
-        hits = [u for u in level.walk() if KINDS[u.kind].shown and matches(glob, u.path) and u.out.carries]
+    shown = [u for u in level.walk() if KINDS[u.kind].shown]
+    for glob in globs:
+        matching = among(glob, [u.path for u in shown])
+        hits = [u for u, hit in zip(shown, matching, strict=True) if hit and u.out.carries]
         if not hits:
             raise PathError(
                 f"the glob {glob!r} matches no unit; str(lrpjax.plan(f, composite, *args)) lists them"

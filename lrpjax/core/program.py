@@ -78,7 +78,8 @@ class Program:
 
     def prepare(self, at: Any, conditions: Sequence[str]) -> None:
         g, families = self.graph, self.composite.families
-        wanted, conditioned = paths.scopes(g, at), paths.scopes(g, conditions)
+        names = [] if at is None else paths.listed(at)
+        wanted, conditioned = paths.scopes(g, names), paths.scopes(g, conditions)
         inputs = len(self.leaves)
         floats = [compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
@@ -94,13 +95,12 @@ class Program:
         self.taps = (
             dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         )
-        if isinstance(at, str) and not paths.is_glob(at):
-            self.single = True
-        else:
-            self.single = False
-            self.taps |= paths.globbed(self.level, at)
+        self.single = isinstance(at, str) and at in wanted
+        self.taps |= paths.globbed(self.level, [name for name in names if name not in wanted])
         self.conditions = {path: [v] for path, v in paths.aliased(self.level, conditioned)} | {
-            glob: list(paths.globbed(self.level, glob).values()) for glob in conditions if paths.is_glob(glob)
+            glob: list(paths.globbed(self.level, [glob]).values())
+            for glob in conditions
+            if glob not in conditioned
         }
         self.assignment = plan.assign(self.level, self.composite)
         self.route(list(dict.fromkeys(self.taps.values())))

@@ -27,6 +27,7 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
             raise TargetError(
                 f"the target function returned {shapes_of(seed)}, but the output has {shapes_of(y)}"
             )
+        _need_numbers(seed, y, "the target function")
         return seed
     leaves = jax.tree.leaves(y)
     if len(leaves) != 1:
@@ -36,8 +37,8 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
         if target != "max":
             raise TargetError(f"the only target by name is 'max', but this is {target!r}")
         _need_axis(out)
-        return jax.tree.map(lambda y: _class_mask(y.argmax(-1), y) * weigh(y), y)
-    array = target if isinstance(target, jax.Array) else np.asarray(target)
+        return jax.tree.map(lambda y: _at_class(y.argmax(-1), y, weigh(y)), y)
+    array = _as_array(target, out)
     if array.dtype == bool or not (
         jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
     ):
@@ -53,25 +54,56 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     if array.shape not in ((), out.shape[:-1]):
         raise TargetError(
             f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int "
-            f"or shape {out.shape[:-1]}"
+            f"or shape {out.shape[:-1]}; the output's relevance itself is given as floating-point numbers"
         )
     classes = out.shape[-1]
-    if (
-        not isinstance(array, jax.core.Tracer)
-        and array.size
-        and not (-classes <= np.asarray(array).min() and np.asarray(array).max() < classes)
-    ):
-        raise TargetError(f"target {target} is out of range: the output has {classes} classes")
-    return jax.tree.map(lambda y: _class_mask(jnp.asarray(array), y) * weigh(y), y)
+    if not isinstance(array, jax.core.Tracer):
+        array = np.asarray(array)
+        if array.size and not (-classes <= int(array.min()) and int(array.max()) < classes):
+            raise TargetError(f"target {target} is out of range: the output has {classes} classes")
+        array = array.astype(np.int32)
+    return jax.tree.map(lambda y: _at_class(jnp.asarray(array), y, weigh(y)), y)
 
 
-def _class_mask(classes: jax.Array, y: jax.Array) -> jax.Array:
-    """One where the class stands, along the last axis of y; NaN all along where there is no such class."""
+def _as_array(target: Any, out: jax.Array) -> Any:
+    """A target as an array: lists may hold traced numbers, and a class may be larger than any integer type."""
+    if isinstance(target, jax.Array):
+        return target
+    if isinstance(target, int) and not isinstance(target, bool) and abs(target) >= 2**31:
+        _need_axis(out)
+        raise TargetError(f"target {target} is out of range: the output has {out.shape[-1]} classes")
+    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(target))
+    try:
+        return jnp.asarray(target) if traced else np.asarray(target)
+    except (TypeError, ValueError) as error:
+        raise TargetError(f"the target {target!r} is no array ({error})") from error
+
+
+def _at_class(classes: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    """`weight` where the class stands, along the last axis of y, and zero elsewhere, even where y is not finite;
+    NaN all along where there is no such class."""
     number = y.shape[-1]
+    if jnp.iinfo(classes.dtype).bits < 32:  # in which the number of classes may not be written
+        classes = classes.astype(jnp.int32)
     classes = jnp.broadcast_to(classes, y.shape[:-1])[..., None]
-    valid = (classes >= -number) & (classes < number)
-    hot = jnp.arange(number, dtype=classes.dtype) == classes % number
-    return jnp.where(valid, hot.astype(y.dtype), jnp.asarray(jnp.nan, y.dtype))
+    signed = jnp.issubdtype(classes.dtype, jnp.signedinteger)
+    valid = (classes < number) & ((classes >= -number) if signed else True)
+    index = jnp.where(valid, classes, 0).astype(jnp.int32)
+    hot = jnp.arange(number, dtype=jnp.int32) == jnp.where(index < 0, index + number, index)
+    missing = jnp.where(valid, 0.0, jnp.nan).astype(weight.dtype)
+    return jnp.where(hot & valid, weight, missing)
+
+
+def _need_numbers(seed: Any, y: Any, what: str) -> None:
+    """An output's relevance is made of the numbers that the output is made of."""
+    for given, out in zip(jax.tree.leaves(seed), jax.tree.leaves(y), strict=True):
+        dtype = jnp.asarray(given).dtype
+        real = jnp.issubdtype(dtype, jnp.floating)
+        if not real and not (jnp.iscomplexobj(given) and jnp.iscomplexobj(out)):
+            raise TargetError(
+                f"{what} returned {dtype}{list(jnp.shape(given))} for an output of {out.dtype}: the output's "
+                "relevance is made of floating-point numbers (`.astype(y.dtype)`)"
+            )
 
 
 def _need_axis(y: jax.Array) -> None:

@@ -13,7 +13,7 @@ from lrpjax import rules
 from lrpjax.errors import PathError, PatternError
 from lrpjax.patterns.network import numbered
 from lrpjax.rules import Rule
-from lrpjax.select import Selector, matches
+from lrpjax.select import Selector, among
 
 # ------------------------------------------------------------------------------------------------------ fitted patterns
 
@@ -43,7 +43,7 @@ class Patterns(Mapping):
 
     def __getitem__(self, path: str) -> jax.Array:
         found = [i for i, name in enumerate(self.names) if name == path] or [
-            i for i, name in enumerate(self.names) if matches(path, name)
+            i for i, hit in enumerate(among(path, self.names)) if hit
         ]
         if len(found) != 1:
             reason = "names several layers" if found else "is no layer that patterns were fitted to"

@@ -24,6 +24,7 @@ from lrpjax.rules.base import PLAIN as PLAIN
 from lrpjax.rules.base import RATIO as RATIO
 from lrpjax.rules.base import Factor as Factor
 from lrpjax.rules.base import Rule as Rule
+from lrpjax.rules.base import check as check
 from lrpjax.rules.base import rule as rule
 from lrpjax.rules.layers import AlphaBeta as AlphaBeta
 from lrpjax.rules.layers import Epsilon as Epsilon
@@ -65,6 +66,7 @@ __all__ = [
     "WSquare",
     "ZBox",
     "ZPlus",
+    "check",
     "divide",
     "negative",
     "positive",

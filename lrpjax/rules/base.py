@@ -2,11 +2,15 @@
 carry its formula."""
 
 import contextlib
+import contextvars
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import RuleError
@@ -208,11 +212,63 @@ def _brief(value: Any) -> str:
     return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
 
 
+_noted: contextvars.ContextVar[list[jax.Array] | None] = contextvars.ContextVar("noted", default=None)
+"""Where `check` notes the conditions on traced hyper-parameters, while `doubts` asks for them."""
+
+
 def check(holds: Callable[..., Any], *values: Any, message: str) -> None:
-    """Raises RuleError when a condition on hyper-parameters fails. Traced ones, and the placeholders of tree
-    transformations, pass."""
-    concrete = (int, float, np.ndarray, np.generic, jax.Array)
-    if all(isinstance(v, concrete) and not isinstance(v, jax.core.Tracer) for v in values) and not np.all(
-        holds(*(np.asarray(v) for v in values))
-    ):
+    """Raises RuleError when a condition on hyper-parameters fails: to be called in `__post_init__`. Where one of them
+    is traced, the relevance becomes NaN when it fails (`doubts`); the placeholders of tree transformations pass.
+
+    Args:
+        holds: a function of the values, of arithmetic and comparisons, that gives bools. values: hyper-parameters.
+        message: what the error says.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> from lrpjax import rules
+    >>> class Scaled(rules.Epsilon):
+    ...     factor: float = 1.0
+    ...     def __post_init__(self):
+    ...         super().__post_init__()
+    ...         rules.check(lambda f: f > 0, self.factor, message="Scaled: factor must be positive")
+    >>> composite = lambda factor: lrpjax.Composite([("*", Scaled(factor=factor))])
+    >>> explain = lambda factor: lrpjax.relevance(jnp.sum, composite(factor))(jnp.ones(2))
+    >>> print(jax.jit(explain)(-1.0))
+    [nan nan]
+    >>> explain(-1.0)
+    Traceback (most recent call last):
+    lrpjax.errors.RuleError: Scaled: factor must be positive
+    """
+    numbers = (int, float, np.ndarray, np.generic, jax.Array)
+    if not all(isinstance(v, numbers) for v in values):
+        return
+    if any(isinstance(v, jax.core.Tracer) for v in values):
+        noted = _noted.get()
+        if noted is not None:
+            with jax.numpy_dtype_promotion("standard"):
+                noted.append(jnp.all(holds(*values)))
+    elif not np.all(holds(*(np.asarray(v) for v in values))):
         raise RuleError(message)
+
+
+def doubts(rule: Rule) -> jax.Array | None:
+    """Whether the checks of a rule hold whose hyper-parameters are traced: a traced bool; None where all are known,
+    and hold.
+
+    Raises:
+        RuleError: they are known, and one does not hold. (A rule may come out of a tree transformation unchecked.)
+    """
+    if vars(rule).get("_sound") is True:
+        return None
+    noted: list[jax.Array] = []
+    token = _noted.set(noted)
+    try:
+        # of a copy, which a `__post_init__` of the user's own may change
+        copy.copy(rule).__post_init__()
+    except jax.errors.ConcretizationTypeError:
+        pass  # a check of the user's own, that no traced number can pass
+    finally:
+        _noted.reset(token)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rule)):
+        object.__setattr__(rule, "_sound", True)
+    return functools.reduce(jnp.logical_and, noted) if noted else None

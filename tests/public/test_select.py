@@ -238,3 +238,63 @@ def test_plan_is_a_sequence_and_a_table():
     assert len(str(p).splitlines()) == 1 + len(ORDER)
     (head,) = [line for line in str(p).splitlines() if "gelu" in line]
     assert "activation:gelu" in head and "Pass()" in head and "test_select.py:" in head
+
+
+# ------------------------------------------------------------------------------------------- names that look like patterns
+
+A, B = np.random.default_rng(3).normal(size=(2, 4, 4))
+
+
+def bracketed(x, inner="layer[0]", other="layer0"):
+    with jax.named_scope("Net"):
+        with jax.named_scope(inner):
+            x = jnp.tanh(x @ A)
+        with jax.named_scope(other):
+            return lrpjax.tag(jnp.tanh(x @ B), "out[*]") @ A
+
+
+@pytest.mark.parametrize("name", ["layer[0]", "Net/layer[0]"])
+def test_a_path_with_brackets_is_a_path(name):
+    plain = lambda x: bracketed(x, "first", "second")
+    x = np.ones(4)
+    wanted = lrpjax.relevance(plain, at="first")(x)
+    found = lrpjax.relevance(bracketed, at=name)(x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    several = lrpjax.relevance(bracketed, at=[name, "layer0", "out[*]"])(x)
+    assert list(several) == [name, "layer0", "out[*]"]
+    np.testing.assert_allclose(several[name], wanted, rtol=1e-12)
+    rules_of = lambda f, path: [
+        u.rule
+        for u in lrpjax.plan(f, lrpjax.Composite([(select.path(path), rules.Epsilon(0.5))]), x)
+        if u.kind == "dense"
+    ]
+    assert rules_of(bracketed, name) == rules_of(plain, "first")
+    assert rules_of(bracketed, "layer[01]") == rules_of(
+        plain, "second"
+    )  # a pattern, for nothing has this name
+    assert rules_of(bracketed, "*layer[0]*") == rules_of(plain, "*first*")  # its brackets belong to a name
+
+
+def test_a_tag_with_stars_is_a_tag():
+    x = np.ones(4)
+    wanted = lrpjax.relevance(lambda x: x @ A)(jnp.tanh(jnp.tanh(x @ A) @ B))
+    np.testing.assert_allclose(lrpjax.relevance(bracketed, at="out[*]")(x), wanted, rtol=1e-12)
+    one = np.array([True, False, False, False])
+    explain = lambda name: lrpjax.concepts.relevance(
+        lambda x: lrpjax.tag(jnp.tanh(x @ A), name) @ B, None, {name: one}
+    )(x)
+    np.testing.assert_allclose(explain("a*[0]"), explain("plain"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("at", [[], (), "", [""]])
+def test_at_that_names_nothing(at):
+    with pytest.raises(lrpjax.errors.PathError, match="`at` "):
+        lrpjax.relevance(bracketed, at=at)(np.ones(4))
+    with pytest.raises(lrpjax.errors.PathError, match="`at` "):
+        lrpjax.plan(bracketed, None, np.ones(4), at=at)
+
+
+def test_at_may_be_any_iterable():
+    x = np.ones(4)
+    found = lrpjax.relevance(bracketed, at=(name for name in ["layer0", "*layer[0]"]))(x)
+    assert set(found) == {"layer0", "Net/layer[0]", "Net/layer[0]#2"}

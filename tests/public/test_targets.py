@@ -187,3 +187,90 @@ def test_bad_regions(regions, match):
 def test_bilrp_of_several_outputs():
     with pytest.raises(lrpjax.TargetError, match="the embedding must be one array"):
         similarity.bilrp(lambda x: (x, x))(X[0], X[0])
+
+
+# -------------------------------------------------------------------------------------------------------------- types of class targets
+
+WIDE = jnp.asarray(RNG.normal(size=(6, 300)))
+
+
+def wide_net(x):
+    return x @ WIDE
+
+
+def of_classes(classes):
+    hot = jnp.asarray(np.eye(300)[np.asarray(classes, int)])
+    return lrpjax.relevance(wide_net, ZERO, target=lambda y: y * hot)(X)
+
+
+INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_classes_of_every_integer_type(dtype):
+    classes = np.array([7, 100, 0], dtype)
+    explain = lambda target: lrpjax.relevance(wide_net, ZERO, target=target)(X)
+    for target in (classes, jnp.asarray(classes), list(classes), tuple(classes.tolist())):
+        close(explain(target), of_classes(classes))
+    close(jax.jit(explain)(classes), of_classes(classes))
+    close(explain(classes[1]), of_classes([100, 100, 100]))
+    one = jax.vmap(lambda x, c: lrpjax.relevance(lambda x: x @ WIDE, ZERO, target=c)(x))
+    close(one(X, jnp.asarray(classes)), of_classes(classes))
+
+
+@pytest.mark.parametrize("dtype", [d for d in INTEGERS if d.startswith("i")])
+def test_classes_counted_from_the_end(dtype):
+    classes = np.array([-1, -100, 5], dtype)
+    explain = lambda target: lrpjax.relevance(wide_net, ZERO, target=target)(X)
+    close(explain(classes), of_classes([299, 200, 5]))
+    close(jax.jit(explain)(classes), of_classes([299, 200, 5]))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "uint32", "int32", "uint64", "int64"])
+def test_classes_that_do_not_exist(dtype):
+    classes = np.array([300, 2, 0], dtype)
+    explain = lambda target: lrpjax.relevance(wide_net, ZERO, target=target)(X)
+    with pytest.raises(lrpjax.errors.TargetError, match="out of range"):
+        explain(classes)
+    found = np.isnan(jax.jit(explain)(classes))
+    assert found[0].all() and not found[1:].any()
+
+
+@pytest.mark.parametrize("target", [2**31, 2**63, -(2**63) - 1, 2**70])
+def test_a_class_beyond_every_type(target):
+    with pytest.raises(lrpjax.errors.TargetError, match=r"out of range: the output has 300 classes"):
+        lrpjax.relevance(wide_net, target=target)(X)
+
+
+@pytest.mark.parametrize(
+    "target", [True, np.array([True, False, True]), [1, [2]], {"a": 1}, 1j, np.array(["a"])]
+)
+def test_what_is_no_class(target):
+    with pytest.raises(lrpjax.errors.TargetError):
+        lrpjax.relevance(wide_net, target=target)(X)
+
+
+def test_lists_with_traced_classes():
+    explain = jax.jit(lambda a: lrpjax.relevance(wide_net, ZERO, target=[a, 3, a + 1])(X))
+    close(explain(1), of_classes([1, 3, 2]))
+
+
+@pytest.mark.parametrize("target", [0, np.uint8(0), "max", targets.difference(0, 1)])
+def test_classes_that_are_masked_do_not_disturb_the_others(target):
+    masked = lambda x: jnp.where(jnp.arange(4) < 3, jax.nn.relu(x @ W1) @ W2, -jnp.inf)
+    free = lambda x: (jax.nn.relu(x @ W1) @ W2)[:, :3]
+    close(lrpjax.relevance(masked, ZERO, target=target)(X), lrpjax.relevance(free, ZERO, target=target)(X))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [lambda y: y > 0, lambda y: y.astype(int), lambda y: y.astype(complex), lambda y: (y > 0) & (y < 1)],
+)
+def test_a_callable_gives_numbers_of_the_outputs_sort(target):
+    with pytest.raises(lrpjax.errors.TargetError, match="the target function returned"):
+        lrpjax.relevance(mlp, target=target)(X)
+    close(
+        lrpjax.relevance(mlp, ZERO, target=lambda y: y.astype(jnp.float32))(X),
+        lrpjax.relevance(mlp, ZERO)(X),
+        tolerance=1e-6,
+    )

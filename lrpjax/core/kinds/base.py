@@ -18,6 +18,7 @@ from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast
 from lrpjax.errors import LrpjaxError, RuleError, UnsupportedError
 from lrpjax.rules import PLAIN, RATIO, Gradient, Pass, Rule, Stop
+from lrpjax.rules.base import doubts
 
 
 class Propagation(abc.ABC):
@@ -27,13 +28,15 @@ class Propagation(abc.ABC):
     not given. rectifies: relevance reaches its operand only where that is positive. selects: every element of
     an output is one of an operand's, so that what holds of all the output's relevance holds of the operand's.
     bias_takes_rest: all that the unit loses, besides what a stabiliser absorbs, is the share of its constants.
-    linear: see `Rule`.
+    linear: see `Rule`. valid: whether the rule's traced hyper-parameters are what they may be, a traced bool; the
+    relevance is NaN where it is false.
     """
 
     rectifies: bool = False
     selects: bool = False
     bias_takes_rest: bool = False
     linear: bool = True
+    valid: Any = None
 
     def __init__(self, unit: Unit, text: str, receives: Sequence[Value] | None = None):
         self.unit, self.text = unit, text
@@ -195,6 +198,11 @@ class Kind(abc.ABC):
         if rule is None:
             return self.unnamed(unit) if self.default is None else self.by_default(unit)
         arrays_of(rule)  # its fields are checked here, where the unit is known
+        how = self._as_ruled(unit, rule)
+        how.valid = doubts(rule)
+        return how
+
+    def _as_ruled(self, unit: Unit, rule: Rule) -> Propagation:
         if not has_formula(rule):
             if isinstance(rule, Gradient):
                 return Derivative(unit, str(rule))
