@@ -15,6 +15,48 @@ from lrpjax.core.graph import Graph, Node, Value
 
 
 @dataclasses.dataclass(eq=False)
+class Kernel:
+    """A multiplication with constants in a weighted layer: the operand of a node at a place.
+
+    value: the constants, before they are spread out for the node by `moves`. sign: −1 where what the node makes
+    is subtracted. scales: for each node behind it that scales, the dimensions of the constants that the scale
+    varies along. merged: multiplications of the same value in the same way, whose constants are added to these.
+    """
+
+    node: Node
+    place: int
+    value: Value
+    moves: list[Node] = dataclasses.field(default_factory=list)
+    sign: int = 1
+    scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    merged: list["Kernel"] = dataclasses.field(default_factory=list)
+
+    def all(self) -> list["Kernel"]:
+        return [self, *self.merged]
+
+
+@dataclasses.dataclass(eq=False)
+class Region:
+    """The nodes from x to the sum of a weighted layer, in order: every way passes one multiplication with constants,
+    and otherwise sums, additions and movements of elements. A dot is a region of one node."""
+
+    x: Value
+    nodes: list[Node]
+    kernels: list[Kernel]
+
+    @property
+    def out(self) -> Value:
+        return self.nodes[-1].out
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one dot or convolution, of x or of what x is padded to."""
+        kernel = self.kernels[0]
+        whole = kernel.node is self.nodes[-1] and kernel.node.name in ("dot_general", "conv_general_dilated")
+        return whole and len(self.kernels) == 1 and not kernel.moves and not kernel.merged
+
+
+@dataclasses.dataclass(eq=False)
 class Unit:
     """A group of nodes that one rule explains. A kind that wants to know more of its units derives a class of its own.
 
@@ -23,8 +65,8 @@ class Unit:
     carry relevance in, one entry for each reading. signal: of a normalisation or a quotient, the operand above
     the line. gates, activated: of a product, the factors that are sigmoids, and those that come straight from
     an activation. find_signals: of a product, a function that gives the factors that are the signal of a
-    recurrence. core, scales: of weighted layers, the dot or convolution and, for each node of the affine chain
-    that scales, the dimensions of the kernel that its constant varies along. exponentials: of a quotient that
+    recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear: of weighted
+    layers, the part of it between x and the bias. exponentials: of a quotient that
     is a softmax's division put off, e in Σ e v / Σ e, where the core is the product e v. bodies: the units of
     each sub-program.
     """
@@ -38,7 +80,7 @@ class Unit:
     activated: list[Value] = dataclasses.field(default_factory=list)
     find_signals: Callable[[], list[Value]] | None = None
     core: Node | None = None
-    scales: dict[Node, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    linear: "Region | None" = None
     exponentials: Value | None = None
     bodies: list["Level"] = dataclasses.field(default_factory=list)
 

@@ -38,9 +38,15 @@ class Site:
     def __post_init__(self):
         assert self.unit.core is not None
         self.core = self.unit.core
-        self.x = self.unit.operands[0]
-        self.weighted = Weighted(self.unit, self.x, Gradient(), PLAIN, False)
-        self.at = self.weighted.at
+        assert self.unit.linear is not None
+        if not self.unit.linear.plain:
+            raise UnsupportedError(
+                f"patterns are fitted to dots and convolutions, but the layer at {self.unit.main.source} is a weighted "
+                f"sum written with {self.core.name}: write it as x @ w or as a convolution"
+            )
+        self.weighted = Weighted(self.unit, self.unit.operands[0], Gradient(), PLAIN, False)
+        self.at = 1 - self.unit.linear.kernels[0].place
+        self.x = self.core.inputs[self.at]
         self.kernel_shape = self.core.inputs[1 - self.at].shape
         labels = dimensions.of_dot if self.unit.kind == "dense" else dimensions.of_convolution
         self.labels = labels(self.core)

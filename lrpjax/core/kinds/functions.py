@@ -5,26 +5,35 @@ from typing import Any
 
 import jax
 
-from lrpjax.core.graph import Value
+from lrpjax.core.graph import Node, Value
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import with_backward
 from lrpjax.errors import RuleError
 from lrpjax.rules import Rule
 
 
-def evaluate(unit: Unit, x_value: Value, externals: Sequence[Value], x: Any, rest: Sequence[Any]) -> Any:
-    """A unit's output, from one of its operands and all else that it reads."""
+def evaluate(
+    unit: Unit,
+    x_value: Value,
+    externals: Sequence[Value],
+    x: Any,
+    rest: Sequence[Any],
+    before: Sequence[Node] = (),
+) -> Any:
+    """A unit's output, from one of its operands and all else that it reads. `before` are nodes outside of the unit
+    that are run with it."""
     env = {x_value: x, **dict(zip(externals, rest, strict=True))}
-    for node in unit.nodes:
+    for node in (*before, *unit.nodes):
         values = [v.constant if v.constant is not None else env[v] for v in node.inputs]
         env.update(zip(node.outputs, node.bind(*values), strict=True))
     return env[unit.out]
 
 
-def externals_of(unit: Unit, x: Value) -> list[Value]:
+def externals_of(unit: Unit, x: Value, before: Sequence[Node] = ()) -> list[Value]:
     """What a unit reads besides x, its own values and literals."""
-    inner = {v for node in unit.nodes for v in node.outputs}
-    read = dict.fromkeys(v for node in unit.nodes for v in node.inputs)
+    nodes = (*before, *unit.nodes)
+    inner = {v for node in nodes for v in node.outputs}
+    read = dict.fromkeys(v for node in nodes for v in node.inputs)
     return [v for v in read if v is not x and v not in inner and v.constant is None]
 
 
@@ -54,11 +63,13 @@ def rebuilder(rule: Rule | None) -> Callable[[Sequence], Any]:
 
 
 def kernels_of(rule: Any, w: Any, unit: Unit) -> tuple:
-    """What a rule takes from a kernel.
+    """What a rule takes from a kernel; from each array of one that is several.
 
     Raises:
         RuleError: it is no tuple.
     """
+    if isinstance(w, tuple):
+        return tuple(zip(*(kernels_of(rule, each, unit) for each in w), strict=True))
     kernels = rule.kernels(w)
     if not isinstance(kernels, tuple):
         kind = type(kernels).__name__

@@ -1,5 +1,10 @@
-"""Weighted layers: "dense" and "conv", with the bias and the affine constants behind them folded into the kernel."""
+"""Weighted layers: "dense" and "conv", with the bias and the affine constants behind them folded into the kernel.
 
+A kernel is an array, or a tuple of them where a sum is written with several multiplications; rules see each array.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +16,12 @@ from lrpjax.core import compat
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
-from lrpjax.core.units import Unit
+from lrpjax.core.units import Region, Unit
 from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, with_backward
 from lrpjax.rules import PLAIN, Epsilon, Layer, Rule, is_epsilon
 
 AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
+ADDITIONS = ("add", "sub", "add_any")
 
 
 class _Weighted(Kind):
@@ -68,25 +74,30 @@ class Weighted:
     def __init__(
         self, unit: Unit, x_value: Value, rule: Rule, form: str, rectified: bool, audited: bool = False
     ):
-        assert unit.core is not None
-        self.unit, self.core, self.x_value = unit, unit.core, x_value
+        assert unit.linear is not None
+        self.unit, self.x_value, self.region = unit, x_value, unit.linear
         self.form, self.rectified, self.audited = form, rectified, audited
-        self.externals = externals_of(unit, x_value)
         self.rebuild = rebuilder(rule)
-        self.at = self.core.inputs.index(x_value)
-        self.moves = [n for n in unit.nodes[1:] if n.name not in AFFINE]
+        self.kernels = [k for kernel in self.region.kernels for k in kernel.all()]
+        # Constants are kept as they were before they were spread out.
+        self.spreads = list(dict.fromkeys(n for k in self.kernels for n in k.moves))
+        self.externals = externals_of(unit, x_value, self.spreads)
+        self.behind = unit.nodes[len(self.region.nodes) :]
+        self.moves = [n for n in self.behind if n.name not in AFFINE]
 
     def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
-        return evaluate(self.unit, self.x_value, self.externals, x, externals)
+        return evaluate(self.unit, self.x_value, self.externals, x, externals, self.spreads)
 
     def backward(self, x: Any, rest: Any, z: Any, c: Any) -> Any:
         externals, prepared, leaves = rest
         rule = self.rebuild(leaves)
+        if prepared is None or not self.region.plain:
+            externals = [compat.late(a, c) for a in externals]
         if prepared is None:
-            w, b = self.merge([compat.late(a, c) for a in externals])
+            w, b = self.merge(externals)
             prepared = kernels_of(rule, w, self.unit), b
         x = compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
-        layer = self.layer(x, *prepared)
+        layer = self.layer(x, *prepared, dict(zip(self.externals, externals, strict=True)))
         if self.audited:
             layer.account = []
         result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.form))
@@ -97,50 +108,112 @@ class Weighted:
         """The merged kernels and bias, computed now, if all they depend on is known now; else None."""
         if any(a is None or isinstance(a, jax.core.Tracer) for a in [*externals, *leaves]):
             return None
+        if self.shifts():  # their sum would have to be compiled
+            return None
         with jax.ensure_compile_time_eval():
             w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
             return kernels_of(self.rebuild([np.asarray(a) for a in leaves]), w, self.unit), b
 
+    def shifts(self) -> list[Node]:
+        """The nodes of the region that add constants."""
+        return [n for n in self.region.nodes if n.name in ADDITIONS and shifts(n)]
+
     def merge(self, externals: list) -> tuple[Any, Any]:
-        """Kernel and bias, with the affine constants behind the layer folded in."""
+        """Kernel and bias, with the affine constants behind the layer folded in. A kernel of several arrays is a
+        tuple."""
         env = dict(zip(self.externals, externals, strict=True))
         read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
-        w, b = read(self.core.inputs[1 - self.at]), 0.0
-        value = self.core.out
-        for node in self.unit.nodes[1:]:
-            t = None if len(node.inputs) == 1 else wide(read(next(v for v in node.inputs if v is not value)))
-            if node.name in ("add", "add_any"):
-                b = b + t
-            elif node.name == "sub":
-                w, b = (w, b - t) if node.inputs[0] is value else (-w, t - b)
+        kernels, region = self.kernels, self.region
+        w, b = [read(k.value) for k in kernels], 0.0
+        for node in region.nodes:
+            at = [i for i, k in enumerate(kernels) if node in k.scales]
+            factor = _factor(node, read) if at else None
+            for i in at:
+                w[i] = w[i] * _along(factor, kernels[i].scales[node], w[i].ndim).astype(w[i].dtype)
+        if self.shifts():
+            b = wide(self.shift(read))
+        value = region.out
+        for node in self.behind:
+            if node.name in ADDITIONS:
+                t = wide(read(next(v for v in node.inputs if v is not value)))
+                if node.name != "sub":
+                    b = b + t
+                elif node.inputs[0] is value:
+                    b = b - t
+                else:
+                    w, b = [-each for each in w], t - b
             elif node.name in AFFINE:
-                factor = np.asarray(-1.0, wide(w).dtype) if t is None else t if node.name == "mul" else 1 / t
-                w, b = w * _along(factor, self.unit.scales[node], w.ndim).astype(w.dtype), b * factor
+                factor = _factor(node, read)
+                w = [
+                    each * _along(factor, k.scales[node], each.ndim).astype(each.dtype)
+                    for each, k in zip(w, kernels, strict=True)
+                ]
+                b = b * factor
             elif not isinstance(b, float):
                 b = node.bind(jnp.broadcast_to(b, value.shape))[0]
             value = node.out
-        return w, b
+        signed = {k: -each if k.sign < 0 else each for k, each in zip(kernels, w, strict=True)}
+        merged = [
+            functools.reduce(lambda a, b: a + b, [signed[k] for k in kernel.all()])
+            for kernel in region.kernels
+        ]
+        return merged[0] if len(merged) == 1 else tuple(merged), b
 
-    def layer(self, x: Any, kernels: tuple, b: Any) -> Layer:
+    def shift(self, read: Callable) -> Any:
+        """What the region makes of x = 0: the constants that are added inside."""
+        env = {self.region.x: jnp.zeros(self.region.x.shape, self.region.x.aval.dtype)}
+        for node in (*self.spreads, *self.region.nodes):
+            values = [env[v] if v in env else read(v) for v in node.inputs]
+            env.update(zip(node.outputs, node.bind(*values), strict=True))
+        return env[self.region.out]
+
+    def linear(self, x: Any, w: Sequence[Any], read: Callable) -> Any:
+        """The region as a linear map of x, with other kernels. Signs and scales are the kernels' matter."""
+        made = {self.region.x: x}
+        kernels = {k.node: (k, each) for k, each in zip(self.region.kernels, w, strict=True)}
+        others = {k.node for kernel in self.region.kernels for k in kernel.merged}
+        for node in self.region.nodes:
+            out, inside = node.out, [made[v] for v in node.inputs if v in made]
+            if node in others:
+                made[out] = jnp.zeros(out.shape, out.aval.dtype)
+            elif node in kernels:
+                kernel, each = kernels[node]
+                for move in kernel.moves:
+                    (each,) = move.bind(each)
+                values = [
+                    made[v] if v in made else read(v) if i != kernel.place else each
+                    for i, v in enumerate(node.inputs)
+                ]
+                (made[out],) = node.bind(*values)
+            elif node.name in AFFINE:
+                terms = [jnp.broadcast_to(a, out.shape) for a in inside]
+                made[out] = functools.reduce(jnp.add, terms)
+            else:
+                values = [made[v] if v in made else jnp.zeros(v.shape, v.aval.dtype) for v in node.inputs]
+                made.update(zip(node.outputs, node.bind(*values), strict=True))
+        return made[self.region.out]
+
+    def layer(self, x: Any, kernels: tuple, b: Any, env: Mapping[Value, Any]) -> Layer:
         like = x
+        read = lambda v: v.constant if v.constant is not None else env[v]
 
         def apply(x, w):
-            x, w, _ = compat.varying_alike(x, w, like)
-            z = self.core.bind(*((x, w) if self.at == 0 else (w, x)))[0]
+            x, *w, _ = compat.varying_alike(x, *(w if isinstance(w, tuple) else (w,)), like)
+            z = self.linear(x, w, read)
             for node in self.moves:
                 z = node.bind(z)[0]
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
         # A BatchNorm behind the layer may compute in a wider type.
-        out = (self.moves or [self.core])[-1].out.aval.dtype
+        out = (self.moves or self.region.nodes)[-1].out.aval.dtype
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)
             return jax.linear_transpose(lambda x: apply(x, w), x)(s)[0].astype(wide_dtype)
 
         def ones():
-            alike = [] if self.moves else _batch_dims(self.core, self.at)
+            alike = [] if self.moves else _batch_dims(self.region)
             shape = [1 if d in alike else n for d, n in enumerate(x.shape)]
             return lax.optimization_barrier(
                 jnp.ones(shape, wide_dtype)
@@ -176,10 +249,34 @@ def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
     return factor.reshape(shape)
 
 
-def _batch_dims(core: Node, at: int) -> list[int]:
+def shifts(node: Node) -> bool:
+    """Whether a node adds a constant that is not known to be zero."""
+    fixed = [v for v in node.inputs if not v.carries]
+    return any(not (v.constant is not None and np.ndim(v.constant) == 0 and v.constant == 0) for v in fixed)
+
+
+def _factor(node: Node, read: Callable) -> Any:
+    """The constant that a node scales with."""
+    fixed = [wide(read(v)) for v in node.inputs if not v.carries]
+    if not fixed:
+        return np.asarray(-1.0, wide(np.zeros((), node.out.aval.dtype)).dtype)
+    return 1 / fixed[0] if node.name == "div" else fixed[0]
+
+
+def _batch_dims(region: Region) -> list[int]:
     """The dimensions of a layer's input along which all denominators that do not look at the input are alike."""
-    p = core.params
+    if not region.plain:
+        return []
+    core, at = region.nodes[-1], 1 - region.kernels[0].place
+    p, dims = core.params, range(len(core.inputs[at].shape))
     if core.name == "conv_general_dilated":
-        return [p["dimension_numbers"].lhs_spec[0]] if at == 0 and p["batch_group_count"] == 1 else []
-    contract, batch = p["dimension_numbers"][0][at], p["dimension_numbers"][1][at]
-    return [d for d in range(len(core.inputs[at].shape)) if d not in contract and d not in batch]
+        alike = [p["dimension_numbers"].lhs_spec[0]] if at == 0 and p["batch_group_count"] == 1 else []
+    else:
+        contract, batch = p["dimension_numbers"][0][at], p["dimension_numbers"][1][at]
+        alike = [d for d in dims if d not in contract and d not in batch]
+    if not all(node.name == "pad" for node in region.nodes[:-1]):
+        return []
+    padded = {
+        d for n in region.nodes[:-1] for d, width in enumerate(n.params["padding_config"]) if any(width)
+    }
+    return [d for d in alike if d not in padded]

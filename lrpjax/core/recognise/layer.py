@@ -4,7 +4,7 @@ from lrpjax.core import dimensions
 from lrpjax.core.graph import Node
 from lrpjax.core.recognise import names
 from lrpjax.core.recognise.draft import Draft
-from lrpjax.core.units import Unit
+from lrpjax.core.units import Kernel, Region, Unit
 
 KERNELS = {
     "dot_general": ("dense", dimensions.of_dot),
@@ -20,18 +20,34 @@ def find(draft: Draft) -> None:
             continue
         if node.name in KERNELS:
             kind, labels_of = KERNELS[node.name]
-            nodes, scales = _chain(draft, node, labels_of(node))
-            draft.add(Unit(kind, nodes, node.carriers(), core=node, scales=scales))
+            (x,) = node.carriers()
+            place = 1 - node.inputs.index(x)
+            kernel = Kernel(node, place, node.inputs[place])
+            add(draft, kind, Region(x, [node], [kernel]), [labels_of(node)], node)
         elif node.name in ("reduce_sum", "reduce_window_sum"):
-            nodes, _ = _chain(draft, node, [0] * len(node.out.shape), bias=False)
+            nodes = _chain(draft, node, bias=False)
             name = "sum_pool" if len(nodes) == 1 else "avg_pool"
             draft.add(Unit("pool", nodes, node.carriers(), name, core=node))
-        elif _affine(node):
-            nodes, _ = _chain(draft, node, [0] * len(node.out.shape), move=False)
+        elif affine(node):
+            nodes = _chain(draft, node, move=False)
             draft.add(Unit("affine", nodes, node.carriers(), core=node))
 
 
-def _affine(node: Node) -> bool:
+def add(draft: Draft, kind: str, region: Region, labels: list, core: Node) -> None:
+    """Adds a weighted layer: a region and what its kernels absorb behind it. `labels` says for each of all its
+    kernels, and for each dimension of the region's output, which dimension of the constants it comes from, or None."""
+    kernels = [k for kernel in region.kernels for k in kernel.all()]
+    chain = _chain(draft, region.nodes[-1], [(k.scales, own) for k, own in zip(kernels, labels, strict=True)])
+    draft.add(
+        Unit(kind, [*region.nodes, *chain[1:]], [region.x] * _readings(region), core=core, linear=region)
+    )
+
+
+def _readings(region: Region) -> int:
+    return sum(node.inputs.count(region.x) for node in region.nodes)
+
+
+def affine(node: Node) -> bool:
     """Adding, or multiplying with, something that carries no relevance."""
     if len(node.carriers()) != 1 or len(node.outputs) != 1:
         return False
@@ -41,16 +57,14 @@ def _affine(node: Node) -> bool:
 
 
 def _chain(
-    draft: Draft, node: Node, labels: list, bias: bool = True, move: bool = True
-) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
-    """Follows the single use of a layer's output over constants (and the reshapes before them) as long as a
-    kernel can absorb them.
-
-    `labels` says for each dimension of the output which dimension of the kernel it comes from, or None.
-    """
+    draft: Draft, node: Node, kernels: list | None = None, bias: bool = True, move: bool = True
+) -> list[Node]:
+    """Follows the single use of a layer's output over constants (and the reshapes before them) as long as its
+    kernels can absorb them: pairs (scales, which are entered; labels). None: any scale will do."""
     nodes, pending = [node], []
-    scales: dict[Node, tuple[int, ...]] = {}
     value = node.out
+    free = [0] * len(value.shape)
+    labelled = [({}, free)] if kernels is None else kernels
     while len(value.users) == 1 and not value.returned:
         user = value.users[0]
         if not draft.free(user) or not user.outputs or not user.out.carries:
@@ -59,23 +73,24 @@ def _chain(
         if move and (user.name in MOVES or stretches):
             if value in draft.kept and user.out.shape != value.shape and not stretches:
                 break
-            labels = dimensions.moved(user, labels, value.shape)
+            labelled = [(scales, dimensions.moved(user, own, value.shape)) for scales, own in labelled]
             pending.append(user)
         elif move and user.name in COLLECTIVE_SUMS and len(user.inputs) == 1:
             nodes += [*pending, user]  # a layer whose contraction is sharded: its rule needs the whole sum
             pending = []
-        elif _affine(user) and user.out.shape == value.shape:
+        elif affine(user) and user.out.shape == value.shape:
             if user.name in ("add", "sub", "add_any"):
                 if not bias:
                     break
             else:
                 varies = dimensions.varying(user, value)
-                if any(labels[d] is None for d in varies):
+                if any(own[d] is None for _, own in labelled for d in varies):
                     break
-                scales[user] = tuple(labels[d] for d in varies)
+                for scales, own in labelled:
+                    scales[user] = tuple(own[d] for d in varies)
             nodes += [*pending, user]
             pending = []
         else:
             break
         value = user.out
-    return nodes, scales
+    return nodes
