@@ -30,10 +30,11 @@ from lrpjax.core.vjps import (
     metered,
     scale,
     wide,
+    widen,
     with_backward,
 )
 from lrpjax.errors import UnsupportedError
-from lrpjax.rules import RATIO
+from lrpjax.rules import PLAIN, RATIO
 
 
 class Rewritten:
@@ -228,22 +229,32 @@ class Frame:
         """
         inner = {v for node in unit.nodes for v in node.outputs}
         operands: dict[Value, Any] = {}
+        inside: dict[Value, Any] = {}
+        takes = self.routes.takes[unit]
+        widened = self._widened(unit)
 
         def read(value: Value, place: int) -> Any:
             if value in inner:
-                return self.env[value]
-            if operand is not None:
-                return operand(value, place)
-            if value not in operands:
-                operands[value] = self.operand(unit, value)
+                return inside[value]
+            if value not in operands or operand is not None:
+                array = operand(value, place) if operand is not None else self.operand(unit, value)
+                if takes == RATIO and self.routes.gives[unit].get(value) == PLAIN:
+                    array = widen(array) if widened else convert(array, None, RATIO, PLAIN)
+                operands[value] = array.astype(jnp.float32) if widened and value.narrow else array
             return operands[value]
 
-        takes = self.routes.takes[unit]
+        def bind(node: Node) -> list:
+            return _bind(node.widened() if widened else node, _operands(node, read))
+
         for node in unit.nodes[:-1]:
-            for value, array in zip(node.outputs, _bind(node, _operands(node, read)), strict=True):
-                self.define(value, array)
-        last = unit.nodes[-1]
-        for value, array in zip(last.outputs, _bind(last, _operands(last, read)), strict=True):
+            for value, array in zip(node.outputs, bind(node), strict=True):
+                if not widened:
+                    self.define(value, array)
+                    array = self.env[value]
+                elif value.returned or any(user not in unit.nodes for user in value.users):
+                    self.define(value, array.astype(value.aval.dtype))
+                inside[value] = array
+        for value, array in zip(unit.nodes[-1].outputs, bind(unit.nodes[-1]), strict=True):
             form = self.routes.form.get(value)
             if share is not None:
                 array = scale(array, jnp.asarray(share, wide(array).real.dtype))
@@ -254,7 +265,18 @@ class Frame:
                 array = convert(array, epsilon, form, takes, rectified)  # type: ignore[arg-type]
                 if epsilon is not None:
                     array = self.audit(unit, array, form, {EPSILON: 1})  # type: ignore[arg-type]
-            self.define(value, array)
+            self.define(value, array.astype(value.aval.dtype) if widened else array)
+
+    def _widened(self, unit: Unit) -> bool:
+        """Whether a unit is run in float32 because relevance divided by its float16 values would overflow."""
+        takes, gives = self.routes.takes[unit], self.routes.gives[unit]
+        inner = {v for node in unit.nodes for v in node.outputs}
+        return (
+            takes == RATIO
+            and any(v.narrow for v in (*gives, *unit.outputs))
+            and not any(node.name == "custom_relevance_call" for node in unit.nodes)
+            and not any(v in self.program.tapped for v in inner if v not in unit.outputs)
+        )
 
 
 def _operands(node: Node, read: Callable[[Value, int], Any]) -> list:

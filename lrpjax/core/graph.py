@@ -5,15 +5,24 @@ floating-point number that depends on the explained input along floating-point n
 input at all (be it along integers, predicates or indices), and is it known to be *non-negative*.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.core import compat
 from lrpjax.core.primitives import CALLS
+
+FLOAT32 = np.dtype(np.float32)
+HALF = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
+
+
+def _is_half(param: Any) -> bool:
+    return isinstance(param, (np.dtype, type)) and param in HALF
 
 
 class Value:
@@ -35,6 +44,12 @@ class Value:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.aval.shape)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its type has so few exponents (float16: 2⁻²⁴ to 2¹⁶) that relevance divided by the value may
+        leave them."""
+        return self.aval.dtype == np.float16
 
 
 class Node:
@@ -120,6 +135,16 @@ class Node:
     def bind(self, *values: Any) -> list:
         with self.eqn.ctx.manager:
             return compat.bind(self.primitive, self.params, *values)
+
+    def widened(self) -> "Node":
+        """This node, with results of float32 where they are of half precision."""
+        if not any(v.aval.dtype in HALF for v in self.outputs):
+            return self
+        wide = copy.copy(self)
+        wide.params = {k: FLOAT32 if _is_half(p) else p for k, p in self.params.items()}
+        if "preferred_element_type" in wide.params:
+            wide.params["preferred_element_type"] = FLOAT32
+        return wide
 
 
 @dataclasses.dataclass

@@ -184,6 +184,8 @@ def route(
 ) -> Routes:
     """Decides which values relevance reaches, and in which form, given at which outputs it begins (in plain form)."""
 
+    narrow = _too_narrow(level, flowing, propagations)
+
     def transfer(known: Flow[Reached], step: Unit | Node) -> Iterator[tuple[Value, Reached]]:
         if isinstance(step, Node):
             return
@@ -191,15 +193,16 @@ def route(
         if here.reached:
             how = propagations[step]
             takes, gives = how.forms(here.form, here.meant)
-            routes.takes[step], routes.gives[step] = takes, {v: gives for v in how.receives if v in flowing}
+            routes.takes[step] = takes
+            routes.gives[step] = {v: PLAIN if v in narrow else gives for v in how.receives if v in flowing}
             wanted = here.meant or how.forms(RATIO, False)[1] == PLAIN
-            for v in routes.gives[step]:
-                yield v, Reached(True, gives == PLAIN, gives == PLAIN and wanted)
+            for v, given in routes.gives[step].items():
+                yield v, Reached(True, given == PLAIN, gives == PLAIN and wanted)
 
     routes = Routes(flowing)
     join = lambda a, b: Reached(a.reached or b.reached, a.plain or b.plain, a.meant or b.meant)
     known = Flow(Reached(), join, transfer, backward=True, within=flowing)
-    known.known = dict.fromkeys(tapped, Reached(True))
+    known.known = {v: Reached(True, v in narrow) for v in tapped}
     known.solve(level, [Reached(s, s) for s in seeded])
     for value, fact in known.known.items():
         if fact.reached:
@@ -217,6 +220,20 @@ def route(
         if unit in routes.takes and isinstance(propagations[unit], Refused):
             routes.refused[unit] = propagations[unit]  # type: ignore[assignment]
     return routes
+
+
+def _too_narrow(
+    level: Level, flowing: set[Value], propagations: Mapping[Unit, Propagation]
+) -> frozenset[Value]:
+    """The float16 values, which relevance divided by them may leave: they carry it in plain form. Not those that
+    a constant was added to, whose operand has relevance where they are zero."""
+    narrow = {v for v in flowing if v.narrow}
+    shifted: set[Value] = set()
+    for unit in level.walk() if narrow else ():
+        how = propagations[unit]
+        if how.adds or (how.selects and any(v in shifted for v in unit.operands)):
+            shifted.update(unit.outputs)
+    return frozenset(narrow - shifted)
 
 
 def _together(known: Flow[Reached], unit: Unit) -> Reached:

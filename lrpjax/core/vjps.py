@@ -72,6 +72,19 @@ def _convert_bwd(arrives, leaves, rectified, residuals, c):
 convert.defvjp(_convert_fwd, _convert_bwd)
 
 
+@jax.custom_vjp
+def widen(x: jax.Array) -> jax.Array:
+    """x in float32, whose cotangent arrives in ratio form and goes on in plain form, in x's own type."""
+    return x.astype(jnp.float32)
+
+
+def _widen_bwd(x, c):
+    return ((c * wide(residual(x, c))).astype(x.dtype),)
+
+
+widen.defvjp(lambda x: (x.astype(jnp.float32), x), _widen_bwd)
+
+
 def wide(x: jax.Array) -> jax.Array:
     """x in the precision that rules compute in: at least float32."""
     return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x

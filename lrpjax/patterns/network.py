@@ -44,7 +44,7 @@ class Site:
                 f"patterns are fitted to dots and convolutions, but the layer at {self.unit.main.source} is a weighted "
                 f"sum written with {self.core.name}: write it as x @ w or as a convolution"
             )
-        self.weighted = Weighted(self.unit, self.unit.operands[0], Gradient(), PLAIN, False)
+        self.weighted = Weighted(self.unit, self.unit.operands[0], Gradient(), (PLAIN, PLAIN), False)
         self.at = 1 - self.unit.linear.kernels[0].place
         self.x = self.core.inputs[self.at]
         self.kernel_shape = self.core.inputs[1 - self.at].shape

@@ -117,6 +117,11 @@ class Layer:
     noise: float
     account: list[tuple[jax.Array, jax.Array]] | None = None
 
+    @property
+    def coarse(self) -> bool:
+        """Whether z has so few digits (half precision) that a difference from it is worth a product more."""
+        return self.noise > 1e-4
+
     def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
         """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no
         input made."""

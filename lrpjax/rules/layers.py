@@ -169,9 +169,12 @@ class AlphaBeta(Rule):
         s_above = layer.share(jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, b_above)
         if is_zero(self.beta):
             return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
-        # Σ_i (x_i w_ij)⁻ without a second forward pass; where it drowns in the rounding of that difference, it
-        # counts as large as the rounding
-        below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
+        if layer.coarse:
+            below = layer.positive(x, w_below, w_above)  # with the kernels exchanged: Σ_i (x_i w_ij)⁻
+        else:
+            # without a second forward pass; where it drowns in the rounding of that difference, it counts as
+            # large as the rounding
+            below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
         s_below = layer.share(-jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, b_below)
         pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
         return layer.pull(x, pull, w_above, w_below)
@@ -236,7 +239,11 @@ class ZBox(Rule):
                 )
         ones = layer.ones()
         low, high = (jnp.asarray(v, x.dtype) * ones for v in (self.low, self.high))
-        s = layer.share(R, z - layer.b - layer.apply(low, above) - layer.apply(high, below), self.epsilon)
+        if layer.coarse:
+            total = layer.apply(x - low, above) + layer.apply(x - high, below)
+        else:
+            total = z - layer.b - layer.apply(low, above) - layer.apply(high, below)
+        s = layer.share(R, total, self.epsilon)
         return (x - low) * layer.transpose(s, above) + (x - high) * layer.transpose(s, below)
 
 

@@ -9,7 +9,7 @@ from lrpjax.core.kinds.base import Kind, Propagation, is_pass
 from lrpjax.core.kinds.functions import Own, of_shape, rebuilder, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast, wide
-from lrpjax.rules import PLAIN, Pass, Rule, divide
+from lrpjax.rules import PLAIN, RATIO, Pass, Rule, divide
 
 RECTIFIERS = ("relu", "relu6")
 
@@ -56,7 +56,11 @@ class PassThrough(Propagation):
                 ratio = jnp.where(tiny & (wy == 0) & jnp.isfinite(limit), limit, ratio)
             return unbroadcast(wide(c) * ratio, x.shape)
 
-        own = Own(unit, x_value, backward)
+        def given(x, rest, y, c):
+            c = backward(x, rest, y, c)
+            return wide(c) * wide(x) if form == RATIO and gives == PLAIN else c
+
+        own, gives = Own(unit, x_value, given), frame.routes.gives[unit].get(x_value)
         run_own(frame, own)
 
 

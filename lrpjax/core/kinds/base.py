@@ -24,17 +24,19 @@ from lrpjax.rules.base import doubts
 class Propagation(abc.ABC):
     """How relevance goes through one unit.
 
-    unit: the unit. text: what the plan says. receives: the operands that are handed relevance; all of them, if
-    not given. rectifies: relevance reaches its operand only where that is positive. selects: every element of
-    an output is one of an operand's, so that what holds of all the output's relevance holds of the operand's.
-    bias_takes_rest: all that the unit loses, besides what a stabiliser absorbs, is the share of its constants.
-    linear: see `Rule`. valid: whether the rule's traced hyper-parameters are what they may be, a traced bool; the
-    relevance is NaN where it is false.
+        unit: the unit. text: what the plan says. receives: the operands that are handed relevance; all of them, if
+        not given. rectifies: relevance reaches its operand only where that is positive. selects: every element of
+        an output is one of an operand's, so that what holds of all the output's relevance holds of the operand's.
+        bias_takes_rest: all that the unit loses, besides what a stabiliser absorbs, is the share of its constants.
+        adds: it adds constants, and hands relevance on in proportion, where its output is zero too. linear: see
+    `Rule`. valid: whether the rule's traced hyper-parameters are what they may be, a traced bool; the relevance is
+    NaN where it is false.
     """
 
     rectifies: bool = False
     selects: bool = False
     bias_takes_rest: bool = False
+    adds: bool = False
     linear: bool = True
     valid: Any = None
 

@@ -18,7 +18,7 @@ from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.units import Region, Unit
 from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, with_backward
-from lrpjax.rules import PLAIN, Epsilon, Layer, Rule, is_epsilon
+from lrpjax.rules import PLAIN, RATIO, Epsilon, Layer, Rule, is_epsilon
 
 AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
 ADDITIONS = ("add", "sub", "add_any")
@@ -30,7 +30,7 @@ class _Weighted(Kind):
     takes = "weighted layers take rules that define back(layer, x, z, R)"
 
     def carry_out(self, unit, rule):
-        if is_epsilon(rule) and rule.bias:
+        if is_epsilon(rule) and rule.bias and not unit.out.narrow:
             return Proportional(unit, str(rule), epsilon=rule.epsilon, bias_takes_rest=True)
         if hasattr(rule, "back"):
             return Ruled(unit, rule)
@@ -60,7 +60,8 @@ class Ruled(Propagation):
         unit, rule = self.unit, self.rule
         (x,) = self.receives
         slot, rectified = frame.slot_of(unit), frame.rectified(unit.out)
-        weighted = Weighted(unit, x, rule, frame.routes.form[unit.out], rectified, slot is not None)
+        forms = frame.routes.form[unit.out], frame.routes.gives[unit].get(x, rule.emits)
+        weighted = Weighted(unit, x, rule, forms, rectified, slot is not None)
         operand, leaves = frame.operand(unit, x), arrays_of(rule)
         externals = [frame.fixed(v) for v in weighted.externals]
         rest = externals, weighted.prepare([frame.known(v) for v in weighted.externals], leaves), leaves
@@ -72,11 +73,17 @@ class Weighted:
     """A weighted layer with a rule of its own: the static part, from which forward and backward functions are made."""
 
     def __init__(
-        self, unit: Unit, x_value: Value, rule: Rule, form: str, rectified: bool, audited: bool = False
+        self,
+        unit: Unit,
+        x_value: Value,
+        rule: Rule,
+        forms: tuple[str, str],
+        rectified: bool,
+        audited: bool = False,
     ):
         assert unit.linear is not None
         self.unit, self.x_value, self.region = unit, x_value, unit.linear
-        self.form, self.rectified, self.audited = form, rectified, audited
+        self.forms, self.rectified, self.audited = forms, rectified, audited
         self.rebuild = rebuilder(rule)
         self.kernels = [k for kernel in self.region.kernels for k in kernel.all()]
         # Constants are kept as they were before they were spread out.
@@ -84,6 +91,7 @@ class Weighted:
         self.externals = externals_of(unit, x_value, self.spreads)
         self.behind = unit.nodes[len(self.region.nodes) :]
         self.moves = [n for n in self.behind if n.name not in AFFINE]
+        self.narrow = x_value.narrow or unit.out.narrow
 
     def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
         return evaluate(self.unit, self.x_value, self.externals, x, externals, self.spreads)
@@ -100,8 +108,10 @@ class Weighted:
         layer = self.layer(x, *prepared, dict(zip(self.externals, externals, strict=True)))
         if self.audited:
             layer.account = []
-        result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.form))
+        result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.forms[0]))
         result = of_shape(result, x.shape, f"{rule}: back", self.unit)
+        if rule.emits == RATIO and self.forms[1] == PLAIN:
+            result = result * wide(x)
         return result if layer.account is None else (result, audit_entry(layer.account))
 
     def prepare(self, externals: list, leaves: list) -> Any:
@@ -124,7 +134,7 @@ class Weighted:
         env = dict(zip(self.externals, externals, strict=True))
         read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
         kernels, region = self.kernels, self.region
-        w, b = [read(k.value) for k in kernels], 0.0
+        w, b = [wide(read(k.value)) if self.narrow else read(k.value) for k in kernels], 0.0
         for node in region.nodes:
             at = [i for i, k in enumerate(kernels) if node in k.scales]
             factor = _factor(node, read) if at else None
@@ -167,50 +177,57 @@ class Weighted:
             env.update(zip(node.outputs, node.bind(*values), strict=True))
         return env[self.region.out]
 
-    def linear(self, x: Any, w: Sequence[Any], read: Callable) -> Any:
-        """The region as a linear map of x, with other kernels. Signs and scales are the kernels' matter."""
-        made = {self.region.x: x}
-        kernels = {k.node: (k, each) for k, each in zip(self.region.kernels, w, strict=True)}
+    def linear(self, x: Any, w: Sequence[Any], read: Callable, widened: bool = False) -> Any:
+        """The region as a linear map of x, with other kernels. Signs and scales are the kernels' matter. `widened`:
+        its sums are made in at least float32."""
+        whole = widened and (self.narrow or not self.region.plain)
+        typed = wide if whole else lambda a: a  # one product is told what type to make
+        bind = lambda node, *values: (node.widened() if widened else node).bind(*values)
+        made = {self.region.x: typed(x)}
+        kernels = {k.node: (k, typed(each)) for k, each in zip(self.region.kernels, w, strict=True)}
         others = {k.node for kernel in self.region.kernels for k in kernel.merged}
+        zeros = lambda v: typed(jnp.zeros(v.shape, v.aval.dtype))
         for node in self.region.nodes:
             out, inside = node.out, [made[v] for v in node.inputs if v in made]
             if node in others:
-                made[out] = jnp.zeros(out.shape, out.aval.dtype)
+                made[out] = zeros(out)
             elif node in kernels:
                 kernel, each = kernels[node]
                 for move in kernel.moves:
-                    (each,) = move.bind(each)
+                    (each,) = bind(move, each)
                 values = [
-                    made[v] if v in made else read(v) if i != kernel.place else each
+                    made[v] if v in made else typed(read(v)) if i != kernel.place else each
                     for i, v in enumerate(node.inputs)
                 ]
-                (made[out],) = node.bind(*values)
+                (made[out],) = bind(node, *values)
             elif node.name in AFFINE:
                 terms = [jnp.broadcast_to(a, out.shape) for a in inside]
                 made[out] = functools.reduce(jnp.add, terms)
             else:
-                values = [made[v] if v in made else jnp.zeros(v.shape, v.aval.dtype) for v in node.inputs]
-                made.update(zip(node.outputs, node.bind(*values), strict=True))
+                values = [made[v] if v in made else zeros(v) for v in node.inputs]
+                made.update(zip(node.outputs, bind(node, *values), strict=True))
         return made[self.region.out]
 
     def layer(self, x: Any, kernels: tuple, b: Any, env: Mapping[Value, Any]) -> Layer:
         like = x
         read = lambda v: v.constant if v.constant is not None else env[v]
 
-        def apply(x, w):
+        def run(x, w, widened):
             x, *w, _ = compat.varying_alike(x, *(w if isinstance(w, tuple) else (w,)), like)
-            z = self.linear(x, w, read)
+            z = self.linear(x, w, read, widened)
             for node in self.moves:
-                z = node.bind(z)[0]
+                z = (node.widened() if widened else node).bind(z)[0]
             return z
 
         dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
         # A BatchNorm behind the layer may compute in a wider type.
-        out = (self.moves or self.region.nodes)[-1].out.aval.dtype
+        out = wide_dtype if self.narrow else (self.moves or self.region.nodes)[-1].out.aval.dtype
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)
-            return jax.linear_transpose(lambda x: apply(x, w), x)(s)[0].astype(wide_dtype)
+            # Relevance divided by z overflows float16; bfloat16 holds it.
+            z_of = lambda x: run(x, w, self.narrow)
+            return jax.linear_transpose(z_of, wide(x) if self.narrow else x)(s)[0].astype(wide_dtype)
 
         def ones():
             alike = [] if self.moves else _batch_dims(self.region)
@@ -220,7 +237,7 @@ class Weighted:
             )  # or XLA convolves constants when compiling, slowly
 
         return Layer(
-            lambda x, w: apply(x.astype(dtype), w).astype(wide_dtype),
+            lambda x, w: run(x.astype(dtype), w, True).astype(wide_dtype),
             transpose,
             kernels,
             b,

@@ -80,7 +80,7 @@ class Shifted(Line):
 
     def __init__(self, unit: Unit, text: str, receiver: Value, shifts: bool):
         super().__init__(unit, text, receiver)
-        self.shifts = shifts
+        self.shifts = self.adds = shifts
 
     def forms(self, form, meant):
         return (RATIO, RATIO) if form == PLAIN and self.shifts and not meant else (form, form)
@@ -115,20 +115,24 @@ class WithoutKernel(Propagation):
         (x_value,) = self.receives
         externals, rebuild, sums = externals_of(unit, x_value), rebuilder(rule), self.sums
         form, rectified = frame.routes.form[unit.out], frame.rectified(unit.out)
+        ratio_to_plain = rule.emits == RATIO and frame.routes.gives[unit].get(x_value) == PLAIN
         nonnegative = x_value.nonnegative
+
+        widened = [node.widened() for node in sums]
 
         def forward(x, rest, leaves):
             return evaluate(unit, x_value, externals, x, rest)
 
         def summed(x):
-            for node in sums:
+            for node in widened:
                 (x,) = node.bind(x)
             return x
 
         def backward(x, rest, z, c):
             rest, leaves = rest
             rule = rebuild(leaves)
-            dtype, wide_dtype = x.dtype, wide(x).dtype
+            dtype, x = x.dtype, wide(x)
+            wide_dtype = x.dtype
             b, scale = _line(unit, externals, rest)
 
             def transpose(s, w):
@@ -136,7 +140,7 @@ class WithoutKernel(Propagation):
                 return jax.linear_transpose(summed, x)(s)[0].astype(wide_dtype)
 
             layer = Layer(
-                lambda x, w: summed(x.astype(dtype)).astype(wide_dtype) * w,
+                lambda x, w: summed(x).astype(wide_dtype) * w,
                 transpose,
                 kernels_of(rule, scale.astype(wide_dtype), unit),
                 b.astype(wide_dtype),
@@ -147,8 +151,10 @@ class WithoutKernel(Propagation):
             )
             if slot is not None:
                 layer.account = []
-            result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, form))
+            result = rule.back(layer, x, wide(z), relevance_of(z, c, form))
             result = of_shape(result, x.shape, f"{rule}: back", unit)
+            if ratio_to_plain:
+                result = result * x
             return result if layer.account is None else (result, audit_entry(layer.account))
 
         rest = [frame.fixed(v) for v in externals], arrays_of(rule)
