@@ -8,6 +8,7 @@ forward pass rounds them. No computation of a rule can be expected to come below
 """
 
 import argparse
+import itertools
 import json
 import platform
 import sys
