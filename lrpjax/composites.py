@@ -6,7 +6,7 @@ table).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,12 @@ class Composite:
             or "input_x_gradient", the same multiplied by the input.
         primitives: families for primitives that lrpjax does not know, as {"name": "structural" | "sum" |
             "elementwise" | "stop"}.
+        calls: plain functions that are traced in place of what a function calls by these names: a function under
+            `jax.jit`, `custom_jvp` or `custom_vjp` by the function's name, a Pallas kernel or a foreign function
+            by the name that it was given, anything else by its primitive's. A function is given the arrays that
+            the call reads, in order (those that it closes over first, then the leaves of its arguments, without
+            what is static), and returns what the call returns, with the same shapes and types. With a
+            keyword-only parameter `static` it is also given the values of the `nondiff_argnums` of a `custom_vjp`.
 
     >>> from lrpjax import Composite, rules, select
     >>> composite = Composite([("head/*", rules.Epsilon(0.01)), (select.kind("conv"), rules.Gamma(0.1))])
@@ -45,6 +51,7 @@ class Composite:
     method: str = "relevance"
     primitives: Mapping[str, str] = dataclasses.field(default_factory=dict)
     preset: str = ""
+    calls: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         checked = []
@@ -69,6 +76,18 @@ class Composite:
                     f"Composite: the family of primitive {name!r} must be one of "
                     f"{', '.join(CHOICES)}, but is {family!r}"
                 )
+
+        for name, function in self.calls.items():
+            if not isinstance(name, str) or not callable(function):
+                raise RuleError(
+                    f"Composite: calls are functions by the names of what they replace, but one is "
+                    f"{name!r}: {function!r}"
+                )
+
+    @property
+    def derives(self) -> bool:
+        """Whether every unit of every function is explained by its derivative."""
+        return not self.pairs and isinstance(self.default, rules.Gradient)
 
     @property
     def families(self) -> Mapping[str, str]:
@@ -96,11 +115,12 @@ class Composite:
             self.method,
             tuple(self.primitives.items()),
             self.preset,
+            tuple(self.calls.items()),
         )
 
     @classmethod
     def tree_unflatten(cls, static, leaves):
-        selectors, method, primitives, preset = static
+        selectors, method, primitives, preset, calls = static
         self = object.__new__(cls)
         for name, value in (
             ("pairs", tuple(zip(selectors, leaves[:-1], strict=True))),
@@ -108,6 +128,7 @@ class Composite:
             ("method", method),
             ("primitives", dict(primitives)),
             ("preset", preset),
+            ("calls", dict(calls)),
         ):
             object.__setattr__(self, name, value)
         return self

@@ -156,7 +156,7 @@ def audit(
     def explain(*args: Any, **kwargs: Any) -> Audit:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
         units = [u for u in program.level.walk() if KINDS[u.kind].shown and u in program.routes.takes]
-        plan = describe(program.level, program.assignment, program.routes)
+        plan = describe(program.level, program.assignment, program.routes, program.notes)
         program.rewrite(audited=units)
         y, _, pull = program.linearise_audited()
         seed = output_relevance(y, target, program.composite.method)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core, source_info_util
+from jax.extend import core, linear_util, source_info_util
 from jax.interpreters import ad, batching, mlir
 
 Literal = core.Literal
@@ -213,3 +213,64 @@ mlir.register_lowering(
 )
 ad.primitive_jvps[custom_call] = _custom_jvp
 batching.primitive_batchers[custom_call] = _custom_batch
+
+
+# ----------------------------------------------------------------------------------------- what is called
+
+
+def kernel_name(eqn: Any) -> str:
+    """The name of the kernel, or of the foreign function, that an equation runs; "" if it runs none."""
+    params = eqn.params
+    if eqn.primitive.name == "pallas_call":
+        described = params.get("name_and_src_info")
+        return str(getattr(described, "name", None) or params.get("name") or "")
+    return str(params.get("target_name") or "") if eqn.primitive.name == "ffi_call" else ""
+
+
+def defined_in(jaxpr: Any) -> str:
+    """The file of the function that a jaxpr was traced from, relative to the folder of JAX; "" for others."""
+    info = str(getattr(getattr(open_jaxpr(jaxpr)[0], "debug_info", None), "func_src_info", None) or "")
+    file = info.rpartition(" at ")[2].rpartition(":")[0]
+    folder = next((f for f in _JAX if file.startswith(f)), None)
+    return "" if folder is None else file[len(folder) :].replace(os.sep, "/")
+
+
+def arguments_of(eqn: Any) -> tuple[tuple, Any]:
+    """(the static arguments, the tree of the others) of a call of a `custom_vjp` function: the values of
+    `nondiff_argnums`, in their order, and the treedef of the tuple of all else, or None if it is not known.
+
+    JAX keeps neither among the parameters, but hands both to the function that runs the derivative.
+    """
+    static: tuple = ()
+    tree = None
+    seen: set[int] = set()
+    stack = [eqn.params.get("bwd")]
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, linear_util.WrappedFun):
+            for function, given in item.transforms:
+                name = getattr(function, "__name__", "")
+                if name == "_prepend_static_args":
+                    static = tuple(a.val for a in given[0])
+                elif name == "_flatten_bwd":
+                    tree = given[0]
+            stack.append(item.f)
+            stack += [one for _, given in item.transforms for one in given]
+        elif isinstance(item, functools.partial):
+            stack += [item.func, *item.args]
+        elif isinstance(item, (tuple, list)):
+            stack += item
+        elif callable(item) and getattr(item, "__closure__", None):
+            stack += [cell.cell_contents for cell in item.__closure__ if _filled(cell)]
+    return static, tree
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

@@ -8,7 +8,7 @@ import jax
 
 from lrpjax.core import compat
 from lrpjax.core.dataflow import Flow
-from lrpjax.core.graph import Graph, Node, Value, known_nonnegative
+from lrpjax.core.graph import Graph, Node, Value, graphs, known_nonnegative
 from lrpjax.core.primitives import ANY_SIGN, NONNEGATIVE, SIGN_KEEPING
 
 NOT, CHOICE, AMOUNT = range(3)
@@ -74,7 +74,7 @@ def find(
     join = lambda a, b: Fact(a.carries or b.carries, a.nonnegative and b.nonnegative, max(a.cut, b.cut))
     flow = Flow(Fact(), join, transfer, steer=steer)
     flow.known = {v: Fact(True, True) for v in sources}
-    for level in _graphs(graph):
+    for level in graphs(graph):
         flow.known |= {v: Fact(v in sources, known_nonnegative(c)) for v, c in _constants(level)}
     return flow.solve(graph, [Fact(c, False) for c in carries])
 
@@ -105,13 +105,6 @@ def choosing(node: Node) -> Collection[int]:
     if node.name == compat.custom_call.name:
         return range(count)
     return range(1, 2) if node.name.startswith("scatter") else range(0)
-
-
-def _graphs(graph: Graph) -> Iterator[Graph]:
-    yield graph
-    for node in graph.nodes:
-        for body in node.bodies:
-            yield from _graphs(body)
 
 
 def _constants(graph: Graph) -> Iterator[tuple[Value, Any]]:

@@ -7,15 +7,15 @@ input at all (be it along integers, predicates or indices), and is it known to b
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.core import compat
-from lrpjax.core.primitives import CALLS
+from lrpjax.core.primitives import CALLS, DERIVED
 
 FLOAT32 = np.dtype(np.float32)
 HALF = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
@@ -54,10 +54,11 @@ class Value:
 
 class Node:
     """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its
-    sub-programs (scan, cond, …)."""
+    sub-programs (scan, cond, …), `call` the call that it is, where one stays as it is."""
 
     __slots__ = (
         "bodies",
+        "call",
         "eqn",
         "index",
         "inputs",
@@ -81,6 +82,7 @@ class Node:
         self.path = path
         self.within = within
         self.bodies: list[Graph] = []
+        self.call: Call | None = None
         self.index = -1
 
     @property
@@ -94,7 +96,8 @@ class Node:
     @property
     def place(self) -> str:
         """The primitive, its module path and the user's line, as errors name them."""
-        return f"{self.name} in '{self.path or '(no module path)'}' at {self.source}"
+        what = self.name if self.call is None else f"{self.call.name} ({self.name})"
+        return f"{what} in '{self.path or '(no module path)'}' at {self.source}"
 
     def carriers(self) -> list[Value]:
         return [v for v in self.inputs if v.carries]
@@ -133,6 +136,13 @@ class Node:
         return self.params["length"] if self.name == "scan" else None
 
     def bind(self, *values: Any) -> list:
+        if self.call is not None:  # a function of Python, which may index its arrays by traced numbers
+            values = tuple(
+                jax.numpy.asarray(v, i.aval.dtype)
+                if isinstance(v, (np.ndarray, np.generic, bool, int, float, complex))
+                else v
+                for v, i in zip(values, self.inputs, strict=True)
+            )
         with self.eqn.ctx.manager:
             return compat.bind(self.primitive, self.params, *values)
 
@@ -147,15 +157,77 @@ class Node:
         return wide
 
 
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A function that the program calls. name: the function's, or the primitive's, if it is no function of Python.
+    path: the module path. trail: the equations, by their ids, that lead to this one: another for each of its
+    occurrences. derived: whether it has a derivative of its own. sites: as those of a node. made, span: the nodes
+    of the graph while it was built, and where among them are those that it was inlined to. obstacle: if it stays a
+    node, why it is not explained from inside; None, if its own derivative explains it."""
+
+    eqn: Any
+    name: str
+    path: str
+    trail: tuple[int, ...]
+    sites: tuple
+    inputs: list[Value]
+    made: list[Node] = dataclasses.field(default_factory=list, repr=False)
+    span: tuple[int, int] = (0, 0)
+    outputs: list[Value] = dataclasses.field(default_factory=list)
+    obstacle: str | None = None
+
+    @property
+    def derived(self) -> bool:
+        return self.eqn.primitive.name in DERIVED
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes that it was inlined to, but for those that nothing reads."""
+        return [node for node in self.made[slice(*self.span)] if node.index >= 0]
+
+    @property
+    def place(self) -> str:
+        source = compat.source_of(*self.sites)
+        return f"{self.name} ({self.eqn.primitive.name}) in '{self.path or '(no module path)'}' at {source}"
+
+
+class Treatment(Protocol):
+    """What becomes of the calls of a program. exchanges_nodes: some may be exchanged that have no body."""
+
+    exchanges_nodes: bool
+
+    def exchange(self, call: Call) -> Any:
+        """The jaxpr of what is traced in place of a call, or None."""
+
+    def keep(self, call: Call) -> bool:
+        """Whether a call stays one node. Else it is inlined."""
+
+
+class _Inlining:
+    """All calls are replaced by their bodies."""
+
+    exchanges_nodes = False
+
+    def exchange(self, call: Call) -> Any:
+        return None
+
+    def keep(self, call: Call) -> bool:
+        return False
+
+
+INLINING = _Inlining()
+
+
 @dataclasses.dataclass
 class Graph:
     """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run,
-    `outputs`."""
+    `outputs`; `calls`, those that were inlined, inner ones before outer ones."""
 
     inputs: list[Value]
     constants: dict[Value, Any]
     nodes: list[Node]
     outputs: list[Value]
+    calls: list[Call] = dataclasses.field(default_factory=list)
 
     @property
     def steps(self) -> list[Node]:
@@ -169,21 +241,28 @@ class Graph:
                 yield from body.walk()
 
 
-def trace(f: Callable, *args: Any) -> tuple[Graph, list, Any]:
-    """Traces `f(*args)` (a function of flat arrays) and returns its graph, the values of its captured
-    constants, and the output's tree of shapes."""
-    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    return build(jaxpr), compat.open_jaxpr(jaxpr)[1], shapes
+def trace(f: Callable, *args: Any) -> tuple[Any, Any]:
+    """Traces `f(*args)` (a function of flat arrays) and returns its jaxpr, and the output's tree of shapes."""
+    return jax.make_jaxpr(f, return_shape=True)(*args)
 
 
-def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: tuple = ()) -> Graph:
+def build(
+    jaxpr: Any,
+    treatment: Treatment = INLINING,
+    prefix: str = "",
+    within: tuple[str, ...] = (),
+    holders: tuple = (),
+    trail: tuple[int, ...] = (),
+) -> Graph:
     """The graph of a jaxpr. Its constants come first among the inputs of the outermost graph; a sub-program
     keeps its own in `constants`.
 
-    `holders` are the equations that hold a sub-program, innermost first.
+    `treatment` says what becomes of calls. `holders` are the equations that hold a sub-program, innermost first;
+    `trail` is that which leads to it.
     """
     holder, consts = compat.open_jaxpr(jaxpr)
     nodes: list[Node] = []
+    calls: list[Call] = []
     constants: dict[Value, Any] = {}
     env: dict[Any, Value] = {}
     seen: dict[Any, list[Value]] = {}
@@ -193,7 +272,24 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
             return Value(atom.aval, constant=atom.val)
         return env[atom]
 
-    def inline(holder: Any, env: dict, prefix: str, within: tuple[str, ...], site: Any) -> list[Value]:
+    def inline(
+        jaxpr: Any,
+        inputs: list[Value],
+        prefix: str,
+        within: tuple[str, ...],
+        site: Any,
+        trail: tuple[int, ...],
+    ) -> list[Value]:
+        holder, consts = compat.open_jaxpr(jaxpr)
+        env = dict(zip(holder.invars, inputs, strict=True))
+        for var, const in zip(holder.constvars, consts, strict=True):
+            env[var] = constant = Value(var.aval)
+            constants[constant] = const
+        return run(holder, env, prefix, within, site, trail)
+
+    def run(
+        holder: Any, env: dict, prefix: str, within: tuple[str, ...], site: Any, trail: tuple[int, ...]
+    ) -> list[Value]:
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
             path = _join(prefix, compat.scope_of(eqn))
@@ -201,23 +297,30 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
             if twin in seen:  # a softmax may be written with the same exponential twice
                 env.update(zip(eqn.outvars, seen[twin], strict=True))
                 continue
+            here, sites = (*trail, id(eqn)), (site or eqn, *holders)
             key = CALLS.get(eqn.primitive.name)
-            if key is not None and key in eqn.params:
-                inner, inner_consts = compat.open_jaxpr(eqn.params[key])
-                inner_env = dict(zip(inner.invars, inputs, strict=True))
-                for var, const in zip(inner.constvars, inner_consts, strict=True):
-                    inner_env[var] = constant = Value(var.aval)
-                    constants[constant] = const
-                outputs = inline(
-                    inner,
-                    inner_env,
-                    path,
-                    (*within, _call_name(eqn)),
-                    site or (eqn if compat.is_library_call(eqn) else None),
-                )
+            body = None if key is None else eqn.params.get(key)
+            call = exchanged = None
+            if body is not None or treatment.exchanges_nodes:
+                call = Call(eqn, _call_name(eqn), path, here, sites, inputs)
+                exchanged = treatment.exchange(call)
+            if call is not None and (
+                exchanged is not None or (body is not None and not treatment.keep(call))
+            ):
+                start = len(nodes)
+                inner_site = site or (eqn if compat.is_library_call(eqn) else None)
+                around = (*within, call.name)
+                inner = body if exchanged is None else exchanged
+                outputs = inline(inner, inputs, path, around, inner_site, here)
+                call.made, call.span, call.outputs = nodes, (start, len(nodes)), outputs
+                calls.append(call)
             else:
-                node = Node(eqn, inputs, path, within, (site or eqn, *holders))
-                node.bodies = [build(body, path, within, node.sites) for body in _bodies(eqn)]
+                node = Node(eqn, inputs, path, within, sites)
+                node.call = None if body is None else call
+                node.bodies = [
+                    build(inner, treatment, path, within, sites, (*here, i))
+                    for i, inner in enumerate(_bodies(eqn))
+                ]
                 nodes.append(node)
                 outputs = node.outputs
             env.update(zip(eqn.outvars, outputs, strict=True))
@@ -232,8 +335,8 @@ def build(jaxpr: Any, prefix: str = "", within: tuple[str, ...] = (), holders: t
     if holders:  # they are no operands of the equation that holds the sub-program
         constants.update(zip(constvars, consts, strict=True))
         constvars = []
-    outputs = inline(holder, env, prefix, within, None)
-    return _prune(Graph([*constvars, *invars], constants, nodes, outputs))
+    outputs = run(holder, env, prefix, within, None, trail)
+    return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls))
 
 
 def _bodies(eqn: Any) -> list:
@@ -248,9 +351,13 @@ def _bodies(eqn: Any) -> list:
 
 
 def _call_name(eqn: Any) -> str:
+    """The name of the function that an equation calls; that of its primitive, if it calls none."""
+    key = CALLS.get(eqn.primitive.name)
+    if key is None or key not in eqn.params:
+        return compat.kernel_name(eqn) or eqn.primitive.name
     if "name" in eqn.params:
         return str(eqn.params["name"])
-    info = getattr(compat.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])[0], "debug_info", None)
+    info = getattr(compat.open_jaxpr(eqn.params[key])[0], "debug_info", None)
     return str(getattr(info, "func_name", "") or "")
 
 
@@ -274,6 +381,14 @@ def _prune(graph: Graph) -> Graph:
     for value in graph.outputs:
         value.returned = True
     return graph
+
+
+def graphs(graph: Graph) -> Iterator[Graph]:
+    """A graph and those of its sub-programs."""
+    yield graph
+    for node in graph.nodes:
+        for body in node.bodies:
+            yield from graphs(body)
 
 
 def known_nonnegative(constant: Any) -> bool:

@@ -9,7 +9,7 @@ upstream, until a layer's rule takes it.
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lrpjax.core.dataflow import Flow
@@ -86,39 +86,49 @@ def _short(source: str) -> str:
 
 @dataclasses.dataclass
 class Assignment:
-    """How relevance goes through every unit, and the pairs that matched nothing."""
+    """How relevance goes through every unit, what became of the pairs, and what of the composite matched nothing."""
 
     propagations: dict[Unit, Propagation]
-    unmatched: list[str]
+    pairs: list[Any]
+    unmatched: list[str] = dataclasses.field(default_factory=list)
 
 
 def assign(level: Level, composite: Any) -> Assignment:
-    """Gives every unit its rule, and asks its kind what follows. Warns, once for each composite, of pairs that
-    match nothing.
-
-    Raises:
-        RuleError: a pair names units by kind or by path, and its rule is for none of them.
-    """
+    """Gives every unit its rule, and asks its kind what follows."""
     units = list(level.walk())
     shown = [u for u in units if KINDS[u.kind].shown]
     rules, pairs = composite.assign(shown)
     chosen = dict(zip(shown, rules, strict=True))
-    idle = [pair for pair in pairs if not pair.fitting]
+    return Assignment({u: _explain(u, chosen.get(u, composite.default_of(u))) for u in units}, pairs)
+
+
+def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None:
+    """Warns, once for each composite, of pairs that match nothing, and of `unused` names in `calls`.
+
+    Raises:
+        RuleError: a pair names units by kind or by path, and its rule is for none of them.
+    """
+    idle = [pair for pair in assignment.pairs if not pair.fitting]
     for pair in idle:
         if pair.chosen and pair.names_units:
             kinds = ", ".join(pair.rule.kinds)
             places = "\n".join(f"  {u.place}" for u in pair.chosen)
             raise RuleError(f"{pair.rule} is a rule for {kinds}, but {pair.selector} names\n{places}")
     texts = [f"({pair.selector}, {pair.rule})" for pair in idle]
+    what = "pairs of the composite that match no unit"
+    if unused:
+        what = (
+            f"{what}, or names in its calls that no call has" if texts else "names in calls that no call has"
+        )
+    texts += [f"calls[{name!r}]" for name in unused]
+    assignment.unmatched = texts
     if texts and not composite.preset and not getattr(composite, "_warned", False):
         object.__setattr__(composite, "_warned", True)
         warnings.warn(
-            f"pairs of the composite that match no unit: {'; '.join(texts)}. str(lrpjax.plan(f, "
-            "composite, *args)) lists the units.",
+            f"{what}: {'; '.join(texts)}. str(lrpjax.plan(f, composite, *args)) lists the units.",
             UnmatchedWarning,
             stacklevel=5,
         )
-    return Assignment({u: _explain(u, chosen.get(u, composite.default_of(u))) for u in units}, texts)
 
 
 def _explain(unit: Unit, rule: Any) -> Propagation:
@@ -253,7 +263,7 @@ def refuse(routes: Routes) -> None:
     raise UnsupportedError(f"relevance cannot be propagated through\n{lines}")
 
 
-def describe(level: Level, assignment: Assignment, routes: Routes, notes: Sequence[str] = ()) -> Plan:
+def describe(level: Level, assignment: Assignment, routes: Routes, notes: Iterable[str] = ()) -> Plan:
     """The table of a plan: all units that relevance reaches."""
     planned = []
     for unit in level.walk():

@@ -108,6 +108,9 @@ CALLS = types.MappingProxyType(
 )
 """Calls that are replaced by their bodies, and the parameter that holds the body."""
 
+DERIVED = frozenset(_names("custom_jvp_call custom_vjp_call"))
+"""Calls of functions with a derivative of their own."""
+
 NONNEGATIVE = frozenset(_names("exp exp2 logistic square abs sqrt rsqrt cosh erfc iota"))
 """Results that are never negative, whatever the operands."""
 

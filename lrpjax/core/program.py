@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import cancelling, compat, cuts, facts, graph, paths, plan, recognise
-from lrpjax.core.dataflow import Flow
+from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, recognise
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
@@ -26,6 +25,11 @@ class Chooses(Protocol):
 
     method: str
     preset: str
+    pairs: Any
+    calls: Mapping[str, Callable]
+
+    @property
+    def derives(self) -> bool: ...
 
     @property
     def families(self) -> Mapping[str, str]: ...
@@ -48,7 +52,9 @@ class Program:
         at: Any,
         has_aux: bool,
         conditions: Sequence[str] = (),
+        inlined: bool = False,
     ):
+        """inlined: all calls are, also those that their own derivative would explain."""
         if not isinstance(composite, Chooses):
             raise TypeError(
                 f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
@@ -71,13 +77,38 @@ class Program:
             return f(*full, **kwargs)
 
         with nnx_scopes():
-            self.graph, self.consts, self.shapes = graph.trace(flat, *self.leaves)
+            self.jaxpr, self.shapes = graph.trace(flat, *self.leaves)
+        self.consts = compat.open_jaxpr(self.jaxpr)[1]
         if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
             raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
-        self.prepare(at, conditions)
+        self.prepare(at, conditions, inlined)
 
-    def prepare(self, at: Any, conditions: Sequence[str]) -> None:
-        g, families = self.graph, self.composite.families
+    def prepare(self, at: Any, conditions: Sequence[str], inlined: bool) -> None:
+        everything = at is None and not conditions and not inlined and self.composite.derives
+        treatment = calls.Calls(self.composite, everything)
+        while True:
+            named = self.group(treatment, at, conditions)
+            self.assignment = plan.assign(self.level, self.composite)
+            self.route(list(dict.fromkeys(self.taps.values())))
+            families = self.composite.families
+            done = everything or inlined
+            if done or not treatment.extend(self.level, self.assignment, self.routes, families, named):
+                break
+        self.notes = list(treatment.notes)
+        plan.check(self.assignment, self.composite, treatment.unused)
+        plan.refuse(self.routes)
+        self.cuts = self.cut()
+        for path, values in self.conditions.items():
+            self.conditions[path] = [v for v in values if v in self.routes.reached]
+            if not self.conditions[path]:
+                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
+        self.warn_of_probabilities()
+        self.rewrite()
+
+    def group(self, treatment: calls.Calls, at: Any, conditions: Sequence[str]) -> list[Value]:
+        """Builds the graph and finds its units, and the values that `at` and `conditions` name, which are returned."""
+        self.graph = g = graph.build(self.jaxpr, treatment)
+        families = self.composite.families
         names = [] if at is None else paths.listed(at)
         wanted, conditioned = paths.scopes(g, names), paths.scopes(g, conditions)
         inputs = len(self.leaves)
@@ -87,11 +118,12 @@ class Program:
             frozenset() if at is None else facts.token_sources(g, explained)
         )
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
-        known = facts.mark(g, carries, sources, families)
-        cancelled = cancelling.find(g, families)
-        if cancelled:
-            known = facts.mark(g, carries, sources, families, cancelled)
-        self.level = recognise.find(g, families, frozenset([*wanted.values(), *conditioned.values()]))
+        self.known = facts.mark(g, carries, sources, families)
+        self.cancelled = cancelling.find(g, families)
+        if self.cancelled:
+            self.known = facts.mark(g, carries, sources, families, self.cancelled)
+        visible = frozenset([*wanted.values(), *conditioned.values(), *treatment.borders(g)])
+        self.level = recognise.find(g, families, visible)
         self.taps = (
             dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         )
@@ -102,24 +134,19 @@ class Program:
             for glob in conditions
             if glob not in conditioned
         }
-        self.assignment = plan.assign(self.level, self.composite)
-        self.route(list(dict.fromkeys(self.taps.values())))
-        plan.refuse(self.routes)
-        self.cuts = self.cut(known, cancelled)
-        for path, values in self.conditions.items():
-            self.conditions[path] = [v for v in values if v in self.routes.reached]
-            if not self.conditions[path]:
-                raise PathError(f"the condition {path!r} is on a value through which no relevance flows")
+        return [*wanted.values(), *conditioned.values()]
+
+    def warn_of_probabilities(self) -> None:
+        outputs = self.graph.outputs
         if self.composite.method == "relevance" and any(
-            is_probability(self.level, v) for v in g.outputs[: len(g.outputs) - self.aux_count()]
+            is_probability(self.level, v) for v in outputs[: len(outputs) - self.aux_count()]
         ):
             warnings.warn(
                 "the function ends in a softmax or log-softmax: relevance is that of a probability. "
                 "Explaining the logits is usually meant",
                 ProbabilityWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
-        self.rewrite()
 
     def route(self, tapped: list[Value]) -> None:
         """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
@@ -129,15 +156,16 @@ class Program:
         self.seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
         self.routes = plan.route(self.level, self.seeded, propagations, wanted, flowing)
 
-    def cut(self, known: Flow[facts.Fact], cancelled: frozenset[Value]) -> list[str]:
+    def cut(self) -> list[str]:
         """The places where ways of relevance to what is explained are cut.
 
         Raises:
             UnsupportedError: all of them are.
         """
+        known = self.known
         if self.tapped:
             g, families = self.graph, self.composite.families
-            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, cancelled)
+            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, self.cancelled)
         seeded = [s and compat.is_float(v.aval) for s, v in zip(self.seeded, self.graph.outputs, strict=True)]
         found = cuts.find(self.level, known, seeded, self.assignment.propagations, self.routes)
         if found.whole and self.composite.method == "relevance":

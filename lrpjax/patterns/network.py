@@ -123,7 +123,7 @@ class Network:
         example = [jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for s in self.shapes]
         composite = Composite((), default=Gradient(), method="gradient")
         example = jax.tree.unflatten(self.treedef, example)
-        self.program = Program(f, composite, (example,), {}, 0, None, False)
+        self.program = Program(f, composite, (example,), {}, 0, None, False, inlined=True)
         self.sites = list(sites_of(self.program.level))
         if not self.sites:
             raise PatternError(

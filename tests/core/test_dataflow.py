@@ -21,7 +21,7 @@ def register(x, y):
 
 
 def traced(f, *args):
-    return graph.trace(f, *args)[0]
+    return graph.build(graph.trace(f, *args)[0])
 
 
 def along(flow, node):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from lrpjax.core.kinds.activation import Activation
 from lrpjax.core.kinds.base import Kind
+from lrpjax.core.kinds.call import CallKind
 from lrpjax.core.kinds.control import Cond, Remat, Scan, ShardMap, While
 from lrpjax.core.kinds.division import Norm, Quotient
 from lrpjax.core.kinds.layer import Conv, Dense
@@ -37,6 +38,7 @@ KINDS: Mapping[str, Kind] = Kinds(
             Affine(),
             Linear(),
             Custom(),
+            CallKind(),
             Unknown(),
             Structural(),
             Scan(),

@@ -20,6 +20,8 @@ def find(draft: Draft) -> None:
 def _kind(draft: Draft, node: Node) -> tuple[str, str]:
     """(kind, name of the function)"""
     family, carriers = draft.family(node), len(node.carriers())
+    if node.call is not None:
+        return "call", node.call.name
     if family in CONTROL:
         return family, ""
     if family == "structural":
