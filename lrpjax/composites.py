@@ -105,6 +105,11 @@ class Composite:
             pairs.append(_Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
         return [assigned.get(i, self.default_of(u)) for i, u in enumerate(units)], pairs
 
+    @property
+    def ends(self) -> list[select.End]:
+        """The selectors of a first or last unit in it."""
+        return [end for selector, _ in self.pairs for end in select.ends_of(selector)]
+
     def default_of(self, unit: select.Selectable) -> Rule | None:
         """The rule of a unit that no pair matches."""
         return self.default if self.default is not None and _is_for(self.default, unit) else None

@@ -8,7 +8,9 @@
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
+
+from lrpjax.errors import RuleError
 
 __all__ = ["Selector", "first", "kind", "last", "matches", "path"]
 
@@ -98,19 +100,49 @@ class Kind(Selector):
 
 @dataclasses.dataclass(frozen=True)
 class End(Selector):
-    """The first or the last unit of certain kinds."""
+    """The first or the last unit of certain kinds; of a branch, that of each alternative."""
 
     which: str
     kinds: tuple[str, ...]
     names_units: ClassVar[bool] = True
 
     def choose(self, units):
-        positions = [i for i, c in enumerate(Kind(self.kinds).choose(units)) if c]
-        wanted = positions[0 if self.which == "first" else -1] if positions else None
-        return [i == wanted for i in range(len(units))]
+        found = [u for u, c in zip(units, Kind(self.kinds).choose(units), strict=True) if c]
+        runs = [u for u in found if all(holder.steps != 0 for holder, _ in _holders(u))]
+        ends = self._ends(runs if self.which == "first" else runs[::-1], 0)
+        return [any(u is end for end in ends) for u in units]
+
+    def _ends(self, units: Sequence[Any], depth: int) -> list[Any]:
+        """Of units in the order in which they are executed (or the reverse), those before which none is executed,
+        whichever branches are taken. All lie inside the same `depth` holders."""
+        if not units or len(_holders(units[0])) == depth:
+            return list(units[:1])
+        holder = _holders(units[0])[depth][0]
+        alternatives: dict[int, list[Any]] = {}
+        for unit in units:
+            if len(_holders(unit)) > depth and _holders(unit)[depth][0] is holder:
+                alternatives.setdefault(_holders(unit)[depth][1], []).append(unit)
+        if len(alternatives) < len(holder.bodies):
+            raise RuleError(
+                f"{self}: which one is {self.which} depends on the branch that is taken, {holder.place}; some of "
+                f"its branches have none. Name the units by their path, select.path({units[0].path!r})"
+            )
+        return [end for inside in alternatives.values() for end in self._ends(inside, depth + 1)]
 
     def __str__(self) -> str:
         return f"{self.which}({', '.join(self.kinds)})"
+
+
+def _holders(unit: Any) -> Sequence[tuple[Any, int]]:
+    """The loops, branches, … that a unit stands in, outermost first, each with the number of its sub-program."""
+    return getattr(unit, "within", ())
+
+
+def ends_of(selector: Selector) -> list[End]:
+    """The selectors of first and last units that a selector is made of."""
+    if isinstance(selector, Combined):
+        return [end for part in selector.parts for end in ends_of(part)]
+    return [selector] if isinstance(selector, End) else []
 
 
 def matches(glob: str, path: str) -> bool:
@@ -181,6 +213,10 @@ def kind(*kinds: str) -> Selector:
 def first(*kinds: str) -> Selector:
     """The one unit of these kinds that is executed first (not the one that was registered or named first).
 
+    Of a loop (`jax.lax.scan`, `fori_loop`, `nn.scan`) it is the unit in the first turn only, as if the loop were
+    unrolled; where no turn depends on the one before (`jax.lax.map`), each is a run of its own, as under `jax.vmap`,
+    and has its first unit. Of `jax.lax.cond` it is the first of each branch; if one has none, that is a RuleError.
+
     >>> from types import SimpleNamespace as Unit
     >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]
     >>> first('conv', 'dense').choose(units)
@@ -190,7 +226,7 @@ def first(*kinds: str) -> Selector:
 
 
 def last(*kinds: str) -> Selector:
-    """The one unit of these kinds that is executed last.
+    """The one unit of these kinds that is executed last; in loops and branches as with `first`.
 
     >>> from types import SimpleNamespace as Unit
     >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]

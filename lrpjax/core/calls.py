@@ -34,7 +34,8 @@ class Calls:
     """The treatment of the calls of one program.
 
     composite: what chooses the rules. everything: all functions with a derivative of their own stay. notes: the
-    exchanges, as a plan shows them. unused: the names in the composite's `calls` that no call has.
+    exchanges, as a plan shows them. apart: see `Treatment`. unused: the names in the composite's `calls` that no call
+    has.
     """
 
     def __init__(self, composite: Any, everything: bool):
@@ -42,6 +43,7 @@ class Calls:
         self.kept: dict[tuple[int, ...], str | None] = {}
         self.used: set[str] = set()
         self.notes: dict[str, None] = {}
+        self.apart: dict[tuple[int, ...], Any] = {}
         self._traced: dict[tuple[int, ...], Any] = {}
 
     @property

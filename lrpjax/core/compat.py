@@ -19,6 +19,7 @@ from jax.extend import core, linear_util, source_info_util
 from jax.interpreters import ad, batching, mlir
 
 Literal = core.Literal
+jaxpr_as_fun = core.jaxpr_as_fun
 
 
 def _folders(*packages: str) -> tuple[str, ...]:
@@ -62,6 +63,20 @@ def scan_layout(params: dict) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def traced_at(eqn: Any, f: Any) -> Any:
+    """The jaxpr of a function of an equation's operands, as if it stood in the place of the equation: with its
+    source, and the axes of a `shard_map` around it. None where these are a part of the operands' types
+    (`check_vma=True`), of which JAX makes no operands."""
+    avals = [v.aval for v in eqn.invars]
+    if any(getattr(getattr(a, "mat", None), "varying", None) for a in avals):
+        return None
+    operands = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals]
+    mesh = eqn.ctx.cur_abstract_mesh
+    manual = [(n, mesh.shape[n]) for n in getattr(mesh, "manual_axes", ())]
+    with eqn.ctx.manager, source_info_util.user_context(eqn.source_info.traceback):
+        return jax.make_jaxpr(f, axis_env=manual)(*operands)
 
 
 def scope_of(eqn: Any) -> str:

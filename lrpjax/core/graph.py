@@ -7,7 +7,8 @@ input at all (be it along integers, predicates or indices), and is it known to b
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -54,7 +55,8 @@ class Value:
 
 class Node:
     """One equation. `path` is its module path, `within` the names of the inlined calls around it, `bodies` its
-    sub-programs (scan, cond, …), `call` the call that it is, where one stays as it is."""
+    sub-programs (scan, cond, …), `call` the call that it is, where one stays as it is, `trail` the
+    equations, by their ids, that lead to it."""
 
     __slots__ = (
         "bodies",
@@ -68,6 +70,7 @@ class Node:
         "path",
         "primitive",
         "sites",
+        "trail",
         "within",
     )
 
@@ -82,6 +85,7 @@ class Node:
         self.path = path
         self.within = within
         self.bodies: list[Graph] = []
+        self.trail: tuple[int, ...] = ()
         self.call: Call | None = None
         self.index = -1
 
@@ -192,9 +196,11 @@ class Call:
 
 
 class Treatment(Protocol):
-    """What becomes of the calls of a program. exchanges_nodes: some may be exchanged that have no body."""
+    """What becomes of the calls of a program. exchanges_nodes: some may be exchanged that have no body. apart: the
+    jaxprs of loops that were taken apart, by the trails of their nodes."""
 
     exchanges_nodes: bool
+    apart: Mapping[tuple[int, ...], Any]
 
     def exchange(self, call: Call) -> Any:
         """The jaxpr of what is traced in place of a call, or None."""
@@ -207,6 +213,7 @@ class _Inlining:
     """All calls are replaced by their bodies."""
 
     exchanges_nodes = False
+    apart: Mapping[tuple[int, ...], Any] = types.MappingProxyType({})
 
     def exchange(self, call: Call) -> Any:
         return None
@@ -304,7 +311,9 @@ def build(
             if body is not None or treatment.exchanges_nodes:
                 call = Call(eqn, _call_name(eqn), path, here, sites, inputs)
                 exchanged = treatment.exchange(call)
-            if call is not None and (
+            if here in treatment.apart:
+                outputs = inline(treatment.apart[here], inputs, path, within, site, here)
+            elif call is not None and (
                 exchanged is not None or (body is not None and not treatment.keep(call))
             ):
                 start = len(nodes)
@@ -316,6 +325,7 @@ def build(
                 calls.append(call)
             else:
                 node = Node(eqn, inputs, path, within, sites)
+                node.trail = here
                 node.call = None if body is None else call
                 node.bodies = [
                     build(inner, treatment, path, within, sites, (*here, i))

@@ -158,13 +158,15 @@ class Routes:
     """Where relevance goes. flowing: values from which it can come to what is explained. reached: the values
     that it comes to. form: the form of their cotangents. takes: the form in which a unit takes those of its
     outputs (only units that relevance reaches are listed). gives: the form in which it gives those of the
-    operands that it hands relevance. refused: the units that no rule explains."""
+    operands that it hands relevance. meant: the values whose form is
+    PLAIN because a rule wants it. refused: the units that no rule explains."""
 
     flowing: set[Value]
     reached: set[Value] = dataclasses.field(default_factory=set)
     form: dict[Value, str] = dataclasses.field(default_factory=dict)
     takes: dict[Unit, str] = dataclasses.field(default_factory=dict)
     gives: dict[Unit, dict[Value, str]] = dataclasses.field(default_factory=dict)
+    meant: set[Value] = dataclasses.field(default_factory=set)
     refused: dict[Unit, Refused] = dataclasses.field(default_factory=dict)
 
 
@@ -218,6 +220,8 @@ def route(
         if fact.reached:
             routes.reached.add(value)
             routes.form[value] = fact.form
+            if fact.meant:
+                routes.meant.add(value)
     for unit in level.walk():
         if unit.bodies and _together(known, unit).reached:
             inside = [v for body in unit.bodies for v in zip(unit.entering, body.inputs, strict=True)]

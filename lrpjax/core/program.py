@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, recognise
+from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, recognise, turns
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
@@ -33,6 +33,9 @@ class Chooses(Protocol):
 
     @property
     def families(self) -> Mapping[str, str]: ...
+
+    @property
+    def ends(self) -> list[Any]: ...
 
     def assign(self, units: Sequence[Any]) -> tuple[list[Rule | None], list]: ...
 
@@ -88,8 +91,16 @@ class Program:
         treatment = calls.Calls(self.composite, everything)
         while True:
             named = self.group(treatment, at, conditions)
-            self.assignment = plan.assign(self.level, self.composite)
-            self.route(list(dict.fromkeys(self.taps.values())))
+            turn = turns.wanted(self.level, self.composite.ends)
+            if turn is None:
+                self.assignment = plan.assign(self.level, self.composite)
+                self.route(list(dict.fromkeys(self.taps.values())))
+                turn = turns.unlike(self.level, self.routes)
+            if turn is not None:
+                conditioned = [(name, v) for name, values in self.conditions.items() for v in values]
+                turns.refuse_named(turn, [*self.taps.items(), *conditioned])
+                treatment.apart[turn.node.trail] = turns.apart(turn, len(treatment.apart))
+                continue
             families = self.composite.families
             done = everything or inlined
             if done or not treatment.extend(self.level, self.assignment, self.routes, families, named):

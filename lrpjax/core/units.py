@@ -68,7 +68,7 @@ class Unit:
     recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear: of weighted
     layers, the part of it between x and the bias. exponentials: of a quotient that
     is a softmax's division put off, e in Σ e v / Σ e, where the core is the product e v. bodies: the units of
-    each sub-program.
+    each sub-program. within: the units that hold it, outermost first, each with the number of the sub-program.
     """
 
     kind: str
@@ -83,6 +83,7 @@ class Unit:
     linear: "Region | None" = None
     exponentials: Value | None = None
     bodies: list["Level"] = dataclasses.field(default_factory=list)
+    within: tuple[tuple["Unit", int], ...] = ()
 
     @property
     def outputs(self) -> list[Value]:
@@ -99,6 +100,10 @@ class Unit:
     @property
     def carry(self) -> tuple[int, int]:
         return self.nodes[0].carry
+
+    @property
+    def steps(self) -> int | None:
+        return self.nodes[0].steps
 
     @property
     def main(self) -> Node:

@@ -4,7 +4,8 @@ public functions.
 The rule of such a unit is that of what stands inside.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from lrpjax.core.kinds.base import Kind, Propagation, refused
 from lrpjax.core.units import Level, Unit
 from lrpjax.core.vjps import convert
 from lrpjax.errors import PathError, RuleError
-from lrpjax.rules import RATIO
+from lrpjax.rules import PLAIN, RATIO
 
 
 class _Control(Kind):
@@ -132,36 +133,54 @@ class _ShardMap(Inside):
 
 
 class _Scan(Inside):
+    """A carry has one form all the way: that in which a turn hands it relevance, or PLAIN where the loop's result has
+    that, because relevance of a zero cannot be divided by it."""
+
     def outputs(self, frame, node, arrays):
-        body, form = self.unit.bodies[0], frame.routes.form
+        body = self.unit.bodies[0]
         first, count = node.carry
         arrays = self.enter(frame, body, arrays)
         consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
         taps = {i: frame.taps[i] for i in frame.program.taps_in(body)}
-        forms = [form.get(v, RATIO) for v in body.inputs[first : first + count]]
+        before, after, outside = (
+            body.inputs[first : first + count],
+            body.outputs[:count],
+            node.outputs[:count],
+        )
+        forms = [self.form_of(frame, v, o) for v, o in zip(before, outside, strict=True)]
+        turned = functools.partial(self.turned, frame)
 
         def step(carry, slices):
             xs, taps = slices
+            carry = [
+                turned(*one) for one in zip(before, carry, frame_forms(frame, before), forms, strict=True)
+            ]
             outputs, seen = frame.program.run(body, [*consts, *carry, *xs], taps, frame.slots)
-            carried = zip(body.outputs[:count], outputs[:count], forms, strict=True)
-            return [self.carry_over(frame, *one) for one in carried], (outputs[count:], seen)
+            carry = [
+                turned(*one) for one in zip(after, outputs, forms, frame_forms(frame, after), strict=False)
+            ]
+            return carry, (outputs[count:], seen)
 
+        given = [turned(*one) for one in zip(before, init, forms, frame_forms(frame, before), strict=True)]
         p = node.params
-        carry, (ys, seen) = lax.scan(
-            step, list(init), (list(xs), taps), p["length"], p["reverse"], p["unroll"]
-        )
+        carry, (ys, seen) = lax.scan(step, given, (list(xs), taps), p["length"], p["reverse"], p["unroll"])
         frame.seen.update(seen)
-        outside = [
-            convert(a, None, form[v], f) if v in frame.routes.reached and form[v] != f else a
-            for v, a, f in zip(self.unit.outputs[:count], carry, forms, strict=True)
-        ]
-        return outside + list(ys)
+        carry = [turned(*one) for one in zip(outside, carry, frame_forms(frame, outside), forms, strict=True)]
+        return carry + list(ys)
 
-    def carry_over(self, frame: Any, value: Value, array: Any, form: str) -> Any:
-        """A carry at the end of a step: from the form that the next step gives to the form that this step takes."""
-        inside = frame.routes.form.get(value, RATIO)
-        differ = value in frame.routes.reached and form != inside
-        return convert(array, None, form, inside) if differ else array
+    def form_of(self, frame: Any, inner: Value, outer: Value) -> str:
+        """The form in which relevance is handed from turn to turn."""
+        form = frame.routes.form
+        return PLAIN if PLAIN in (form.get(inner), form.get(outer)) else RATIO
+
+    def turned(self, frame: Any, value: Value, array: Any, arrives: str, leaves: str) -> Any:
+        """A value whose cotangent comes in one form and goes on in another, if relevance comes to it at all."""
+        differ = value in frame.routes.reached and arrives != leaves
+        return convert(array, None, arrives, leaves) if differ else array
+
+
+def frame_forms(frame: Any, values: Sequence[Value]) -> list[str]:
+    return [frame.routes.form.get(v, RATIO) for v in values]
 
 
 class Scan(_Control):

@@ -35,7 +35,15 @@ def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = fro
     """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
     level = _find(graph, families, kept)
     recurrence.attach(level)
+    _place(level, ())
     return level
+
+
+def _place(level: Level, within: tuple[tuple[Unit, int], ...]) -> None:
+    for unit in level.units:
+        unit.within = within
+        for number, body in enumerate(unit.bodies):
+            _place(body, (*within, (unit, number)))
 
 
 def _find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value]) -> Level:
