@@ -197,10 +197,14 @@ def path(glob: str) -> Selector:
 
 def kind(*kinds: str) -> Selector:
     """Units of these kinds: "conv", "dense", "activation", "sum", "pool", "product", "quotient", "softmax",
-    "norm", "affine", "linear", "custom", "unknown".
+    "norm", "affine", "linear", "custom", "call", "unknown".
 
     The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool",
     "logsumexp", …
+
+    "call" are functions with a derivative of their own, which are explained from inside otherwise:
+    `(kind("call"), rules.Gradient())` takes that derivative. JAX's own, `jax.nn.relu` say, are none as long as a
+    rule explains them.
 
     >>> from types import SimpleNamespace as Unit
     >>> units = [Unit(path=p, kind=k, name='') for p, k in [('stem', 'conv'), ('body/a', 'conv'), ('body/b', 'dense')]]

@@ -289,3 +289,18 @@ def _filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def places_in_arguments(eqn: Any, number: int) -> list[int]:
+    """Which operands of a primitive that `equinox.internal.filter_primitive_bind` bound are leaves of its argument of
+    this number."""
+    params = eqn.params
+    sizes = [child.num_leaves for child in params["treedef"].children()]
+    first = sum(sizes[:number])
+    dynamic = [i for i, leaf in enumerate(params["static"]) if type(leaf) is object]  # its sign for an array
+    return [place for place, i in enumerate(dynamic) if first <= i < first + sizes[number]]
+
+
+def has_derivative(primitive: Any) -> bool:
+    """Whether JAX can differentiate a primitive."""
+    return primitive in ad.primitive_jvps

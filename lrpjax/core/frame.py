@@ -299,7 +299,7 @@ def _bind(node: Node, values: Sequence[Any]) -> list:
     try:
         return node.bind(*values)
     except (NotImplementedError, ValueError) as error:
-        if not re.search("JVP|gradient|differentia", str(error)):
+        if not re.search("JVP|gradient|differentia|derivative", str(error), re.IGNORECASE):
             raise
         raise UnsupportedError(
             f"relevance cannot be propagated through\n  {node.place}: JAX has no derivative of it ({error}). "

@@ -108,6 +108,16 @@ CALLS = types.MappingProxyType(
 )
 """Calls that are replaced by their bodies, and the parameter that holds the body."""
 
+FACTORISATIONS = frozenset(
+    (
+        *_names("cholesky eig eigh hessenberg householder_product lu qr svd schur tridiagonal"),
+        "cholesky_update",
+        "geqrf",
+        "geqp3",
+    )
+)
+"""Factorisations of matrices, of which no rule is known."""
+
 DERIVED = frozenset(_names("custom_jvp_call custom_vjp_call"))
 """Calls of functions with a derivative of their own."""
 

@@ -121,6 +121,13 @@ class Unit:
         return f"{what} in '{self.path or '(no module path)'}' at {self.main.source}"
 
 
+@dataclasses.dataclass(eq=False)
+class Solve(Unit):
+    """The solution of a linear system. right: the right-hand sides that carry relevance."""
+
+    right: list[Value] = dataclasses.field(default_factory=list)
+
+
 @dataclasses.dataclass
 class Level:
     """A graph and its units, in an order that can be run. Nodes that carry no relevance belong to no unit; they

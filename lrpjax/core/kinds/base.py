@@ -244,3 +244,11 @@ def stabiliser(epsilon: Any) -> Any:
 def refused(unit: Unit, reason: str) -> Refused:
     """For a unit that no rule of the literature explains."""
     return Refused(unit, UnsupportedError, f"{unit.nodes[-1].place}: {reason}")
+
+
+def by_derivative(unit: Unit) -> str:
+    """What an error says of the choice to explain a function by its derivative."""
+    return (
+        f"Its derivative can explain it: name (select.kind({unit.name!r}), rules.Gradient()) in the composite; or detach "
+        "it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
+    )

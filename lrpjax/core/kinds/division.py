@@ -1,10 +1,22 @@
 """Normalisations ("norm") and quotients ("quotient"): what stands below the line is held fixed and receives no
 relevance."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
-from lrpjax.core.kinds.base import Kind, Line, PassOn, Proportional, is_pass, stabiliser
-from lrpjax.core.units import Unit
+from lrpjax.core.kinds.base import (
+    Kind,
+    Line,
+    PassOn,
+    Propagation,
+    Proportional,
+    by_derivative,
+    is_pass,
+    refused,
+    stabiliser,
+)
+from lrpjax.core.units import Solve, Unit
 from lrpjax.core.vjps import scale, wide
 from lrpjax.errors import RuleError
 from lrpjax.rules import is_epsilon
@@ -14,11 +26,27 @@ class _Division(Kind):
     takes = "normalisations and quotients take Epsilon and Pass"
 
     def unnamed(self, unit):
+        if isinstance(unit, Solve):
+            return self._solved(unit, "matrix fixed")
         if unit.exponentials is not None:
             return Deferred(unit, "Taylor, of a softmax divided late")
         return Line(unit, "denominator fixed", unit.signal)
 
+    def _solved(self, unit: Solve, text: str, epsilon: Any = None) -> Propagation:
+        """z = A⁻¹ b, with Σ_j R_j = z for the contributions of the right-hand side b, in proportion."""
+        if unit.right:
+            return Proportional(unit, text, unit.right, epsilon)
+        return refused(
+            unit,
+            "only the matrix of this linear system carries relevance, and a matrix that is inverted is a "
+            f"denominator, of which no rule is known. {by_derivative(unit)}",
+        )
+
     def carry_out(self, unit, rule):
+        if isinstance(unit, Solve) and is_epsilon(rule):
+            return self._solved(unit, str(rule), rule.epsilon)
+        if isinstance(unit, Solve):
+            raise self.misfit("it is the solution of a linear system")
         if is_pass(rule):
             return PassOn(unit, str(rule), unit.signal)
         if not is_epsilon(rule):

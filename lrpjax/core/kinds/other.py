@@ -3,7 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from lrpjax.core.kinds.base import Along, Kind, PassOn, Propagation, Proportional, is_pass, refused
+from lrpjax.core import compat
+from lrpjax.core.kinds.base import (
+    Along,
+    Kind,
+    PassOn,
+    Propagation,
+    Proportional,
+    by_derivative,
+    is_pass,
+    refused,
+)
+from lrpjax.core.primitives import FACTORISATIONS
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of
 from lrpjax.rules import PLAIN, is_epsilon
@@ -117,6 +128,14 @@ class Unknown(Kind):
 
     def unnamed(self, unit):
         name, several = unit.nodes[-1].name, len(unit.operands) > 1
+        if name in FACTORISATIONS:
+            why = "no rule is known for the factorisation of a matrix"
+            if not compat.has_derivative(unit.nodes[-1].primitive):
+                return refused(
+                    unit,
+                    f"{why}, and JAX has no derivative of it: give it a relevance of its own with custom_relevance",
+                )
+            return refused(unit, f"{why}. {by_derivative(unit)}")
         own = (
             "a rule as a whole with custom_relevance(f, rule=...), or Gradient() with "
             "(select.kind('unknown'), rules.Gradient())"

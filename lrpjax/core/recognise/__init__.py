@@ -15,6 +15,7 @@ from lrpjax.core.recognise import (
     recurrence,
     single,
     softmax,
+    solve,
 )
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Level, Unit
@@ -24,6 +25,7 @@ RECOGNISERS = (
     activation.find,  # before layers, so that x·sigmoid(x) is no affine map
     activation.rename_statistics,
     layer.find,
+    solve.find,
     division.find,  # behind layers: a constant denominator belongs to the layer
     product.find,  # behind divisions, which take the products with a reciprocal
     single.find,  # all that is left

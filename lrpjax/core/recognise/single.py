@@ -1,7 +1,8 @@
 """What no other recogniser took: units of one node, by the family of its primitive."""
 
 from lrpjax.core.graph import Node
-from lrpjax.core.recognise import names
+from lrpjax.core.primitives import FACTORISATIONS
+from lrpjax.core.recognise import names, solve
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Unit
 
@@ -40,4 +41,4 @@ def _kind(draft: Draft, node: Node) -> tuple[str, str]:
         return "activation", names.name_of([node])
     if family == "bilinear" and carriers == 1:
         return "linear", ""
-    return "unknown", ""
+    return "unknown", solve.name_of(draft, node) if node.name in FACTORISATIONS else ""
