@@ -249,6 +249,6 @@ def refused(unit: Unit, reason: str) -> Refused:
 def by_derivative(unit: Unit) -> str:
     """What an error says of the choice to explain a function by its derivative."""
     return (
-        f"Its derivative can explain it: name (select.kind({unit.name!r}), rules.Gradient()) in the composite; or detach "
-        "it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
+        f"Its derivative can explain it: name (select.kind({unit.name!r}), rules.Gradient()) in the composite; or "
+        "detach it with jax.lax.stop_gradient, or give it a relevance of its own with custom_relevance"
     )
