@@ -24,6 +24,7 @@ from lrpjax.data import batches as batches
 from lrpjax.data import store as store
 from lrpjax.data.batches import explain_batches as explain_batches
 from lrpjax.data.store import open_store as open_store
+from lrpjax.errors import ConservationWarning as ConservationWarning
 from lrpjax.errors import CutWarning as CutWarning
 from lrpjax.errors import InputError as InputError
 from lrpjax.errors import LrpjaxError as LrpjaxError

@@ -376,9 +376,15 @@ def pattern_attribution(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 
-def attnlrp(epsilon: Any = 1e-6) -> Composite:
+def attnlrp(epsilon: Any = 1e-6, share: str = "uniform") -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor
     expansion, normalisations with their statistics held fixed, activations passed through.
+
+    `share` is that of `rules.Product`. With the paper's "uniform", half of the relevance of a product with a sigmoid
+    gate goes to the gate, and through it to a sum Wh + b that may be close to zero, where it grows: R_i = w_i h_i R /
+    (Σ w h + b). Recurrent networks do that at every step, and the formula has no bound: over 256 steps of an LSTM or
+    GRU, Σ|R| came to 10⁴⁷ times the output in float64, beyond what float32 holds. `share="gate"` gives all to the
+    signal (Arras et al. 2017), which keeps it bounded; `relevance(..., check=True)` warns.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
@@ -389,7 +395,7 @@ def attnlrp(epsilon: Any = 1e-6) -> Composite:
     return _preset(
         "attnlrp",
         (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
-        (select.kind("product"), rules.Product("uniform")),
+        (select.kind("product"), rules.Product(share)),
     )
 
 

@@ -133,3 +133,18 @@ class CutWarning(UserWarning):
     >>> print(lrpjax.plan(f, None, jnp.array([1.0, 2.0])).notes)  # doctest: +ELLIPSIS
     ["cut: gt in '(no module path)' at ..."]
     """
+
+
+class ConservationWarning(UserWarning):
+    """With `check=True`: relevance grew beyond a bound, is not finite, or was lost nearly completely. The message names
+    the unit that does most to it, its module path and the user's line.
+
+    >>> import warnings, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: x @ jnp.array([1.0, -1.0])
+    >>> exact = lrpjax.composites.epsilon(0.0)
+    >>> with warnings.catch_warnings(action="error"):
+    ...     lrpjax.relevance(f, exact, check=True)(jnp.array([10000.0, 9999.0]))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.ConservationWarning: relevance grows to 2e+04 times that of the output...
+    """

@@ -10,20 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.composites import DEFAULT, Composite
-from lrpjax.core.kinds import KINDS
-from lrpjax.core.plan import describe
+from lrpjax.core.accounts import BOUND, run, total
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
 from lrpjax.core.units import Unit
-from lrpjax.core.vjps import BIAS, BROKEN, EPSILON, PASSED, RECEIVED
+from lrpjax.core.vjps import BIAS, BROKEN, EPSILON, PASSED, RECEIVED, SIZE_PASSED, SIZE_RECEIVED
 from lrpjax.errors import PathError
 from lrpjax.select import among
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("relevance_in", "relevance_out", "bias", "epsilon", "other", "broken"),
-    meta_fields=("path", "kind", "rule", "shape", "source"),
+    data_fields=(
+        "relevance_in",
+        "relevance_out",
+        "bias",
+        "epsilon",
+        "other",
+        "broken",
+        "size_in",
+        "size_out",
+    ),
+    meta_fields=("path", "kind", "rule", "shape", "source", "turns"),
 )
 @dataclasses.dataclass
 class Account:
@@ -33,6 +41,7 @@ class Account:
     relevance_in: what reached its output. relevance_out: what it handed to its operands. bias, epsilon: what was
     absorbed by the bias (and other constants) and by the stabiliser. other: the rest of in − out: a softmax, a rule
     that does not conserve. broken: how many values of its output are not finite.
+    size_in, size_out: the sums of |R| at its output and at its operands. turns: how often a loop runs it.
     """
 
     path: str
@@ -40,12 +49,22 @@ class Account:
     rule: str
     shape: tuple[int, ...]
     source: str
+    turns: int
     relevance_in: jax.Array
     relevance_out: jax.Array
     bias: jax.Array
     epsilon: jax.Array
     other: jax.Array
     broken: jax.Array
+    size_in: jax.Array
+    size_out: jax.Array
+
+    @property
+    def gain(self) -> float:
+        """By which factor it multiplies the sizes |R| of relevance, of the whole batch: far above 1 where terms cancel
+        in what it divides by. 0 where no relevance came."""
+        size_in, size_out = float(np.sum(self.size_in)), float(np.sum(self.size_out))
+        return size_out / size_in if size_in > 0 else 0.0
 
     @property
     def lost(self) -> jax.Array:
@@ -54,13 +73,13 @@ class Account:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("units", "seed", "relevance"), meta_fields=()
+    jax.tree_util.register_dataclass, data_fields=("units", "seed", "relevance", "size"), meta_fields=()
 )
 @dataclasses.dataclass
 class Audit:
     """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance`
-    the sum of what arrived at the arguments. A pytree; `str(audit)` is a table. Under `jax.vmap` each number has the
-    axis of the batch: `audit[i]` is that of one example.
+    the sum of what arrived at the arguments, `size` the sum of |R| over the output. A pytree; `str(audit)` is a table.
+    Under `jax.vmap` each number has the axis of the batch: `audit[i]` is that of one example.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -73,6 +92,7 @@ class Audit:
     units: list[Account]
     seed: jax.Array
     relevance: jax.Array
+    size: jax.Array
 
     def __getitem__(self, index: Any) -> "Audit":
         return jax.tree.map(lambda a: a[index], self)
@@ -93,6 +113,21 @@ class Audit:
             if np.all(np.isfinite(unit.relevance_in)) and not np.all(np.isfinite(unit.relevance_out)):
                 return unit, "relevance"
         return None
+
+    def growth(self) -> float:
+        """How many times the output's relevance the sizes |R| at a unit's operands sum to, where that is most; in a
+        loop, the mean over its turns."""
+        size = float(np.sum(self.size))
+        return (
+            max((float(np.sum(u.size_out)) / u.turns / size for u in self.units), default=0.0)
+            if size
+            else 0.0
+        )
+
+    def amplifier(self) -> Account | None:
+        """The unit with the largest `gain`; None where no relevance comes to any."""
+        finite = [u for u in self.units if np.isfinite(u.gain) and u.gain > 0]
+        return max(finite, key=lambda u: u.gain, default=None)
 
     def _index(self, unit: Account) -> int:
         return next(i for i, u in enumerate(self.units) if u is unit)
@@ -119,6 +154,12 @@ class Audit:
         elif self.units:
             lines.append(
                 f"largest loss or gain: {number(self.worst().lost)} in unit {self._index(self.worst())}"
+            )
+        worst = self.amplifier()
+        if worst is not None and self.growth() > BOUND:
+            lines.append(
+                f"relevance grows to {self.growth():.1g} times the output's; most, by a factor {worst.gain:.1g}, in "
+                f"unit {self._index(worst)}"
             )
         return "\n".join(lines)
 
@@ -155,30 +196,26 @@ def audit(
     @functools.wraps(f)
     def explain(*args: Any, **kwargs: Any) -> Audit:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
-        units = [u for u in program.level.walk() if KINDS[u.kind].shown and u in program.routes.takes]
-        plan = describe(program.level, program.assignment, program.routes, program.notes)
-        program.rewrite(audited=units)
-        y, _, pull = program.linearise_audited()
-        seed = output_relevance(y, target, program.composite.method)
-        R, accounts = pull(seed)
-        total = lambda tree: sum(
-            jnp.real(leaf).astype(jnp.zeros(()).dtype).sum() for leaf in jax.tree.leaves(tree)
-        )
+        made = run(program, target)
+        hows = [program.assignment.propagations[unit] for unit in made.units]
         entries = [
-            _account(planned, account, program.assignment.propagations[unit].bias_takes_rest)
-            for planned, unit, account in zip(plan.units, units, accounts, strict=True)
+            _account(planned, columns, how.bias_takes_rest, turns)
+            for planned, columns, how, turns in zip(
+                made.plan.units, made.columns, hows, made.turns, strict=True
+            )
         ]
-        return Audit(entries, total(seed), total(R))  # type: ignore[arg-type]
+        return Audit(entries, total(made.seed), total(made.R), total(made.seed, jnp.abs))
 
     return explain
 
 
-def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool) -> Account:
+def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool, turns: int) -> Account:
     received, passed, epsilon = columns[RECEIVED], columns[PASSED], columns[EPSILON]
     rest = received - passed - epsilon
     bias, other = (rest, jnp.zeros_like(rest)) if bias_takes_rest else (columns[BIAS], rest - columns[BIAS])
-    static = (planned.path, planned.kind, planned.rule, planned.shape, planned.source)
-    return Account(*static, received, passed, bias, epsilon, other, columns[BROKEN])
+    static = (planned.path, planned.kind, planned.rule, planned.shape, planned.source, turns)
+    sizes = columns[SIZE_RECEIVED], columns[SIZE_PASSED]
+    return Account(*static, received, passed, bias, epsilon, other, columns[BROKEN], *sizes)
 
 
 def messages(

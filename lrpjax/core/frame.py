@@ -25,6 +25,8 @@ from lrpjax.core.vjps import (
     EPSILON,
     PASSED,
     RECEIVED,
+    SIZE_PASSED,
+    SIZE_RECEIVED,
     convert,
     detach,
     metered,
@@ -125,7 +127,9 @@ class Frame:
                 array = scale(array, weight)
         maker = self.program.made.get(value)
         if maker is not None and value in self.routes.reached:
-            array = self.audit(maker, array, self.routes.form[value], {RECEIVED: 1, BROKEN: 1})
+            array = self.audit(
+                maker, array, self.routes.form[value], {RECEIVED: 1, BROKEN: 1, SIZE_RECEIVED: 1}
+            )
         self.env[value] = array
 
     def slot_of(self, unit: Unit) -> Any:
@@ -209,7 +213,7 @@ class Frame:
         valid = self.program.propagations[unit].valid
         if valid is not None:
             array = scale(array, jnp.where(valid, 1.0, jnp.nan))
-        return self.audit(unit, array, gives, {PASSED: 1})
+        return self.audit(unit, array, gives, {PASSED: 1, SIZE_PASSED: 1})
 
     def rectified(self, value: Value) -> bool:
         """Whether relevance reaches a value only where it is positive: all of it comes through ReLUs, in ratio form."""

@@ -129,23 +129,27 @@ def with_backward(
     return call(x, slot, *rest)
 
 
-SLOT = 5
-RECEIVED, PASSED, BIAS, EPSILON, BROKEN = range(SLOT)
+SLOT = 7
+RECEIVED, PASSED, BIAS, EPSILON, BROKEN, SIZE_RECEIVED, SIZE_PASSED = range(SLOT)
 """The columns of an audit's slot: relevance at a unit's output and at its operands, what bias and stabiliser
-absorb, values that are not finite."""
+absorb, values that are not finite; and the sums of the sizes |R| at its output and at its operands."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def meter(x: jax.Array, slot: jax.Array, form: str, weights: tuple[float, ...]) -> jax.Array:
-    """x. Into the columns of `slot`, as its cotangent, goes the sum of the relevance that passes here, times
-    the weight of each column; where that of BROKEN is not zero, the number of values of x that are not
-    finite."""
+    """x. Into the columns of `slot`, as its cotangent, goes the sum of the relevance that passes here (of its
+    sizes, in the columns for those), times the weight of each column; where that of BROKEN is not zero, the number
+    of values of x that are not finite."""
     return x
 
 
 def _meter_bwd(form, weights, x, c):
-    R = jnp.real(relevance_of(x, c, form)).astype(jnp.zeros(()).dtype).sum()
-    noted = [R * w if w else jnp.zeros_like(R) for w in weights]
+    each = jnp.real(relevance_of(x, c, form)).astype(jnp.zeros(()).dtype)
+    R, size = each.sum(), jnp.abs(each).sum()
+    noted = [
+        (size if i in (SIZE_RECEIVED, SIZE_PASSED) else R) * w if w else jnp.zeros_like(R)
+        for i, w in enumerate(weights)
+    ]
     if weights[BROKEN]:
         noted[BROKEN] = (~jnp.isfinite(x)).sum().astype(R.dtype)
     return c, jnp.stack(noted)

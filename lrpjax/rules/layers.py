@@ -82,6 +82,12 @@ class Gamma(Rule):
     b + γ b^± is a term of the denominator unless `bias=False`. z_j = 0 gives nothing. For x ≥ 0 and z > 0 this
     is the γ-rule of Montavon et al. 2019.
 
+    With the bias the denominator is z_j + γ (Σ_i (x_i w_ij)^± + b^±), which has the sign of z_j and at least its size.
+    Without, it is z_j − b_j + γ Σ_i (x_i w_ij)^±, while the sign is still that of z_j: where b_j makes z_j positive
+    although z_j − b_j is negative (or the other way round), it crosses zero, and the relevance R_j / denominator has
+    no bound but ε; through many layers (a BatchNorm folded into each) Σ|R| reaches 10³⁰. `relevance(..., check=True)`
+    and `lrpjax.audit` say so, and name the layer.
+
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', Gamma(1.0))])
     >>> print(lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0])).round(1))

@@ -22,6 +22,7 @@ LAYERS = (
     "core.calls core.cuts core.turns",
     "core.frame",
     "core.program core.seeds",
+    "core.accounts",
     "core",
     "composites custom targets viz _evaluate",
     "transform",
