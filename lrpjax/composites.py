@@ -99,7 +99,7 @@ class Composite:
         pairs = []
         for selector, rule in self.pairs:
             chosen = [i for i, c in enumerate(selector.choose(units)) if c]
-            fitting = [i for i in chosen if _is_for(rule, units[i])]
+            fitting = [i for i in chosen if _is_for(rule, units[i], selector.names_units)]
             for i in fitting:
                 assigned.setdefault(i, rule)
             pairs.append(_Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
@@ -156,9 +156,10 @@ class _Pair:
         return self.selector.names_units
 
 
-def _is_for(rule: Rule, unit: select.Selectable) -> bool:
-    """Whether a rule is for units of this kind, or with this function."""
-    return not {EVERY, unit.kind, unit.name}.isdisjoint(rule.kinds)
+def _is_for(rule: Rule, unit: select.Selectable, by_name: bool = False) -> bool:
+    """Whether a rule is for units of this kind, or with this function; by_name: where a selector names the unit."""
+    kinds = (*rule.kinds, *rule.named) if by_name else rule.kinds
+    return not {EVERY, unit.kind, unit.name}.isdisjoint(kinds)
 
 
 DEFAULT = Composite((), preset="default")
@@ -167,6 +168,7 @@ DEFAULT = Composite((), preset="default")
 _SUMS = (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-6))
 _DENSE = (select.kind("dense"), rules.Epsilon(1e-6))
 _FIRST = select.first("conv", "dense")
+_RECTIFIERS = select.kind(*rules.RECTIFIERS)
 
 
 def _preset(name: str, *pairs: Any) -> Composite:
@@ -325,7 +327,7 @@ def deconvnet() -> Composite:
     [-2.  4.  0.]
     """
     return Composite(
-        ((select.kind("relu"), rules.Deconvnet()),),
+        ((_RECTIFIERS, rules.Deconvnet()),),
         default=rules.Gradient(),
         method="gradient",
         preset="deconvnet",
@@ -341,10 +343,27 @@ def guided_backprop() -> Composite:
     [-2.  4.  0.]
     """
     return Composite(
-        ((select.kind("relu"), rules.GuidedBackprop()),),
+        ((_RECTIFIERS, rules.GuidedBackprop()),),
         default=rules.Gradient(),
         method="gradient",
         preset="guided_backprop",
+    )
+
+
+def beta_smooth(beta: Any = 10.0) -> Composite:
+    """The gradient with a smooth derivative sigmoid(βx) in place of that of ReLUs (Dombrowski et al. 2019; zennit's
+    `BetaSmooth`).
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
+    >>> print(lrpjax.relevance(f, beta_smooth(beta=0.0))(jnp.array([1.0, 2.0, 3.0])).round(1))
+    [-1.   2.5 -1. ]
+    """
+    return Composite(
+        ((_RECTIFIERS, rules.BetaSmooth(beta)),),
+        default=rules.Gradient(),
+        method="gradient",
+        preset="beta_smooth",
     )
 
 

@@ -55,6 +55,12 @@ class Combined(Selector):
     operator: str
     parts: tuple[Selector, ...]
 
+    @property
+    def names_units(self) -> bool:  # type: ignore[override]
+        if self.operator == "~":
+            return False
+        return (any if self.operator == "&" else all)(part.names_units for part in self.parts)
+
     def choose(self, units):
         chosen = [part.choose(units) for part in self.parts]
         if self.operator == "~":

@@ -138,6 +138,11 @@ def is_float(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
 
 
+def is_known(array: Any) -> bool:
+    """Whether an array's elements can be looked at while tracing."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
 def varying_alike(*arrays: jax.Array) -> list[jax.Array]:
     """Arrays typed as varying over the same manual axes of a `shard_map`, as `primitive.bind` wants them."""
     axes = [getattr(getattr(jax.typeof(a), "mat", None), "varying", frozenset()) for a in arrays]

@@ -253,6 +253,14 @@ def trace(f: Callable, *args: Any) -> tuple[Any, Any]:
     return jax.make_jaxpr(f, return_shape=True)(*args)
 
 
+def _captured(var: Any, constant: Any) -> Value:
+    """A constant of a jaxpr. A number that is known while tracing is one like a written one."""
+    value = Value(var.aval)
+    if var.aval.size == 1 and compat.is_float(var.aval) and compat.is_known(constant):
+        value.constant = np.asarray(constant)
+    return value
+
+
 def build(
     jaxpr: Any,
     treatment: Treatment = INLINING,
@@ -290,7 +298,7 @@ def build(
         holder, consts = compat.open_jaxpr(jaxpr)
         env = dict(zip(holder.invars, inputs, strict=True))
         for var, const in zip(holder.constvars, consts, strict=True):
-            env[var] = constant = Value(var.aval)
+            env[var] = constant = _captured(var, const)
             constants[constant] = const
         return run(holder, env, prefix, within, site, trail)
 
@@ -338,7 +346,7 @@ def build(
                 seen[twin] = outputs
         return [read(a, env) for a in holder.outvars]
 
-    constvars = [Value(v.aval) for v in holder.constvars]
+    constvars = [_captured(var, const) for var, const in zip(holder.constvars, consts, strict=True)]
     invars = [Value(v.aval) for v in holder.invars]
     env.update(zip(holder.constvars, constvars, strict=True))
     env.update(zip(holder.invars, invars, strict=True))

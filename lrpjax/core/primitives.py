@@ -8,6 +8,7 @@ In ratio form (the relevance of a value is the value times its cotangent) most f
 differentiates them; the family says which are, and what the others need.
 """
 
+import math
 import types
 
 import numpy as np
@@ -155,3 +156,96 @@ IN_NUMPY = types.MappingProxyType(
 )
 """The primitives that normalisations compute constants with, in NumPy: they are evaluated while tracing,
 where JAX would compile each one."""
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def _round(x, rounding_method=None, **_):
+    nearest_even = lax.RoundingMethod.TO_NEAREST_EVEN
+    return np.rint(x) if rounding_method == nearest_even else np.copysign(np.floor(np.abs(x) + 0.5), x)
+
+
+def _select(which, *cases, **_):
+    return np.where(which, cases[1], cases[0]) if which.dtype == bool else np.choose(which, cases)
+
+
+def _convert(x, new_dtype, **_):
+    kind = np.dtype(new_dtype).kind
+    return (
+        x.astype(bool)
+        if kind == "b"
+        else np.trunc(x)
+        if kind in "iu" and x.dtype != bool
+        else x.astype(float)
+    )
+
+
+POINTWISE = types.MappingProxyType(
+    {
+        name: (lambda f: lambda *operands, **_: f(*operands))(function)
+        for names, function in {
+            "add add_jaxvals": np.add,
+            "sub": np.subtract,
+            "mul": np.multiply,
+            "div": np.divide,
+            "rem": np.fmod,
+            "max": np.maximum,
+            "min": np.minimum,
+            "pow": lambda x, y: np.power(np.asarray(x, float), y),
+            "neg": np.negative,
+            "abs": np.abs,
+            "sign": np.sign,
+            "floor": np.floor,
+            "ceil": np.ceil,
+            "exp": np.exp,
+            "exp2": np.exp2,
+            "expm1": np.expm1,
+            "log": np.log,
+            "log1p": np.log1p,
+            "sin": np.sin,
+            "cos": np.cos,
+            "tan": np.tan,
+            "asin": np.arcsin,
+            "acos": np.arccos,
+            "atan": np.arctan,
+            "atan2": np.arctan2,
+            "sinh": np.sinh,
+            "cosh": np.cosh,
+            "tanh": np.tanh,
+            "asinh": np.arcsinh,
+            "acosh": np.arccosh,
+            "atanh": np.arctanh,
+            "logistic": lambda x: 0.5 * (1 + np.tanh(x / 2)),
+            "erf": _erf,
+            "erfc": lambda x: 1 - _erf(x),
+            "sqrt": np.sqrt,
+            "rsqrt": lambda x: 1 / np.sqrt(x),
+            "cbrt": np.cbrt,
+            "square": np.square,
+            "lt": np.less,
+            "le": np.less_equal,
+            "gt": np.greater,
+            "ge": np.greater_equal,
+            "eq": np.equal,
+            "ne": np.not_equal,
+            "and": np.logical_and,
+            "or": np.logical_or,
+            "xor": np.logical_xor,
+            "not": np.logical_not,
+            "is_finite": np.isfinite,
+            "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
+            "copy stop_gradient reduce_precision": lambda x: x,
+        }.items()
+        for name in _names(names)
+    }
+    | {
+        lax.integer_pow_p.name: lambda x, y, **_: np.power(np.asarray(x, float), y),
+        lax.round_p.name: _round,
+        lax.select_n_p.name: _select,
+        lax.convert_element_type_p.name: _convert,
+        "log2": lambda x, **_: np.log2(x),
+        "one_minus_square": lambda x, **_: 1 - x * x,
+    }
+)
+"""Elementwise primitives in NumPy, of numbers and float64 arrays: what an activation is, is found by evaluating it."""

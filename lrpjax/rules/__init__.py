@@ -5,6 +5,7 @@ works. Nothing here knows of jaxprs. `Rule` says how to write one of your own; n
 it for a layer, an activation and a product.
 """
 
+from lrpjax.rules.activations import RECTIFIERS as RECTIFIERS
 from lrpjax.rules.activations import BetaSmooth as BetaSmooth
 from lrpjax.rules.activations import Deconvnet as Deconvnet
 from lrpjax.rules.activations import Gradient as Gradient
@@ -46,6 +47,7 @@ __all__ = [
     "LINEAR",
     "PLAIN",
     "RATIO",
+    "RECTIFIERS",
     "AlphaBeta",
     "BetaSmooth",
     "Deconvnet",

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from lrpjax.rules.arithmetic import positive
 from lrpjax.rules.base import EVERY, Rule
 
+RECTIFIERS = ("relu", "relu6", "hard_tanh", "clip")
+"""The names of activations that are made of lines with a flat side, for which the rules of ReLU are meant."""
+
 
 class Pass(Rule):
     """R_i = R_j, unchanged: the default of activations (AttnLRP's identity rule, eq. 9; zennit's `Pass`).
@@ -56,7 +59,9 @@ class Stop(Rule):
 
 class Deconvnet(Rule):
     """Zeiler & Fergus 2014: the backward signal passes a ReLU where it is positive itself, R_i = max(R_j, 0).
-    For units named "relu".
+
+    For rectifiers, and any other activation that a selector names by its function, its kind or its path; leaky ReLUs
+    are no rectifiers here, as in zennit and captum.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
@@ -65,7 +70,8 @@ class Deconvnet(Rule):
     [2. 0. 3.]
     """
 
-    kinds: ClassVar = ("relu",)
+    kinds: ClassVar = RECTIFIERS
+    named: ClassVar = ("activation",)
     linear: ClassVar = False
 
     def through(self, x, y, R, derivative):
@@ -73,8 +79,10 @@ class Deconvnet(Rule):
 
 
 class GuidedBackprop(Rule):
-    """Springenberg et al. 2015: the gradient through a ReLU, where it is positive, R_i = [x_i > 0] max(R_j, 0).
-    For units named "relu".
+    """Springenberg et al. 2015: the gradient through a ReLU, of a positive signal, R_i = φ'(x_i) max(R_j, 0).
+
+    For rectifiers, and any other activation that a selector names by its function, its kind or its path; leaky ReLUs
+    are no rectifiers here, as in zennit and captum.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
@@ -83,15 +91,20 @@ class GuidedBackprop(Rule):
     [0. 0. 3.]
     """
 
-    kinds: ClassVar = ("relu",)
+    kinds: ClassVar = RECTIFIERS
+    named: ClassVar = ("activation",)
     linear: ClassVar = False
 
     def through(self, x, y, R, derivative):
-        return jnp.where(x > 0, positive(R), jnp.zeros((), R.dtype))
+        return derivative * positive(R)
 
 
 class BetaSmooth(Rule):
-    """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (zennit's `ReLUBetaSmooth`).
+    """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (Dombrowski et al.
+    2019, section 4: the derivative of a softplus with this β; zennit's `ReLUBetaSmooth`).
+
+    For rectifiers, and any other activation that a selector names by its function, its kind or its path; leaky ReLUs
+    are no rectifiers here, as in zennit and captum.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(x) @ jnp.array([2.0, -1.0, 3.0])
@@ -101,7 +114,8 @@ class BetaSmooth(Rule):
     """
 
     beta: Any = 10.0
-    kinds: ClassVar = ("relu",)
+    kinds: ClassVar = RECTIFIERS
+    named: ClassVar = ("activation",)
 
     def through(self, x, y, R, derivative):
         return R * jax.nn.sigmoid(jnp.asarray(self.beta, x.dtype) * x)

@@ -55,7 +55,8 @@ class Rule:
 
     kinds: the kinds of unit (or names of functions, as a plan shows them) that the rule is for; "*" is all of
     them. A composite passes the rule over for other kinds; a unit of such a kind that cannot carry the rule out
-    is a RuleError. linear: whether the relevance that comes out is linear in that which goes in.
+    is a RuleError. named: more of them, for which the rule is where a selector names the units and does not take
+    whatever there is. linear: whether the relevance that comes out is linear in that which goes in.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import rules
@@ -74,6 +75,7 @@ class Rule:
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    named: ClassVar[tuple[str, ...]] = ()
     emits: ClassVar[str | None] = None
     linear: ClassVar[bool] = True
     static: ClassVar[frozenset[str]] = frozenset()

@@ -14,7 +14,7 @@ import numpy as np
 
 import lrpjax
 from lrpjax import composites
-from lrpjax.core.recognise import names
+from lrpjax.core.recognise import formulas
 
 MODELS: dict[str, Callable[[], "Case"]] = {}
 """Name -> builder, filled by `model`."""
@@ -153,7 +153,7 @@ def count_equations(jaxpr: Any) -> int:
     return total
 
 
-FAMILIAR = names.NAMED | {"sigmoid", "tanh", "clip"}
+FAMILIAR = {*formulas.KNOWN, "celu", "leaky_relu", "prelu", "clip", "bound"}
 """Activations that a plan names; every other name of an activation means that a piece of something else was taken for one."""
 
 

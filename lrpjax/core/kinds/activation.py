@@ -9,9 +9,10 @@ from lrpjax.core.kinds.base import Kind, Propagation, is_pass
 from lrpjax.core.kinds.functions import Own, of_shape, rebuilder, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast, wide
-from lrpjax.rules import PLAIN, RATIO, Pass, Rule, divide
+from lrpjax.rules import PLAIN, RATIO, RECTIFIERS, Pass, Rule, divide
 
-RECTIFIERS = ("relu", "relu6")
+KEEPS_POSITIVE = ("relu", "relu6")
+"""Functions that give nothing back for what is not positive."""
 
 
 class Activation(Kind):
@@ -32,7 +33,7 @@ class PassThrough(Propagation):
 
     def __init__(self, unit: Unit, text: str):
         super().__init__(unit, text)
-        self.rectifies = unit.name in RECTIFIERS
+        self.rectifies = unit.name in KEEPS_POSITIVE
 
     def forms(self, form, meant):
         return form, form
@@ -81,6 +82,8 @@ class Through(Propagation):
         def backward(x, rest, y, c):
             externals, leaves = rest
             slope = wide(derivative(own, x, externals))
+            if self.unit.name in RECTIFIERS:  # JAX has ½ at a kink; the convention of networks is 0
+                slope = jnp.floor(slope)
             rule = rebuild(leaves)
             R = rule.through(wide(x), wide(y), relevance_of(y, c, form), slope)
             return unbroadcast(of_shape(R, y.shape, f"{rule}: through", self.unit), x.shape)

@@ -1,16 +1,20 @@
 """Activations: elementwise, non-linear functions of one value, however they are written."""
 
 from lrpjax.core.graph import Node, Value
-from lrpjax.core.recognise import names
+from lrpjax.core.recognise import formulas, names
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Unit
+
+MOST = 4
+"""How many numbers in front of a function, and behind it, are tried as a part of it."""
 
 
 def find(draft: Draft) -> None:
     """All nodes between a node and its immediate dominator, if all are elementwise and one is not linear.
 
-    The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where scalar constants alone stand between
-    two such functions, both are one (`1 / (1 + exp(-x))`).
+    The dominator keeps an affine prefix (a bias, a BatchNorm) out. Where numbers alone stand between two such
+    functions, both are one (`1 / (1 + exp(-x))`). Numbers in front of a function and behind it belong to it where
+    all of it is a known function (`2σ(2x) − 1`, `relu6(x + 3) / 6`).
     """
     dominators = draft.dependence.dominators()
     for end in reversed(draft.carrying):
@@ -20,12 +24,11 @@ def find(draft: Draft) -> None:
         region = None if source is None else _region(draft, source, end)
         if region is None or not any(draft.dependence.nonlinear(n) for n in region):
             continue
-        source, region = _absorb(draft, *_extend(draft, source, region, dominators))
-        draft.add(Unit("activation", region, [source], names.name_of(region)))
+        draft.add(named(draft, *_extend(draft, source, region, dominators)))
 
 
 def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -> tuple[Value, list[Node]]:
-    """Grows an activation upwards over scalar constants to an earlier non-linear node of the same value."""
+    """Grows an activation upwards over numbers to an earlier non-linear node of the same value."""
     value, prefix = source, []
     while value.node is not None and draft.free(value.node) and not draft.visible(value):
         node = value.node
@@ -35,7 +38,9 @@ def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -
             break
         start = dominators.get(node)
         inner = None if start is None else _region(draft, start, node)
-        if inner is None or not all(v.carries or names.is_scalar(v) for n in inner for v in n.inputs):
+        if inner is None or not all(
+            v.depends or formulas.number(v) is not None for n in inner for v in n.inputs
+        ):
             break
         prefix = inner + prefix
         if any(draft.dependence.nonlinear(n) for n in inner):
@@ -44,33 +49,45 @@ def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -
     return source, region
 
 
-def _absorb(draft: Draft, source: Value, region: list[Node]) -> tuple[Value, list[Node]]:
-    """Takes in the scalar constants before and behind an activation that belong to the same library call
-    (`selu`, `hard_sigmoid`)."""
-    call = names.call_of(region)
-    if call is None:
-        return source, region
+def named(draft: Draft, source: Value, region: list[Node]) -> Unit:
+    """The unit of a region, by its function's name, with the numbers around it that make a known function of it."""
+    before, behind = _lines_before(draft, source, region), _lines_behind(draft, region)
+    for first in range(len(before), -1, -1):
+        for last in range(len(behind), -1, -1):
+            if not first and not last:
+                break
+            nodes = [*reversed(before[:first]), *region, *behind[:last]]
+            start = nodes[0].carriers()[0] if first else source
+            name = formulas.name_of(nodes, start)
+            if name in formulas.KNOWN:
+                return Unit("activation", nodes, [start], name)
+    return Unit("activation", region, [source], names.name_of(region, source))
 
-    def belongs(node: Node) -> bool:
-        return (
-            node.within[: len(call)] == call
-            and draft.free(node)
-            and draft.dependence.elementwise(node)
-            and len(node.carriers()) == 1
-            and all(v.carries or names.is_scalar(v) for v in node.inputs)
-        )
 
-    while len(region[-1].out.users) == 1 and not draft.visible(region[-1].out):
-        after = region[-1].out.users[0]
-        if not belongs(after):
+def _lines_before(draft: Draft, source: Value, region: list[Node]) -> list[Node]:
+    """The nodes that make a line of numbers of a value, and only for this region: from it upwards."""
+    found: list[Node] = []
+    readers = set(region)
+    while len(found) < MOST and source.node is not None and draft.free(source.node):
+        node = source.node
+        if draft.visible(source) or not readers.issuperset(source.users) or formulas.line(node) is None:
             break
-        region = [*region, after]
-    while source.node is not None and belongs(source.node) and not draft.visible(source):
-        if any(u not in region for u in source.users):
+        found.append(node)
+        readers, source = {node}, node.carriers()[0]
+    return found
+
+
+def _lines_behind(draft: Draft, region: list[Node]) -> list[Node]:
+    """The nodes that make a line of numbers of what a region makes, and are alone in reading it: downwards."""
+    found: list[Node] = []
+    value = region[-1].out
+    while len(found) < MOST and len(value.users) == 1 and not draft.visible(value):
+        node = value.users[0]
+        if not draft.free(node) or formulas.line(node) is None:
             break
-        region = [source.node, *region]
-        source = source.node.carriers()[0]
-    return source, region
+        found.append(node)
+        value = node.out
+    return found
 
 
 def _region(draft: Draft, source: Value, end: Node) -> list[Node] | None:
@@ -96,13 +113,13 @@ def _region(draft: Draft, source: Value, end: Node) -> list[Node] | None:
 
 
 def rename_statistics(draft: Draft) -> None:
-    """max(0, variance) under a root is no ReLU of the network (flax's LayerNorm): rules for "relu" leave it alone."""
+    """max(0, variance) under a root is no ReLU of the network (flax's LayerNorm): rules for rectifiers pass it over."""
     through = ("structural", "affine")
     for unit in set(draft.unit_of.values()):
-        if unit.name != "relu":
+        if unit.name not in ("relu", "clip"):
             continue
         values = draft.forward(unit.out, through)
         uses = {u for v in values for u in v.users if not (draft.light(u, through) and u.carriers() == [v])}
         roots = [u for u in uses if u.name == "sqrt" or names.divides(u)]
         if roots and len(roots) == len(uses) and not any(v.returned for v in values):
-            unit.name = "clip"
+            unit.name = "bound"

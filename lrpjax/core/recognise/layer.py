@@ -2,7 +2,7 @@
 
 from lrpjax.core import dimensions
 from lrpjax.core.graph import Node
-from lrpjax.core.recognise import names
+from lrpjax.core.recognise import formulas, names
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Kernel, Region, Unit
 
@@ -56,6 +56,23 @@ def affine(node: Node) -> bool:
     )
 
 
+def _negates_for_activation(draft: Draft, node: Node) -> bool:
+    """Whether a node, and what follows it, is a line of numbers with a negative slope in front of an activation.
+
+    The negation is that of the function (`exp(-z)`), so the layer's kernel keeps its signs.
+    """
+    slope = 1.0
+    while (line := formulas.line(node)) is not None:
+        slope *= line[0]
+        readers = {draft.unit_of.get(user) for user in node.out.users}
+        if any(unit is not None and unit.kind == "activation" for unit in readers):
+            return slope < 0
+        if len(node.out.users) != 1:
+            return False
+        node = node.out.users[0]
+    return False
+
+
 def _chain(
     draft: Draft, node: Node, kernels: list | None = None, bias: bool = True, move: bool = True
 ) -> list[Node]:
@@ -78,7 +95,7 @@ def _chain(
         elif move and user.name in COLLECTIVE_SUMS and len(user.inputs) == 1:
             nodes += [*pending, user]  # a layer whose contraction is sharded: its rule needs the whole sum
             pending = []
-        elif affine(user) and user.out.shape == value.shape:
+        elif affine(user) and user.out.shape == value.shape and not _negates_for_activation(draft, user):
             if user.name in ("add", "sub", "add_any"):
                 if not bias:
                     break

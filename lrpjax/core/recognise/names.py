@@ -3,36 +3,11 @@
 from collections.abc import Sequence
 
 from lrpjax.core.graph import Node, Value
+from lrpjax.core.recognise import formulas
 from lrpjax.core.units import Unit
 
-NAMED = frozenset(
-    [
-        "relu",
-        "relu6",
-        "silu",
-        "swish",
-        "gelu",
-        "elu",
-        "selu",
-        "celu",
-        "leaky_relu",
-        "softplus",
-        "mish",
-        "hard_silu",
-        "hard_swish",
-        "hard_tanh",
-        "log_sigmoid",
-        "soft_sign",
-        "squareplus",
-        "sparse_plus",
-        "sparse_sigmoid",
-        "hard_sigmoid",
-        "identity",
-        "logaddexp",
-        "prelu",
-    ]
-)
-"""Library functions whose name, where they are a call of their own, names the activation in a plan."""
+SPELLINGS = ("max", "min", "select_n", "clamp")
+"""Primitives that, even alone, are a writing of some function with a name."""
 
 
 GATES = ("sigmoid", "hard_sigmoid")
@@ -64,67 +39,15 @@ def divides(node: Node) -> bool:
     return False
 
 
-def call_of(nodes: Sequence[Node]) -> tuple[str, ...] | None:
-    """The outermost named library call that holds all the nodes: the calls from the outside down to it, or None."""
-    common = nodes[0].within
-    for node in nodes[1:]:
-        common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
-    return next((common[: i + 1] for i, name in enumerate(common) if name in NAMED), None)
-
-
-def name_of(nodes: Sequence[Node]) -> str:
-    """The function's name: from the call that holds all its nodes, else from the primitive."""
-    common = nodes[0].within
-    for node in nodes[1:]:
-        common = tuple(a for a, b in zip(common, node.within, strict=False) if a == b)
+def name_of(nodes: Sequence[Node], source: Value) -> str:
+    """The function's name, by what it computes; the primitives that it is made of, where it is no known function."""
     names = [n.name for n in nodes if n.name not in ("convert_element_type", "copy")]
-    if names == ["max"] and any(
-        v.constant is not None and is_scalar(v) and v.constant == 0 for v in _literals(nodes[-1])
-    ):
-        return "relu"
-    if names == ["logistic"] or (
-        names in (["neg", "exp", "add", "div"], ["exp", "add", "div"]) and not nodes[-1].inputs[0].carries
-    ):
-        return "sigmoid"
-    if "hard_sigmoid" in common and "hard_silu" not in common[common.index("hard_sigmoid") :]:
-        return "hard_sigmoid"
-    for name in reversed(common):
-        if name in NAMED:
-            return {"logaddexp": "softplus", "swish": "silu"}.get(name, name)
-    return {"logistic": "sigmoid"}.get(names[0], names[0]) if len(names) == 1 else _shape_name(names)
-
-
-def _shape_name(names: list[str]) -> str:
-    for inner, name in (
-        ("erf", "gelu"),
-        ("erfc", "gelu"),
-        ("logistic", "silu"),
-        ("tanh", "tanh"),
-        ("max", "clip"),
-        ("min", "clip"),
-    ):
-        if inner in names:
-            return "gelu" if inner == "tanh" and "mul" in names and len(names) > 4 else name
+    if len(names) == 1 and names[0] not in SPELLINGS:
+        return {"logistic": "sigmoid"}.get(names[0], names[0])
+    known = formulas.name_of(nodes, source)
+    if known is not None:
+        return known
     return "+".join(dict.fromkeys(names))[:24]
-
-
-def _literals(node: Node) -> list[Value]:
-    origins = []
-    for v in node.inputs:
-        while (
-            v.constant is None
-            and v.node is not None
-            and v.node.name in ("convert_element_type", "broadcast_in_dim")
-        ):
-            v = v.node.inputs[0]
-        origins.append(v)
-    return origins
-
-
-def is_scalar(value: Value) -> bool:
-    return size(value) == 1 or (
-        value.node is not None and value.node.name == "broadcast_in_dim" and size(value.node.inputs[0]) == 1
-    )
 
 
 def size(value: Value) -> int:

@@ -38,7 +38,7 @@ def _kind(draft: Draft, node: Node) -> tuple[str, str]:
     if node.name in ("max", "min") and carriers > 1:  # the larger, or smaller, one takes all
         return "structural", ""
     if family in ("elementwise", "quotient") and len(node.outputs) == 1 and carriers == 1:
-        return "activation", names.name_of([node])
+        return "activation", names.name_of([node], node.carriers()[0])
     if family == "bilinear" and carriers == 1:
         return "linear", ""
     return "unknown", solve.name_of(draft, node) if node.name in FACTORISATIONS else ""
