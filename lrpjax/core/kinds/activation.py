@@ -9,10 +9,13 @@ from lrpjax.core.kinds.base import Kind, Propagation, is_pass
 from lrpjax.core.kinds.functions import Own, of_shape, rebuilder, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast, wide
-from lrpjax.rules import PLAIN, RATIO, RECTIFIERS, Pass, Rule, divide
+from lrpjax.rules import PLAIN, RATIO, Pass, Rule, divide
 
 KEEPS_POSITIVE = ("relu", "relu6")
 """Functions that give nothing back for what is not positive."""
+
+BETWEEN = {"relu": (0.0, float("inf")), "relu6": (0.0, 6.0), "hard_tanh": (-1.0, 1.0)}
+"""Where the slope of a rectifier is 1; elsewhere it is 0."""
 
 
 class Activation(Kind):
@@ -82,8 +85,9 @@ class Through(Propagation):
         def backward(x, rest, y, c):
             externals, leaves = rest
             slope = wide(derivative(own, x, externals))
-            if self.unit.name in RECTIFIERS:  # JAX has ½ at a kink; the convention of networks is 0
-                slope = jnp.floor(slope)
+            if self.unit.name in BETWEEN:  # at a kink JAX has ½, 0 or 1 by the writing; that of networks is 0
+                low, high = BETWEEN[self.unit.name]
+                slope = ((x > low) & (x < high)).astype(slope.dtype)
             rule = rebuild(leaves)
             R = rule.through(wide(x), wide(y), relevance_of(y, c, form), slope)
             return unbroadcast(of_shape(R, y.shape, f"{rule}: through", self.unit), x.shape)
