@@ -59,7 +59,7 @@ class Calls:
         where all others are explained by their derivatives, a rule may be for one of them."""
         if self.composite.method != "relevance" and isinstance(self.composite.default, Gradient):
             for call in (call for level in graphs(graph) for call in level.calls):
-                if call.derived:
+                if call.derived and not compat.is_library_call(call.eqn):
                     yield from (*call.inputs, *call.outputs)
 
     def keep(self, call: Call) -> bool:
@@ -126,7 +126,10 @@ class Calls:
         return len(self.kept) > before
 
     def _by_derivative(self, candidate: "Candidate", assignment: Assignment) -> bool:
-        """Whether all inside would be explained by the plain derivative."""
+        """Whether all inside would be explained by the plain derivative. JAX's own functions have that of their bodies,
+        and may be a part of a unit (the ReLU in a hard sigmoid)."""
+        if compat.is_library_call(candidate.call.eqn):
+            return False
         shown = [u for u in candidate.units if KINDS[u.kind].shown]
         if shown:
             return all(type(assignment.propagations[u]) is Derivative for u in shown)

@@ -424,7 +424,7 @@ def test_clipped_variance_is_no_relu_of_the_network(name, rng):
     x = jnp.asarray(rng.normal(size=(3, 6)))
     model = lambda x: jax.nn.relu(NORMS[name](x)) @ np.ones((6, 2))
     names = [u.name for u in lrpjax.plan(model, lrpjax.composites.guided_backprop(), x)]
-    assert names.count("relu") == names.count("clip") == 1
+    assert names.count("relu") == names.count("bound") == 1
 
 
 def test_relu_under_the_root_of_a_sum_is_one(rng):
