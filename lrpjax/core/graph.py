@@ -308,7 +308,7 @@ def build(
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
             path = _join(prefix, compat.scope_of(eqn))
-            twin = (eqn.primitive.name, inputs[0]) if eqn.primitive.name in ("exp", "exp2") else None
+            twin = _twin(eqn, inputs)
             if twin in seen:  # a softmax may be written with the same exponential twice
                 env.update(zip(eqn.outvars, seen[twin], strict=True))
                 continue
@@ -355,6 +355,26 @@ def build(
         constvars = []
     outputs = run(holder, env, prefix, within, None, trail)
     return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls))
+
+
+def _twin(eqn: Any, inputs: list[Value]) -> tuple | None:
+    """What tells an exponential, and a maximum taken off before it, from others: equal ones are one value."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in ("exp", "exp2"):
+        return name, inputs[0]
+    if name == "reduce_max":
+        return name, inputs[0], params["axes"]
+    if name == "sub" and _is_maximum(inputs[1]):
+        return name, *inputs
+    if name in ("broadcast_in_dim", "stop_gradient", "reshape") and _is_maximum(inputs[0]):
+        return name, inputs[0], eqn.outvars[0].aval.shape, params.get("broadcast_dimensions")
+    return None
+
+
+def _is_maximum(value: Value) -> bool:
+    while value.node is not None and value.node.name in ("broadcast_in_dim", "stop_gradient", "reshape"):
+        value = value.node.inputs[0]
+    return value.node is not None and value.node.name == "reduce_max"
 
 
 def _bodies(eqn: Any) -> list:

@@ -10,8 +10,21 @@ of kind "structural" and "affine". Nothing here knows of rules: `lrpjax.core.rec
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from lrpjax.core.graph import Graph, Node, Value
+
+RUNNING_MAXIMUM = "running maximum"
+"""The name of a unit that holds an exponential with a running maximum, of which no softmax was found."""
+
+
+class Late(NamedTuple):
+    """Of a softmax's division put off, Σ e v / Σ e. products: for each term above the line, the product e v and its
+    operand that is e; None for a term that was multiplied with nothing that carries relevance. below: the operand
+    below the line."""
+
+    products: frozenset[tuple[Node, Value] | None]
+    below: Value
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,9 +79,9 @@ class Unit:
     the line. gates, activated: of a product, the factors that are sigmoids, and those that come straight from
     an activation. find_signals: of a product, a function that gives the factors that are the signal of a
     recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear: of weighted
-    layers, the part of it between x and the bias. exponentials: of a quotient that
-    is a softmax's division put off, e in Σ e v / Σ e, where the core is the product e v. bodies: the units of
-    each sub-program. within: the units that hold it, outermost first, each with the number of the sub-program.
+    layers, the part of it between x and the bias. late: of a quotient that is a softmax's division put off. bodies:
+    the units of each sub-program. within: the units that hold it, outermost first, each with the number of the
+    sub-program.
     """
 
     kind: str
@@ -81,7 +94,7 @@ class Unit:
     find_signals: Callable[[], list[Value]] | None = None
     core: Node | None = None
     linear: "Region | None" = None
-    exponentials: Value | None = None
+    late: Late | None = None
     bodies: list["Level"] = dataclasses.field(default_factory=list)
     within: tuple[tuple["Unit", int], ...] = ()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import (
     Kind,
     Line,
@@ -28,7 +29,7 @@ class _Division(Kind):
     def unnamed(self, unit):
         if isinstance(unit, Solve):
             return self._solved(unit, "matrix fixed")
-        if unit.exponentials is not None:
+        if unit.late is not None:
             return Deferred(unit, "Taylor, of a softmax divided late")
         return Line(unit, "denominator fixed", unit.signal)
 
@@ -51,7 +52,7 @@ class _Division(Kind):
             return PassOn(unit, str(rule), unit.signal)
         if not is_epsilon(rule):
             raise self.misfit()
-        if unit.exponentials is not None:
+        if unit.late is not None:
             return Deferred(unit, str(rule), epsilon=rule.epsilon)
         return Proportional(unit, str(rule), (unit.signal,), rule.epsilon)
 
@@ -65,31 +66,41 @@ class Quotient(_Division):
 
 
 class Deferred(Proportional):
-    """Σ e v / Σ e: the native derivative, of which e takes the share that the product e v leaves to it, above
-    the line and below."""
+    """Σ e v / Σ e: the native derivative, of which e takes the share that the products e v leave to it, above the
+    line and below."""
 
     def run(self, frame):
-        unit: Unit = self.unit
-        product = frame.program.owner.get(unit.core)
-        part = 0.0 if product is None else self._part(frame, product)
-        bottom = unit.nodes[0].inputs[1]
+        part = self._part(frame)
+        below = self.unit.late.below
 
         def operand(value, place):
-            array = frame.operand(unit, value)
-            return scale(array, jnp.asarray(part, wide(array).real.dtype)) if value is bottom else array
+            array = frame.operand(self.unit, value)
+            return scale(array, jnp.asarray(part, wide(array).real.dtype)) if value is below else array
 
-        frame.native(unit, stabiliser(self.epsilon), operand)
+        frame.native(self.unit, stabiliser(self.epsilon), operand)
 
-    def _part(self, frame, product: Unit) -> float:
-        """The share of the exponentials in the product e v."""
-        receivers = [v for v in product.operands if v in frame.routes.gives[product]]
-        if self.unit.exponentials not in receivers:
+    def _part(self, frame) -> float:
+        """The share of the exponentials in the products e v, which is one number."""
+        parts = {
+            1.0 if product is None else self._share(frame, *product) for product in self.unit.late.products
+        }
+        if len(parts) > 1:
+            raise RuleError(
+                f"the softmax at {self.unit.main.source} is divided by its sum after products that share relevance "
+                f"differently ({', '.join(map(str, sorted(parts)))} for its weights): divide before them"
+            )
+        return parts.pop()
+
+    def _share(self, frame, node: Node, exponentials: Value) -> float:
+        product: Unit | None = frame.program.owner.get(node)
+        if product is None or exponentials not in frame.routes.gives[product]:
             return 0.0
+        receivers = [v for v in product.operands if v in frame.routes.gives[product]]
         propagation = frame.program.propagations[product]
-        part = propagation.part(self.unit.exponentials, receivers)
+        part = propagation.part(exponentials, receivers)
         if part is None:
             raise RuleError(
-                f"{propagation.text} is not defined for the softmax at {self.unit.nodes[0].source}, "
+                f"{propagation.text} is not defined for the softmax at {self.unit.main.source}, "
                 "which is divided by its sum after the "
                 "product: divide before it"
             )

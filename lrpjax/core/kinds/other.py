@@ -15,7 +15,7 @@ from lrpjax.core.kinds.base import (
     refused,
 )
 from lrpjax.core.primitives import FACTORISATIONS
-from lrpjax.core.units import Unit
+from lrpjax.core.units import RUNNING_MAXIMUM, Unit
 from lrpjax.core.vjps import relevance_of
 from lrpjax.rules import PLAIN, is_epsilon
 
@@ -136,6 +136,13 @@ class Unknown(Kind):
                     f"{why}, and JAX has no derivative of it: give it a relevance of its own with custom_relevance",
                 )
             return refused(unit, f"{why}. {by_derivative(unit)}")
+        if unit.name == RUNNING_MAXIMUM:
+            return refused(
+                unit,
+                "it is rescaled by a running maximum, as in a softmax that is computed in blocks, but no division of "
+                "its sums by each other was found: divide Σ exp(s − m) v by Σ exp(s − m) behind the last block, or "
+                "write it with jax.nn.softmax",
+            )
         own = (
             "a rule as a whole with custom_relevance(f, rule=...), or Gradient() with "
             "(select.kind('unknown'), rules.Gradient())"

@@ -18,6 +18,7 @@ from lrpjax.core.recognise import (
     solve,
 )
 from lrpjax.core.recognise.draft import Draft
+from lrpjax.core.recognise.exponentials import Exponentials
 from lrpjax.core.units import Level, Unit
 
 RECOGNISERS = (
@@ -35,7 +36,7 @@ RECOGNISERS = (
 
 def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
     """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
-    level = _find(graph, families, kept)
+    level = _find(graph, families, kept, Exponentials(graph, families))
     recurrence.attach(level)
     _place(level, ())
     return level
@@ -48,8 +49,10 @@ def _place(level: Level, within: tuple[tuple[Unit, int], ...]) -> None:
             _place(body, (*within, (unit, number)))
 
 
-def _find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value]) -> Level:
-    draft = Draft(graph, families, kept, lambda body: _find(body, families, kept))
+def _find(
+    graph: Graph, families: Mapping[str, str], kept: frozenset[Value], exponentials: Exponentials
+) -> Level:
+    draft = Draft(graph, families, kept, lambda body: _find(body, families, kept, exponentials), exponentials)
     for recognise in RECOGNISERS:
         recognise(draft)
     return Level(graph, _sorted(draft))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from lrpjax.core.graph import Graph, Node, Value
 from lrpjax.core.recognise.elementwise import Dependence
+from lrpjax.core.recognise.exponentials import Exponentials
 from lrpjax.core.units import Level, Unit
 
 
@@ -13,6 +14,7 @@ class Draft:
 
     kept: values that stay visible, so that no unit is grown across them. carrying: the nodes that relevance may
     pass. unit_of: the unit of each node that has one. level_of: finds the units of a sub-program.
+    exponentials: those of the whole program that are a softmax's.
     """
 
     def __init__(
@@ -21,8 +23,10 @@ class Draft:
         families: Mapping[str, str],
         kept: frozenset[Value],
         level_of: Callable[[Graph], Level],
+        exponentials: Exponentials,
     ):
         self.graph, self.families, self.kept, self.level_of = graph, families, kept, level_of
+        self.exponentials = exponentials
         self.unit_of: dict[Node, Unit] = {}
         self.dependence = Dependence(graph, families)
         self.carrying = [
