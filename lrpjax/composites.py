@@ -395,15 +395,15 @@ def pattern_attribution(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 
-def attnlrp(epsilon: Any = 1e-6, share: str = "uniform") -> Composite:
-    """AttnLRP (Achtibat et al. 2024): ε in linear layers, every product shared uniformly, softmax by its Taylor
-    expansion, normalisations with their statistics held fixed, activations passed through.
+def attnlrp(epsilon: Any = 1e-6, share: str = "gate") -> Composite:
+    """AttnLRP (Achtibat et al. 2024): ε in linear layers, products shared uniformly, softmax by its Taylor expansion,
+    normalisations with their statistics held fixed, activations passed through.
 
-    `share` is that of `rules.Product`. With the paper's "uniform", half of the relevance of a product with a sigmoid
-    gate goes to the gate, and through it to a sum Wh + b that may be close to zero, where it grows: R_i = w_i h_i R /
-    (Σ w h + b). Recurrent networks do that at every step, and the formula has no bound: over 256 steps of an LSTM or
-    GRU, Σ|R| came to 10⁴⁷ times the output in float64, beyond what float32 holds. `share="gate"` gives all to the
-    signal (Arras et al. 2017), which keeps it bounded; `relevance(..., check=True)` warns.
+    `share` is that of `rules.Product`: "gate" gives sigmoid gates nothing (Arras et al. 2017) and is uniform
+    otherwise; "uniform" gives them half, as the paper's equation 13 does, which was written for attention. Through a
+    gate relevance comes to a sum Wh + b that may be close to zero, where it grows: R_i = w_i h_i R / (Σ w h + b).
+    Recurrent networks do that at every step, and nothing bounds it: over 256 steps of an LSTM or GRU, Σ|R| came to
+    10⁴⁷ times the output with "uniform" in float64, beyond what float32 holds.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
