@@ -616,3 +616,62 @@ def test_maxima_that_do_not_cancel_keep_their_relevance():
     close(*gradient(lambda x: e(x) / e(x).sum(-1, keepdims=True) * x.max(-1, keepdims=True)))
     close(*gradient(lambda x: jnp.log(e(x).sum(-1))))
     close(*gradient(lambda x: jnp.log(e(x).sum(-1)) + x.max(-1)))
+
+
+def test_gates_under_a_running_maximum_are_explained():
+    """xLSTM's exponential gates: the maximum cancels, the decay carries relevance."""
+
+    def f(x, low=0.0):
+        gates, decays, values = projected(x)
+
+        def body(carry, now):
+            c, n, m = carry
+            gate, decay, value = now
+            larger = jnp.maximum(decay + m, gate)
+            kept, let_in = jnp.exp(decay + m - larger), jnp.exp(gate - larger)
+            c, n = kept * c + let_in * jnp.tanh(value), kept * n + let_in
+            return (c, n, larger), c / n
+
+        start = jnp.zeros(4, x.dtype)
+        return lax.scan(body, (start, start, start + low), (gates, jax.nn.log_sigmoid(decays), values))[1]
+
+    x = jnp.asarray(X)
+    R = lrpjax.relevance(f, composites.attnlrp(), target=TARGET)(x)
+    assert jnp.isfinite(R).all()
+    close(R, lrpjax.relevance(functools.partial(f, low=-1.0), composites.attnlrp(), target=TARGET)(x))
+
+
+def test_attention_in_a_ring_of_devices_is_attention():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def local(q, k, v):
+        carry = jax.tree.map(
+            lambda a: lax.pcast(a, ("d",), to="varying"),
+            (jnp.full(3, -jnp.inf, q.dtype), jnp.zeros(3, q.dtype), jnp.zeros((3, 4), q.dtype)),
+        )
+
+        def body(state, _):
+            carry, k, v = state
+            carry, _ = step(q)(carry, (k, v))
+            return (carry, *(lax.ppermute(a, "d", [(0, 1), (1, 0)]) for a in (k, v))), None
+
+        ((_, l, total), _, _), _ = lax.scan(body, (carry, k, v), None, length=2)
+        return total / l[:, None]
+
+    ring = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
+    agree(lambda x: ring(*projected(x)), usual, ["norms", "cp_lrp"])
+
+
+def test_attention_over_keys_on_several_devices_is_attention():
+    """The maximum of all devices cancels as any other does, although JAX has no derivative of `pmax`."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    spec, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+    def local(q, k, v):
+        m, l, total = step(q)(start(q), (k, v))[0]
+        w = jnp.exp(m - lax.pmax(m, "d"))
+        return lax.psum(w[:, None] * total, "d") / lax.psum(w * l, "d")[:, None]
+
+    spread = jax.shard_map(local, mesh=mesh, in_specs=(whole, spec, spec), out_specs=whole)
+    agree(lambda x: spread(*projected(x)), usual, ["norms", "cp_lrp"])

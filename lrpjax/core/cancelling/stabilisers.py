@@ -644,6 +644,14 @@ def _move(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
     return dataclasses.replace(changes[0], terms=terms)
 
 
+def _over_devices(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
+    """Sums of what is multiplied alike on all devices: by what is their common maximum."""
+    if len(changes) != 1 or changes[0].log:
+        return None
+    common = all(s.node is not None and s.node.name == "pmax" for s, _ in changes[0].terms)
+    return changes[0] if common else None
+
+
 def _along(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
     """Running sums of what is multiplied alike, running maxima of what grows alike, order."""
     if changes[0].log and node.name == "cumsum":
@@ -761,6 +769,7 @@ _RULES: dict[str, Callable[[_Walk, Node, list[Change]], Any]] = {
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(("cumsum", "cummax", "rev", "sort"), _along),
     **dict.fromkeys(("scatter-add", "scatter-max"), _scatter),
+    **dict.fromkeys(("psum", "psum_invariant"), _over_devices),
     "select_n": _select,
     **dict.fromkeys(("max", "min"), _larger),
     "concatenate": _join,

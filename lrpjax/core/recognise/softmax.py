@@ -67,14 +67,17 @@ def find(draft: Draft) -> None:
 
 
 def _under_running_maximum(node: Node) -> bool:
-    """exp(s − m) or exp(m' − m) with m = max(m', max s)"""
+    """exp(s − m) or exp(m' − m) with m = max(m', max s). Not so where m cancels and m' is f + the maximum before, with
+    a decay f that carries relevance: these are the gates of a recurrence (xLSTM; Beck et al. 2024)."""
     inner = _origin(node.inputs[0]).node
     if inner is None or inner.name != "sub":
         return False
     taken = _origin(inner.inputs[1]).node
     if taken is None or taken.name != "max" or any(v.constant is not None for v in taken.inputs):
         return False
-    return _origin(inner.inputs[0]) in {_origin(v) for v in taken.inputs}
+    origins = {_origin(v) for v in taken.inputs}
+    decays = any(v.carries and v.node is not None and v.node.name == "add" for v in origins)
+    return _origin(inner.inputs[0]) in origins and (taken.out.carries or not decays)
 
 
 def _origin(value: Value) -> Value:
