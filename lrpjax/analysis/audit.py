@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.composites import DEFAULT, Composite
-from lrpjax.core.accounts import BOUND, run, total
+from lrpjax.core.accounts import BOUND, Accounts, run, total
+from lrpjax.core.ends import End
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
 from lrpjax.core.units import Unit
@@ -73,13 +74,41 @@ class Account:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("units", "seed", "relevance", "size"), meta_fields=()
+    jax.tree_util.register_dataclass,
+    data_fields=("relevance",),
+    meta_fields=("path", "name", "shape", "source"),
+)
+@dataclasses.dataclass
+class Constant:
+    """What ended at a constant that enters by itself (a class token, a prompt, the state that a loop starts with; also
+    what the program detaches), summed like an `Account`.
+
+    relevance: the relevance that came to it. path, source: where it enters. name: the primitive there, "output" for a
+    part of the output that does not depend on what is explained. shape: the constant's.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    relevance: jax.Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("units", "constants", "seed", "relevance", "ended", "size"),
+    meta_fields=(),
 )
 @dataclasses.dataclass
 class Audit:
-    """The accounts of a relevance: `units` in execution order, `seed` the sum of the output's relevance, `relevance`
-    the sum of what arrived at the arguments, `size` the sum of |R| over the output. A pytree; `str(audit)` is a table.
-    Under `jax.vmap` each number has the axis of the batch: `audit[i]` is that of one example.
+    """The accounts of a relevance: `units` in execution order, `constants` where it ends besides, `seed` the sum of the
+    output's relevance, `relevance` the sum of what arrived at the arguments, or at the value that `at` names (a dict of
+    sums, by name, where `relevance` gives a dict). A pytree; `str(audit)` is a table. Under `jax.vmap` each number has
+    the axis of the batch: `audit[i]` is that of one example.
+
+    The sums close: seed = ended + Σ units (bias + epsilon + other) + Σ constants, up to rounding. `ended` is what came
+    to the arguments; with `at`, what came to the named values (to the lowest of them, where one lies below another)
+    or, beside them, to the arguments. `rest` is what these sums leave. `size` is the sum of |R| over the output.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -90,9 +119,22 @@ class Audit:
     """
 
     units: list[Account]
+    constants: list[Constant]
     seed: jax.Array
-    relevance: jax.Array
+    relevance: Any
+    ended: jax.Array
     size: jax.Array
+
+    @property
+    def absorbed(self) -> jax.Array:
+        """What the units took: Σ (bias + epsilon + other)."""
+        return sum((u.bias + u.epsilon + u.other for u in self.units), jnp.zeros_like(self.seed))
+
+    @property
+    def rest(self) -> jax.Array:
+        """seed − ended − what the units and the constants took: zero, up to rounding."""
+        taken = sum((c.relevance for c in self.constants), jnp.zeros_like(self.seed))
+        return self.seed - self.ended - self.absorbed - taken
 
     def __getitem__(self, index: Any) -> "Audit":
         return jax.tree.map(lambda a: a[index], self)
@@ -147,7 +189,22 @@ class Audit:
             )
             for r in [head, *rows]
         ]
-        lines.append(f"output {number(self.seed)}, arguments {number(self.relevance)}")
+        taking = [c for c in self.constants if np.any(np.asarray(c.relevance) != 0)]
+        lines += [
+            f"constant  {c.path or '-'}  {c.name}  {'×'.join(map(str, c.shape)) or '()'}  {number(c.relevance)}"
+            for c in taking
+        ]
+        named = self.relevance if isinstance(self.relevance, dict) else {}
+        lines += [f"at {name}: {number(R)}" for name, R in named.items()]
+        where = "ended" if named else "arguments"
+        if taking:
+            taken = sum(np.sum(np.asarray(c.relevance)) for c in taking)
+            lines.append(
+                f"output {number(self.seed)} = {where} {number(self.ended)} + units {number(self.absorbed)} + "
+                f"constants {number(taken)} + rest {number(self.rest)}"
+            )
+        else:
+            lines.append(f"output {number(self.seed)}, {where} {number(self.ended)}")
         found = self.first_broken()
         if found is not None:
             lines.append(f"not finite: the {found[1]} of unit {self._index(found[0])}")
@@ -170,19 +227,29 @@ def audit(
     *,
     argnums: int | Sequence[int] = 0,
     target: Any = None,
+    at: str | Sequence[str] | None = None,
 ) -> Callable:
     """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance
-    in and out and what absorbed the difference, in − out = bias + ε + other.
+    in and out and what absorbed the difference, in − out = bias + ε + other; and what ended at constants that enter by
+    themselves, so that the sums close.
 
     Takes one forward and one backward pass. Works under `jax.jit`; under `jax.vmap` it gives an audit of every example.
 
     Args:
-        f, composite, argnums, target: as in `lrpjax.relevance`.
+        f, composite, argnums, target, at: as in `lrpjax.relevance`. With `at` the units are those between the output
+            and the named values, at which relevance ends, and those on ways around them.
 
     Raises:
         As `lrpjax.relevance`.
 
     >>> import jax.numpy as jnp, lrpjax
+    >>> token = jnp.array([3.0])
+    >>> print(lrpjax.audit(lambda x: jnp.concatenate([token, x]) @ jnp.array([2.0, 1.0]))(jnp.array([1.0])))
+    #  path  kind   rule                    in  out  bias  epsilon  other
+    0  -     dense  Epsilon(epsilon=1e-06)   7    7     0    1e-06      0
+    constant  -  concatenate  1  6
+    output 7 = arguments 1 + units 1e-06 + constants 6 + rest 0
+    largest loss or gain: 1e-06 in unit 0
     >>> f = lambda x: jnp.maximum(x @ jnp.eye(2) + 1.0, 0.0) @ jnp.array([[1.0], [2.0]])
     >>> print(lrpjax.audit(f, lrpjax.composites.epsilon(2.0))(jnp.array([[1.0, 1.0]])))
     #  path  kind        rule                 in    out   bias  epsilon  other
@@ -195,18 +262,34 @@ def audit(
 
     @functools.wraps(f)
     def explain(*args: Any, **kwargs: Any) -> Audit:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
-        made = run(program, target)
+        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
+        made = run(program, target, closing=True)
         hows = [program.assignment.propagations[unit] for unit in made.units]
         entries = [
             _account(planned, columns, how.bias_takes_rest, turns)
-            for planned, columns, how, turns in zip(
-                made.plan.units, made.columns, hows, made.turns, strict=True
-            )
+            for planned, columns, how, turns in zip(made.planned, made.columns, hows, made.turns, strict=True)
         ]
-        return Audit(entries, total(made.seed), total(made.R), total(made.seed, jnp.abs))
+        single = program.single or not program.tapped
+        sums = total(made.R) if single else {name: total(R) for name, R in made.R.items()}
+        constants = [_constant(end, own) for end, own in made.ended]
+        size = total(made.seed, jnp.abs)
+        return Audit(entries, constants, total(made.seed), sums, _ended(program, made), size)
 
     return explain
+
+
+def _ended(program: Program, made: Accounts) -> jax.Array:
+    """The sum of what came to where relevance ends: the arguments, or the lowest named values, each once."""
+    if not program.tapped:
+        return total(made.R)
+    named = {v: made.R if program.single else made.R[name] for name, v in program.taps.items()}
+    return total([R for v, R in named.items() if v in made.stops]) + total(made.passing)
+
+
+def _constant(end: End, relevance: jax.Array) -> Constant:
+    path, source = (end.node.path, end.node.source) if end.node else ("", "")
+    name = "output" if end.unit is None or end.node is None else end.node.name
+    return Constant(path, name, end.value.shape, source, relevance)
 
 
 def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool, turns: int) -> Account:

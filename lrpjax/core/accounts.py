@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core.kinds import KINDS
-from lrpjax.core.plan import Plan, describe
+from lrpjax.core import ends
+from lrpjax.core.graph import Value
+from lrpjax.core.plan import Planned, describe, described
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
 from lrpjax.core.units import Level, Unit
@@ -27,29 +28,54 @@ KEPT = 0.01
 @dataclasses.dataclass
 class Accounts:
     """A run whose units are audited. y, aux, R: what came out. seed: the relevance of the output. units: those that
-    have an account, in execution order; plan: what a plan says of them; turns: how often a loop runs each; columns:
-    the accounts."""
+    have an account, in execution order; planned: what a plan says of them; turns: how often a loop runs each; columns:
+    the accounts. ended: where relevance ends besides, and how much. stops: the named values at which it ends; passing:
+    what came to the arguments beside them."""
 
     y: Any
     aux: Any
     R: Any
     seed: Any
     units: list[Unit]
-    plan: Plan
+    planned: list[Planned]
     turns: list[int]
     columns: Sequence[jax.Array]
+    ended: list[tuple[ends.End, jax.Array]]
+    stops: frozenset[Value]
+    passing: list[jax.Array]
 
 
-def run(program: Program, target: Any) -> Accounts:
-    """Forward and backward with an account of every unit that a plan shows."""
-    units = [u for u in program.level.walk() if KINDS[u.kind].shown and u in program.routes.takes]
-    plan = describe(program.level, program.assignment, program.routes, program.notes)
-    program.rewrite(audited=units)
+def run(program: Program, target: Any, closing: bool = False) -> Accounts:
+    """Forward and backward with an account of every unit that a plan shows. `closing`: also of all else at which
+    relevance ends; named values are the arguments then, at which it goes no further."""
+    level, routes = program.level, program.routes
+    units = described(level, routes)
+    planned = describe(level, program.assignment, routes).units
+    found: list[ends.End] = []
+    stops: frozenset[Value] = frozenset()
+    beside: list[int] = []
+    if closing:
+        stops = ends.lowest(level, program.assignment, program.tapped)
+        passed = ends.way(level, program.seeded, routes, stops) - stops
+        kept = [any(v in passed for v in u.outputs) for u in units]
+        units = [u for u, k in zip(units, kept, strict=True) if k]
+        planned = [p for p, k in zip(planned, kept, strict=True) if k]
+        found = ends.find(level, routes, passed)
+        arguments = level.inputs[len(program.consts) :]
+        beside = [i for i, v in enumerate(arguments) if program.tapped and v in passed]
+    program.rewrite([*units, *((end.unit, end.value) for end in found)], stops, beside)
     y, aux, pull = program.linearise_audited()
     seed = output_relevance(y, target, program.composite.method)
-    R, columns = pull(seed)
-    turns = dict(_turns(program.level, 1))
-    return Accounts(y, aux, R, seed, units, plan, [turns[u] for u in units], columns)
+    R, (columns, passing) = pull(seed)
+    turns = dict(_turns(level, 1))
+    ended = [(end, own[RECEIVED]) for end, own in zip(found, columns[len(units) :], strict=True)]
+    for value, own in zip(level.outputs, jax.tree.leaves(seed), strict=False):
+        if closing and value not in routes.reached:
+            ended.append((ends.End(None, value, value.node), total(own)))
+    of_units = columns[: len(units)]
+    return Accounts(
+        y, aux, R, seed, units, planned, [turns[u] for u in units], of_units, ended, stops, passing
+    )
 
 
 def _turns(level: Level, around: int) -> Any:
@@ -86,8 +112,8 @@ def bound_of(check: Any) -> float | None:
 def watch(accounts: Accounts, bound: float, conserves: bool) -> None:
     """Has Python warn, when the numbers are there, of what `finding` finds."""
     places = [unit.place for unit in accounts.units]
-    sources = [planned.source for planned in accounts.plan.units]
-    rules = [planned.rule for planned in accounts.plan.units]
+    sources = [planned.source for planned in accounts.planned]
+    rules = [planned.rule for planned in accounts.planned]
     turns = np.asarray(accounts.turns)
 
     def report(columns: Any, seed: Any, R: Any) -> None:

@@ -27,6 +27,7 @@ from lrpjax.core.vjps import (
     RECEIVED,
     SIZE_PASSED,
     SIZE_RECEIVED,
+    absorbing,
     convert,
     detach,
     metered,
@@ -45,8 +46,9 @@ class Rewritten:
     `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of
     them, either of which may be None. It adds the first (zeros) to the value and returns the value; it
     multiplies the second onto the value's cotangent, and with it onto the relevance that goes on from there.
-    `audited` lists units of which an account is asked for: `run` is given a slot (zeros) for each, whose
-    cotangent is the account.
+    `audited` lists units, and values at which relevance ends (`lrpjax.core.ends`) with the unit that reads them, of
+    which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account. At `stops`,
+    tapped values, relevance is read and goes no further.
     """
 
     def __init__(
@@ -54,14 +56,16 @@ class Rewritten:
         propagations: Mapping[Unit, Propagation],
         routes: Routes,
         tapped: Sequence[Value],
-        audited: Sequence[Unit] = (),
+        audited: Sequence[Unit | tuple[Unit, Value]] = (),
+        stops: frozenset[Value] = frozenset(),
     ):
         self.propagations = propagations
         self.routes = routes
         self.tapped = {v: i for i, v in enumerate(tapped)}
         self.owner = {node: unit for unit in routes.takes for node in unit.nodes}
-        self.audited = {unit: i for i, unit in enumerate(audited)}
-        self.made = {v: unit for unit in audited for v in unit.outputs}
+        self.audited = {entry: i for i, entry in enumerate(audited)}
+        self.made = {v: unit for unit in audited if isinstance(unit, Unit) for v in unit.outputs}
+        self.stops = stops
 
     def run(
         self,
@@ -122,11 +126,11 @@ class Frame:
             zeros, weight = self.taps[index]
             if zeros is not None:
                 self.seen[index] = array
-                array = array + zeros
+                array = (detach(array) if value in self.program.stops else array) + zeros
             if weight is not None:
                 array = scale(array, weight)
         maker = self.program.made.get(value)
-        if maker is not None and value in self.routes.reached:
+        if maker is not None and value in self.routes.reached and value not in self.program.stops:
             array = self.audit(
                 maker, array, self.routes.form[value], {RECEIVED: 1, BROKEN: 1, SIZE_RECEIVED: 1}
             )
@@ -141,6 +145,13 @@ class Frame:
         """The array, at which the relevance that passes is entered into the account of a unit, if there is one."""
         slot = self.slot_of(unit)
         return array if slot is None else metered(array, slot, form, weights)
+
+    def absorb(self, unit: Unit, value: Value, array: Any, form: str) -> Any:
+        """A constant, at which the relevance that ends there is entered into its account, if there is one."""
+        index = self.program.audited.get((unit, value))
+        if index is None:
+            return array
+        return absorbing(jnp.asarray(array, value.aval.dtype), self.slots[index], form)
 
     def read(self, value: Value) -> Any:
         return value.constant if value.constant is not None else self.env[value]
@@ -207,7 +218,8 @@ class Frame:
         gives to that of the value."""
         gives = self.routes.gives[unit].get(value)
         if gives is None:
-            return self.fixed(value)
+            fixed = self.fixed(value)
+            return fixed if unit.bodies else self.absorb(unit, value, fixed, self.routes.takes[unit])
         array, form = self.env[value], self.routes.form[value]
         array = array if gives == form else convert(array, None, gives, form)
         valid = self.program.propagations[unit].valid

@@ -267,13 +267,17 @@ def refuse(routes: Routes) -> None:
     raise UnsupportedError(f"relevance cannot be propagated through\n{lines}")
 
 
+def described(level: Level, routes: Routes) -> list[Unit]:
+    """The units that a plan lists: all that relevance reaches, but for what only moves it and what holds others."""
+    return [u for u in level.walk() if KINDS[u.kind].shown and u in routes.takes]
+
+
 def describe(level: Level, assignment: Assignment, routes: Routes, notes: Iterable[str] = ()) -> Plan:
     """The table of a plan: all units that relevance reaches."""
     planned = []
-    for unit in level.walk():
-        if KINDS[unit.kind].shown and unit in routes.takes:
-            aval, text = unit.out.aval, assignment.propagations[unit].text
-            planned.append(
-                Planned(unit.path, unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main)
-            )
+    for unit in described(level, routes):
+        aval, text = unit.out.aval, assignment.propagations[unit].text
+        planned.append(
+            Planned(unit.path, unit.kind, unit.name, text, tuple(aval.shape), str(aval.dtype), unit.main)
+        )
     return Plan(planned, assignment.unmatched, list(notes))

@@ -193,12 +193,19 @@ class Program:
             self.warned = True
             warnings.warn(f"{cuts.PARTLY} {'; '.join(self.cuts)}. {cuts.ADVICE}", CutWarning, stacklevel=6)
 
-    def rewrite(self, audited: Sequence[Unit] = ()) -> None:
-        """Makes the program that is run: with taps, conditions, and accounts of the units audited."""
+    def rewrite(
+        self,
+        audited: Sequence[Unit | tuple[Unit, Value]] = (),
+        stops: frozenset[Value] = frozenset(),
+        beside: Sequence[int] = (),
+    ) -> None:
+        """Makes the program that is run: with taps, conditions, and accounts of what is audited. At `stops` relevance
+        goes no further; `beside` are the numbers of the arguments' arrays that it comes to nevertheless."""
         watched = [*self.tapped, *(v for values in self.conditions.values() for v in values)]
         self.slots = [jnp.zeros(SLOT)] * len(audited)
+        self.beside = list(beside)
         watched = list(dict.fromkeys(watched))
-        self.rewritten = Rewritten(self.assignment.propagations, self.routes, watched, audited)
+        self.rewritten = Rewritten(self.assignment.propagations, self.routes, watched, audited, stops)
 
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
@@ -213,7 +220,8 @@ class Program:
         return y, aux, lambda seed: pull(seed)[0]
 
     def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
-        """As `linearise`; pull gives a pair, the second of which are the accounts of the units that are audited."""
+        """As `linearise`; pull gives a pair, the second of which are the accounts of what is audited, and what came to
+        the arguments beside the values that are named."""
         self.warn_of_cuts()
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
@@ -225,29 +233,42 @@ class Program:
                     f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
                 )
 
+        inputs = self.graph.inputs[len(self.consts) :]
+
         def run(leaves, zeros, slots):
             outputs, seen = self.run(leaves, zeros, weights or {}, slots)
             return outputs[: len(y_leaves)], (outputs[len(y_leaves) :], seen)
 
         if self.tapped:
-            on = (self.zeros(), self.slots)
-            y, back, (aux, seen) = jax.vjp(lambda z, s: run(self.leaves, z, s), *on, has_aux=True)
+            on = (self.zeros(), self.slots, [self.leaves[i] for i in self.beside])
+
+            def run_tapped(zeros, slots, beside):
+                leaves = dict(enumerate(self.leaves)) | dict(zip(self.beside, beside, strict=True))
+                return run([leaves[i] for i in range(len(leaves))], zeros, slots)
+
+            y, back, (aux, seen) = jax.vjp(run_tapped, *on, has_aux=True)
         else:
             on = (self.leaves, self.slots)
             y, back, (aux, seen) = jax.vjp(lambda x, s: run(x, {}, s), *on, has_aux=True)
 
         def pull(seed: Any) -> Any:
             seeds = [jnp.asarray(s).astype(v.dtype) for s, v in zip(jax.tree.leaves(seed), y, strict=True)]
-            cotangents, accounts = back(seeds)
+            cotangents, accounts, *beside = back(seeds)
             if self.tapped:
+                accounts = (
+                    accounts,
+                    [
+                        self.read(inputs[i], self.leaves[i], c)
+                        for i, c in zip(self.beside, beside[0], strict=True)
+                    ],
+                )
                 read = {i: self.read(v, seen[i], cotangents[i]) for i, v in enumerate(self.tapped)}
                 named = {name: read[self.tapped.index(v)] for name, v in self.taps.items()}
                 return (next(iter(named.values())) if self.single else named), accounts
-            inputs = self.graph.inputs[len(self.consts) :]
             R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
             explained = jax.tree.unflatten(self.treedef, R)
             explained = tuple(explained) if isinstance(self.argnums, Sequence) else explained[0]
-            return explained, accounts
+            return explained, (accounts, [])
 
         aux = jax.tree.unflatten(jax.tree.structure(self.shapes[1]), aux) if self.has_aux else None
         return jax.tree.unflatten(y_tree, y), aux, pull

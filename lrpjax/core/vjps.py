@@ -143,8 +143,14 @@ def meter(x: jax.Array, slot: jax.Array, form: str, weights: tuple[float, ...]) 
     return x
 
 
+def _each(x: jax.Array, c: jax.Array, form: str) -> jax.Array:
+    """The relevance of every element: none where the cotangent is zero, whatever x is (masks with −∞)."""
+    R = relevance_of(jnp.where(c == 0, jnp.zeros((), x.dtype), x), c, form)
+    return jnp.real(R).astype(jnp.zeros(()).dtype)
+
+
 def _meter_bwd(form, weights, x, c):
-    each = jnp.real(relevance_of(x, c, form)).astype(jnp.zeros(()).dtype)
+    each = _each(x, c, form)
     R, size = each.sum(), jnp.abs(each).sum()
     noted = [
         (size if i in (SIZE_RECEIVED, SIZE_PASSED) else R) * w if w else jnp.zeros_like(R)
@@ -162,6 +168,25 @@ def metered(x: jax.Array, slot: jax.Array, form: str, weights: Mapping[int, floa
     """x, with `meter`."""
     slot = compat.varying_alike(slot, x)[0]
     return meter(x, slot, form, tuple(float(weights.get(i, 0)) for i in range(SLOT)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def absorb(x: jax.Array, slot: jax.Array, form: str) -> jax.Array:
+    """x, a constant. Into `slot`, as what it receives, goes the relevance that ends here."""
+    return x
+
+
+def _absorb_bwd(form, x, c):
+    return None, jnp.zeros(SLOT).at[RECEIVED].set(_each(x, c, form).sum())
+
+
+absorb.defvjp(lambda x, slot, form: (x, x), _absorb_bwd)
+
+
+def absorbing(x: jax.Array, slot: jax.Array, form: str) -> jax.Array:
+    """x, with `absorb`."""
+    slot, x = compat.varying_alike(slot, x)
+    return absorb(x, slot, form)
 
 
 def unbroadcast(c: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -1,5 +1,6 @@
 """The ledger: in = out + bias + ε + other for every unit, each by hand where theory names it, and messages that sum to both sides."""
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,3 +264,233 @@ def test_messages_of_a_layer_beside_a_residual():
 def test_messages_of_no_layer():
     with pytest.raises(PathError, match=r"0 dense layers have the path 'nothing'.*head"):
         lrpjax.messages(net(), at="nothing")(X)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ constants
+
+
+TOKENS = np.random.default_rng(5).normal(size=(2, 4))
+W4 = np.random.default_rng(6).normal(size=(3, 4, 4))
+
+
+def attention(x, mask=None):
+    with jax.named_scope("attention"):
+        scores = (x @ W4[0]) @ (x @ W4[1]).T
+        scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+        return x + jax.nn.softmax(scores) @ (x @ W4[2])
+
+
+def with_class_token(x):
+    with jax.named_scope("embed"):
+        x = jnp.concatenate([TOKENS[:1], x, TOKENS[1:]])
+    return attention(x)[0]
+
+
+def with_registers_by_update(x):
+    return attention(jnp.asarray(TOKENS).repeat(3, 0).at[2:5].set(x))[2]
+
+
+def with_dynamic_update(x):
+    return attention(jax.lax.dynamic_update_slice(jnp.asarray(TOKENS).repeat(3, 0), x, (1, 0)))[0]
+
+
+def with_a_padding_value(x):
+    return attention(jnp.pad(x, ((1, 0), (0, 0)), constant_values=0.7))[0]
+
+
+def with_a_selection(x):
+    return attention(jnp.where(jnp.arange(3)[:, None] == 1, TOKENS[0], x))[1]
+
+
+def with_a_causal_mask(x):
+    return attention(jnp.concatenate([TOKENS, x]), jnp.tril(jnp.ones((5, 5), bool)))[-1]
+
+
+def with_sinks(x):
+    """Logits of a sink beside those of the keys, as some decoders have them."""
+    scores = (x @ W4[0]) @ (x @ W4[1]).T
+    sink = jnp.broadcast_to(jnp.array([0.5]), (scores.shape[0], 1))
+    weights = jax.nn.softmax(jnp.concatenate([scores, sink], -1))
+    return weights[:, :-1] @ (x @ W4[2])
+
+
+def with_a_learned_state(x):
+    step = lambda h, x: (jnp.tanh(x @ W4[0] + h @ W4[1]), h)
+    h, hs = jax.lax.scan(step, jnp.asarray(TOKENS[0]), x)
+    return h + hs.sum(0)
+
+
+def with_a_state_that_is_reset(x):
+    step = lambda h, x: (jnp.asarray(TOKENS[1]), jnp.tanh(x @ W4[0] + h))
+    _, ys = jax.lax.scan(step, x[0], x)
+    return ys
+
+
+def with_a_branch(x):
+    return jax.lax.cond(x[0, 0] < 99, lambda x: jnp.asarray(TOKENS[1:]), lambda x: x[:1], x) + x
+
+
+def with_what_is_detached(x):
+    return attention(jnp.concatenate([jax.lax.stop_gradient(2.0 * x), x]))[-1]
+
+
+def with_an_output_apart(x):
+    return jnp.concatenate([x @ W4[0], TOKENS]), jnp.asarray(TOKENS)
+
+
+def with_tables(x):
+    rows = jnp.asarray(W4[0])[jnp.array([0, 3])]
+    return attention(jnp.stack([*rows, *x]))[0]
+
+
+CONSTANTS = {f.__name__: f for f in (
+    with_class_token, with_registers_by_update, with_dynamic_update, with_a_padding_value, with_a_selection,
+    with_a_causal_mask, with_sinks, with_a_learned_state, with_a_state_that_is_reset, with_a_branch,
+    with_what_is_detached, with_an_output_apart, with_tables,
+)}  # fmt: skip
+
+
+def closes(audit, tolerance=1e-9):
+    taken = sum(c.relevance for c in audit.constants)
+    absorbed = sum(u.bias + u.epsilon + u.other for u in audit.units)
+    scale = 1 + np.abs(audit.seed) + sum(np.abs(u.relevance_in) for u in audit.units)
+    assert np.all(np.abs(audit.seed - audit.ended - absorbed - taken) < tolerance * scale)
+    np.testing.assert_allclose(audit.rest, audit.seed - audit.ended - absorbed - taken, atol=1e-12)
+
+
+@pytest.mark.parametrize("composite", ["default", "attnlrp", "flat"])
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_have_accounts_and_the_sums_close(name, composite):
+    f = CONSTANTS[name]
+    composite = {
+        "default": None,
+        "attnlrp": composites.attnlrp(0.1),
+        "flat": lrpjax.Composite([("*", rules.Flat())], preset="flat"),
+    }[composite]
+    x = np.random.default_rng(7).normal(size=(3, 4))
+    target = (
+        None if name == "with_an_output_apart" else lambda y: y * jnp.arange(1.0, 1 + y.size).reshape(y.shape)
+    )
+    audit = lrpjax.audit(f, composite, target=target)(x)
+    closes(audit)
+    R = lrpjax.relevance(f, composite, target=target)(x)
+    np.testing.assert_allclose(audit.relevance, R.sum(), rtol=1e-9)
+    assert audit.ended == pytest.approx(audit.relevance)
+    taking = [c for c in audit.constants if abs(c.relevance) > 1e-6]
+    assert taking and all("test_audit.py" in c.source for c in taking if c.name != "output")
+    assert f"constants {float(sum(c.relevance for c in taking)):.4g}" in str(audit)
+
+
+def test_what_a_constant_takes_by_hand():
+    """The relevance of a token that is explained instead."""
+    x = np.random.default_rng(7).normal(size=(3, 4))
+    composite = composites.attnlrp()
+    both = lambda x, tokens: attention(jnp.concatenate([tokens[:1], x, tokens[1:]]))[0]
+    _, R = lrpjax.relevance(both, composite, argnums=(0, 1))(x, TOKENS)
+    audit = lrpjax.audit(with_class_token, composite)(x)
+    ours = [c for c in audit.constants if c.name == "concatenate"]
+    np.testing.assert_allclose([c.relevance for c in ours], R.sum(1), rtol=1e-9)
+    assert all(c.path == "embed" and c.shape == (1, 4) for c in ours)
+
+
+@pytest.mark.parametrize("name", ["with_class_token", "with_a_learned_state", "with_a_causal_mask"])
+def test_constants_under_transformations(name):
+    f = CONSTANTS[name]
+    xs = np.random.default_rng(8).normal(size=(2, 3, 4))
+    one = [lrpjax.audit(f)(x) for x in xs]
+    batch = jax.jit(jax.vmap(lrpjax.audit(f)))(xs)
+    closes(batch)
+    for i, audit in enumerate(one):
+        for a, b in zip(batch[i].constants, audit.constants, strict=True):
+            np.testing.assert_allclose(a.relevance, b.relevance, rtol=1e-8, atol=1e-10)
+    mapped = lrpjax.audit(lambda xs: jax.lax.map(jax.checkpoint(f), xs))(xs)
+    closes(mapped)
+    wanted = sum(c.relevance for audit in one for c in audit.constants)
+    np.testing.assert_allclose(sum(c.relevance for c in mapped.constants), wanted, rtol=1e-8)
+
+
+def test_a_vision_transformer_closes():
+    class Vit(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            options = {"param_dtype": float}
+            x = nn.Conv(8, (4, 4), (4, 4), name="patches", **options)(x).reshape(x.shape[0], -1, 8)
+            token = self.param("cls", nn.initializers.normal(1.0), (1, 1, 8), float)
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, 8)), x], 1)
+            x = x + self.param("positions", nn.initializers.normal(1.0), x.shape[1:], float)
+            h = nn.LayerNorm(name="norm", **options)(x)
+            x = x + nn.MultiHeadDotProductAttention(2, name="attention", **options)(h)
+            return nn.Dense(3, name="head", **options)(nn.LayerNorm(name="last", **options)(x)[:, 0])
+
+    params = helpers.lenient(Vit().init)(jax.random.key(0), X)
+    f = helpers.lenient(lambda x: Vit().apply(params, x))
+    for composite in (composites.attnlrp(), composites.cp_lrp(), composites.epsilon_plus_flat()):
+        audit = jax.jit(lrpjax.audit(f, composite, target=1))(X)
+        closes(audit)
+        (token,) = [c for c in audit.constants if c.shape == (2, 1, 8)]
+        assert abs(token.relevance) > 1e-3 * abs(audit.seed) and token.name == "concatenate"
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- at
+
+
+def deep(x):
+    with jax.named_scope("one"):
+        x = jnp.tanh(x @ W4[0] + 0.1)
+    with jax.named_scope("two"):
+        x = jnp.tanh(x @ W4[1] + 0.2)
+    return lrpjax.tag(x, "tagged") @ W4[2]
+
+
+@pytest.mark.parametrize("at", ["one", "two", "tagged", ["one"], ["one", "two"], "*", ["two", "tagged"]])
+def test_audits_of_named_values(at):
+    x = np.random.default_rng(9).normal(size=(2, 4))
+    R = lrpjax.relevance(deep, composites.epsilon(0.1), at=at, target=1)(x)
+    audit = jax.jit(lrpjax.audit(deep, composites.epsilon(0.1), at=at, target=1))(x)
+    np.testing.assert_allclose(audit.seed, deep(x)[:, 1].sum(), rtol=1e-9)
+    if isinstance(R, dict):
+        assert set(audit.relevance) == set(R)
+        for name, value in R.items():
+            np.testing.assert_allclose(audit.relevance[name], value.sum(), rtol=1e-9)
+            assert f"at {name}: " in str(audit)
+    else:
+        np.testing.assert_allclose(audit.relevance, R.sum(), rtol=1e-9)
+        np.testing.assert_allclose(audit.ended, R.sum(), rtol=1e-9)
+    closes(audit)
+    paths = [u.path for u in audit.units]
+    assert ("two" in paths) == (at in ("one", "*") or "one" in at)
+    assert ("one" in paths) == (at == "*")  # only that between the lowest named value and the output
+
+
+def test_what_passes_a_named_value_by():
+    def residual(x):
+        x = jnp.tanh(x @ W4[0] + 0.1)
+        with jax.named_scope("branch"):
+            h = jnp.tanh(x @ W4[1])
+        return (x + h) @ W4[2]
+
+    x = np.random.default_rng(9).normal(size=(4,))
+    audit = lrpjax.audit(residual, composites.epsilon(0.1), at="branch")(x)
+    R = lrpjax.relevance(residual, composites.epsilon(0.1), at="branch")(x)
+    np.testing.assert_allclose(audit.relevance, R.sum(), rtol=1e-9)
+    assert abs(audit.ended - audit.relevance) > 1e-3
+    closes(audit)
+
+
+def test_audits_of_tokens():
+    random = np.random.default_rng(2)
+    table, prompt = random.normal(size=(7, 4)), random.normal(size=(2, 4))
+
+    def decoder(tokens):
+        with jax.named_scope("embedding"):
+            rows = jnp.asarray(table)[tokens]
+        return attention(jnp.concatenate([prompt, rows]), jnp.tril(jnp.ones((5, 5), bool)))[-1]
+
+    tokens = jnp.array([3, 1, 6])
+    R = lrpjax.relevance(decoder, composites.attnlrp(), at="embedding")(tokens)
+    audit = jax.jit(lrpjax.audit(decoder, composites.attnlrp(), at="embedding"))(tokens)
+    np.testing.assert_allclose(audit.relevance, R.sum(), rtol=1e-9)
+    closes(audit)
+    assert any(abs(c.relevance) > 1e-3 and c.name == "concatenate" for c in audit.constants)
+    with pytest.raises(PathError, match="nowhere"):
+        lrpjax.audit(decoder, at="nowhere")(tokens)

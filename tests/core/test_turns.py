@@ -105,6 +105,23 @@ def test_rules_that_hand_relevance_to_zeros_behind_a_loop_or_inside(name):
         close(explain(network(lax.scan, head), target), explain(network(None, head), target))
 
 
+@pytest.mark.parametrize("name", LAST)
+def test_what_a_loop_stacks_and_reads_itself(name):
+    """The states of a recurrence: stacked outside, where relevance is in proportion, and read inside by a flat rule."""
+
+    def states(x, loop):
+        def step(h, x):
+            with jax.named_scope("layer"):
+                return jnp.tanh(x @ W[0] + h @ W[1]), h
+
+        h, hs = loop(step, x[0], x)
+        return h + hs.sum(0)
+
+    x = RNG.normal(size=(N, 3))
+    explain = lambda loop: lrpjax.relevance(lambda x: states(x, loop), LAST[name])(x)
+    close(explain(lax.scan), explain(python_loop))
+
+
 def test_carries_that_change_places():
     """Each turn takes relevance in another form: no turn is like the others."""
     step = lambda c, w: ((jnp.tanh(c[1] @ w), c[0]), None)

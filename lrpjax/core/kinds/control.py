@@ -56,6 +56,8 @@ class Inside(Propagation):
         for operand, inner, array in zip(self.unit.entering, body.inputs, arrays, strict=True):
             if operand in gives and inner in routes.reached and routes.form[inner] != gives[operand]:
                 array = convert(array, None, routes.form[inner], gives[operand])
+            elif operand not in gives and inner in routes.reached:
+                array = frame.absorb(self.unit, operand, array, routes.form[inner])
             entered.append(array)
         return entered
 
@@ -67,6 +69,8 @@ class Inside(Propagation):
             outside = routes.form.get(outer, RATIO)
             inside = routes.form.get(inner, RATIO) if inner in routes.reached else outside
             differ = outside != inside and outer in routes.reached
+            if outer in routes.reached and inner not in routes.reached:
+                array = frame.absorb(self.unit, inner, array, outside)
             converted.append(convert(array, None, outside, inside) if differ else array)
         return converted
 
@@ -142,11 +146,7 @@ class _Scan(Inside):
         arrays = self.enter(frame, body, arrays)
         consts, init, xs = arrays[:first], arrays[first : first + count], arrays[first + count :]
         taps = {i: frame.taps[i] for i in frame.program.taps_in(body)}
-        before, after, outside = (
-            body.inputs[first : first + count],
-            body.outputs[:count],
-            node.outputs[:count],
-        )
+        before, outside = body.inputs[first : first + count], node.outputs[:count]
         forms = [self.form_of(frame, v, o) for v, o in zip(before, outside, strict=True)]
         turned = functools.partial(self.turned, frame)
 
@@ -156,10 +156,10 @@ class _Scan(Inside):
                 turned(*one) for one in zip(before, carry, frame_forms(frame, before), forms, strict=True)
             ]
             outputs, seen = frame.program.run(body, [*consts, *carry, *xs], taps, frame.slots)
-            carry = [
-                turned(*one) for one in zip(after, outputs, forms, frame_forms(frame, after), strict=False)
-            ]
-            return carry, (outputs[count:], seen)
+            inside = frame_forms(frame, body.outputs)
+            arriving = [*forms, *frame_forms(frame, node.outputs[count:])]
+            outputs = [turned(*one) for one in zip(body.outputs, outputs, arriving, inside, strict=True)]
+            return outputs[:count], (outputs[count:], seen)
 
         given = [turned(*one) for one in zip(before, init, forms, frame_forms(frame, before), strict=True)]
         p = node.params
@@ -175,7 +175,9 @@ class _Scan(Inside):
 
     def turned(self, frame: Any, value: Value, array: Any, arrives: str, leaves: str) -> Any:
         """A value whose cotangent comes in one form and goes on in another, if relevance comes to it at all."""
-        differ = value in frame.routes.reached and arrives != leaves
+        if value not in frame.routes.reached:
+            return frame.absorb(self.unit, value, array, arrives)
+        differ = arrives != leaves
         return convert(array, None, arrives, leaves) if differ else array
 
 
