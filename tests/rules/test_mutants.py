@@ -145,7 +145,8 @@ QUOTIENTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::lrpjax.UnmatchedWarning")  # the sums of a softmax are no units of these kinds
+# The sums of a softmax are no units of these kinds.
+@pytest.mark.filterwarnings("ignore::lrpjax.UnmatchedWarning")
 @pytest.mark.parametrize("name", QUOTIENTS)
 def test_stabilised_quotient_absorbs_what_the_stabiliser_takes(name):
     """ε on top of what the unit does without a rule: R y / (y + ε sign y)."""
