@@ -83,7 +83,11 @@ class Calls:
         shipped = None if self.composite.method != "relevance" else references.find(call)
         if shipped is None or any(_names(pair, [call])[0] for pair in self._deriving()):
             return None
-        self._traced[call.trail] = traced = _traced(shipped, call)
+        try:
+            traced = _traced(shipped, call)
+        except RuleError:  # it was called in another way than the plain writing is for
+            return None
+        self._traced[call.trail] = traced
         self.notes[f"exchanged: {call.place}, for its plain writing in lrpjax"] = None
         return traced
 

@@ -242,8 +242,9 @@ def kernel_name(eqn: Any) -> str:
     """The name of the kernel, or of the foreign function, that an equation runs; "" if it runs none."""
     params = eqn.params
     if eqn.primitive.name == "pallas_call":
-        described = params.get("name_and_src_info")
-        return str(getattr(described, "name", None) or params.get("name") or "")
+        described, info = params.get("name_and_src_info"), getattr(params["jaxpr"], "debug_info", None)
+        named = getattr(described, "name", None) or params.get("name") or getattr(info, "func_name", None)
+        return str(named or "")
     return str(params.get("target_name") or "") if eqn.primitive.name == "ffi_call" else ""
 
 
@@ -255,14 +256,16 @@ def defined_in(jaxpr: Any) -> str:
     return "" if folder is None else file[len(folder) :].replace(os.sep, "/")
 
 
-def arguments_of(eqn: Any) -> tuple[tuple, Any]:
-    """(the static arguments, the tree of the others) of a call of a `custom_vjp` function: the values of
-    `nondiff_argnums`, in their order, and the treedef of the tuple of all else, or None if it is not known.
+def arguments_of(eqn: Any) -> tuple[tuple, Any, list]:
+    """(the static arguments, the tree of the others, the batched axes) of a call of a `custom_vjp` function: the
+    values of `nondiff_argnums`, in their order; the treedef of the tuple of all else, or None if it is not known; for
+    each `vmap` around the call, the outermost first, the axes of the operands that it maps over.
 
     JAX keeps neither among the parameters, but hands both to the function that runs the derivative.
     """
     static: tuple = ()
     tree = None
+    batched: list = []
     seen: set[int] = set()
     stack = [eqn.params.get("bwd")]
     while stack:
@@ -284,8 +287,12 @@ def arguments_of(eqn: Any) -> tuple[tuple, Any]:
         elif isinstance(item, (tuple, list)):
             stack += item
         elif callable(item) and getattr(item, "__closure__", None):
-            stack += [cell.cell_contents for cell in item.__closure__ if _filled(cell)]
-    return static, tree
+            names = item.__code__.co_freevars
+            held = {n: c.cell_contents for n, c in zip(names, item.__closure__, strict=True) if _filled(c)}
+            if "out_dim_dests" in held:
+                batched.append(held.pop("out_dim_dests"))
+            stack += held.values()
+    return static, tree, batched
 
 
 def _filled(cell: Any) -> bool:

@@ -10,6 +10,7 @@ from lrpjax.core.kinds.functions import Own, of_shape, rebuilder, run_own
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import relevance_of, unbroadcast, wide
 from lrpjax.rules import PLAIN, RATIO, Pass, Rule, divide
+from lrpjax.rules.arithmetic import broadcasts
 
 KEEPS_POSITIVE = ("relu", "relu6")
 """Functions that give nothing back for what is not positive."""
@@ -24,6 +25,9 @@ class Activation(Kind):
     takes = "activations take Pass and rules that define through(x, y, R, derivative)"
 
     def carry_out(self, unit, rule):
+        before, after = unit.operands[0].shape, unit.out.shape
+        if not broadcasts(before, after):
+            raise self.misfit(f"{unit.main.name} makes an array of shape {after} of one of {before}")
         if hasattr(rule, "through"):
             return Through(unit, rule)
         if is_pass(rule):

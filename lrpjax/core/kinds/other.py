@@ -143,10 +143,14 @@ class Unknown(Kind):
                 "its sums by each other was found: divide Σ exp(s − m) v by Σ exp(s − m) behind the last block, or "
                 "write it with jax.nn.softmax",
             )
-        own = (
-            "a rule as a whole with custom_relevance(f, rule=...), or Gradient() with "
-            "(select.kind('unknown'), rules.Gradient())"
+        own, kernel = (
+            "a rule as a whole with custom_relevance(f, rule=...)",
+            compat.kernel_name(unit.nodes[-1].eqn),
         )
+        if kernel:
+            own += f", or trace a plain function in its place with Composite(..., calls={{{kernel!r}: f}})"
+        else:
+            own += ", or Gradient() with (select.kind('unknown'), rules.Gradient())"
         if several:
             return refused(
                 unit,
