@@ -25,9 +25,11 @@ class Activation(Kind):
     takes = "activations take Pass and rules that define through(x, y, R, derivative)"
 
     def carry_out(self, unit, rule):
-        before, after = unit.operands[0].shape, unit.out.shape
-        if not broadcasts(before, after):
-            raise self.misfit(f"{unit.main.name} makes an array of shape {after} of one of {before}")
+        if any(not broadcasts(v.shape, unit.out.shape) for v in unit.operands):
+            (x,) = unit.operands
+            raise self.misfit(
+                f"{unit.main.name} makes an array of shape {unit.out.shape} of one of {x.shape}"
+            )
         if hasattr(rule, "through"):
             return Through(unit, rule)
         if is_pass(rule):
