@@ -85,7 +85,7 @@ ELSEWHERE = types.MappingProxyType(
         "jax<0.12": {"structural": "vary_unreduced_cast_p"},
         "jax>=0.11.2": {"elementwise": "log2 one_minus_square"},
         "jax>=0.12": {"structural": "vary_unreduced_cast", "elementwise": "polynomial"},
-        "equinox": {"structural": "maybe_set select_if_vmap"},
+        "equinox": {"structural": "maybe_set select_if_vmap nondifferentiable_backward"},
         "lineax": {"sum": "linear_solve"},
     }
 )
