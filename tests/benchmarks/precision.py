@@ -3,8 +3,9 @@
 A table of every rule and preset on small random networks, in float32, bfloat16 and float16, against the same network
 (weights and inputs rounded to that type) in float64: the largest error of the relevance relative to its largest value,
 the median over the networks; behind it in how many networks the relevance was not finite, if it was in any. The columns
-"forward" say what rounding alone does: in float64, of a network whose layers' outputs are rounded to the type as the
-forward pass rounds them. No computation of a rule can be expected to come below that.
+"rounding" say what rounding alone does: in float64, of a network in which the layers' outputs, and relevance where it
+passes them on its way back, are rounded to the type (without its subnormal numbers, which makes it coarse in float16
+where relevance is small). No computation of a rule in the type can be expected to come far below that.
 """
 
 import argparse
@@ -198,7 +199,7 @@ def errors(found, right):
 
 
 def measure(name, rule, count, dtypes=tuple(BITS), floor=True):
-    """One row of the table: {dtype: {"error", "not_finite", "forward"}}."""
+    """One row of the table: {dtype: {"error", "not_finite", "rounding"}}."""
     network, composites_of = NETWORKS[name]
     composite, row = composites_of[rule], {}
     for dtype in dtypes:
@@ -209,20 +210,20 @@ def measure(name, rule, count, dtypes=tuple(BITS), floor=True):
         row[dtype] = {"error": float(np.median(error)), "not_finite": int((~finite).sum())}
         if floor:
             limit, _ = errors(explained(network, composite, params, x, BITS[dtype]), right)
-            row[dtype]["forward"] = float(np.median(limit))
+            row[dtype]["rounding"] = float(np.median(limit))
     return row
 
 
 def table(rows):
     """The rows as a table in Markdown."""
     dtypes = list(BITS)
-    heads = ["network", "rule", *(h for d in dtypes for h in (d, "forward"))]
+    heads = ["network", "rule", *(h for d in dtypes for h in (d, "rounding"))]
     lines = ["| " + " | ".join(heads) + " |", "| --- | --- |" + " ---: |" * (2 * len(dtypes))]
     for (network, rule), row in rows.items():
         cells = []
         for d in dtypes:
             broken = f" ({row[d]['not_finite']} not finite)" if row[d]["not_finite"] else ""
-            cells += [f"{row[d]['error']:.1e}{broken}", f"{row[d].get('forward', np.nan):.1e}"]
+            cells += [f"{row[d]['error']:.1e}{broken}", f"{row[d].get('rounding', np.nan):.1e}"]
         lines.append("| " + " | ".join([network, rule, *cells]) + " |")
     return "\n".join(lines)
 
@@ -233,7 +234,7 @@ def main(argv=None):
     )
     parser.add_argument("--nets", type=int, default=64, help="how many random networks (64)")
     parser.add_argument("--only", nargs="*", default=None, help="parts of the names of networks and rules")
-    parser.add_argument("--no-floor", action="store_true", help="without the columns 'forward'")
+    parser.add_argument("--no-floor", action="store_true", help="without the columns 'rounding'")
     parser.add_argument("--json", default=None, help="where to write the figures")
     parser.add_argument("--markdown", default=None, help="where to write the table")
     options = parser.parse_args(argv)
