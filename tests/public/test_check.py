@@ -201,7 +201,9 @@ def gated(cell, seed=3, width=64):
 def test_attnlrp_on_a_recurrent_network_is_bounded_because_gates_take_nothing(cell):
     """The growth is the formula's own (it is the same in float64), step by step: the check looks at sums over a loop."""
     f, x = gated(cell)
-    R, texts = said(jax.jit(lrpjax.relevance(f, composites.attnlrp(share="uniform"), target=0, check=True)), x)
+    R, texts = said(
+        jax.jit(lrpjax.relevance(f, composites.attnlrp(share="uniform"), target=0, check=True)), x
+    )
     assert len(texts) == 1 and "grows to" in texts[0] and np.abs(R).max() > 1e6
     R, texts = said(jax.jit(lrpjax.relevance(f, composites.attnlrp(), target=0, check=True)), x)
     assert not texts and np.abs(R).sum() < 100 * np.abs(f(x)[0])
