@@ -94,9 +94,10 @@ def _landing(
                     yield outer
         if unit.bodies or not propagations[unit].receives:
             continue
+        coded = unit.coded
         for node in unit.nodes:
             for place, value in enumerate(node.inputs):
-                if value in lost and place not in facts.choosing(node):
+                if value in lost and value not in coded and place not in facts.choosing(node):
                     inside = owner.get(value.node) is unit if value.node is not None else False
                     factor = node.name in FACTORS and known[value].cut < AMOUNT
                     if not inside and not factor:

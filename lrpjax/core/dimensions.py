@@ -12,10 +12,11 @@ def varying(node: Node, value: Value) -> list[int]:
     return [d for d, n in enumerate(other.shape) if n > 1]
 
 
-def of_dot(node: Node) -> list[int | None]:
-    """For each output dimension of a dot, the dimension of the constant operand that it comes from."""
+def of_dot(node: Node, at: int | None = None) -> list[int | None]:
+    """For each output dimension of a dot, the dimension of the constant operand that it comes from. The other one is
+    at place `at`; without, it is that which carries relevance."""
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = node.params["dimension_numbers"]
-    data_left = node.inputs[0].carries
+    data_left = node.inputs[0].carries if at is None else at == 0
     weights = node.inputs[1] if data_left else node.inputs[0]
     batch, contract = (rhs_batch, rhs_contract) if data_left else (lhs_batch, lhs_contract)
     free = [d for d in range(len(weights.shape)) if d not in batch and d not in contract]
@@ -23,10 +24,10 @@ def of_dot(node: Node) -> list[int | None]:
     return [*batch, *others, *free] if data_left else [*batch, *free, *others]
 
 
-def of_convolution(node: Node) -> list[int | None]:
+def of_convolution(node: Node, at: int | None = None) -> list[int | None]:
     dn = node.params["dimension_numbers"]
     labels: list[int | None] = [None] * len(node.out.shape)
-    if node.inputs[0].carries:
+    if node.inputs[0].carries if at is None else at == 0:
         labels[dn.out_spec[1]] = dn.rhs_spec[0]
     elif node.params["batch_group_count"] == 1:
         labels[dn.out_spec[0]] = dn.lhs_spec[0]

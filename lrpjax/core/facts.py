@@ -1,6 +1,7 @@
 """Three facts about every value of a graph: does it carry relevance, does it depend on what is explained at all,
 and is it known to be non-negative. And where the relevance of tokens begins."""
 
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,10 +36,12 @@ def mark(
     sources: frozenset[Value],
     families: Mapping[str, str],
     fixed: frozenset[Value] = frozenset(),
+    made: Mapping[Value, Value] = types.MappingProxyType({}),
 ) -> Flow[Fact]:
     """Sets `carries`, `depends` and `nonnegative` on every value, given which inputs carry. `sources` carry in any
-    case (they are explained themselves); what is `fixed` carries in none."""
-    flow = find(graph, carries, sources, families, fixed)
+    case (they are explained themselves); what is `fixed` carries in none. What is `made` of another value, be it along
+    integers, carries if that does."""
+    flow = find(graph, carries, sources, families, fixed, made)
     for value, fact in flow.known.items():
         value.carries, value.nonnegative, value.depends = fact.carries, fact.nonnegative, fact.depends
     return flow
@@ -50,6 +53,7 @@ def find(
     sources: frozenset[Value],
     families: Mapping[str, str],
     fixed: frozenset[Value] = frozenset(),
+    made: Mapping[Value, Value] = types.MappingProxyType({}),
 ) -> Flow[Fact]:
     """The facts, as `mark` sets them."""
 
@@ -61,7 +65,7 @@ def find(
         for value in node.outputs:
             if not heard or value in fixed:
                 yield value, Fact(False, sign)
-            elif reached and compat.is_float(value.aval):
+            elif (value in made and flow[made[value]].carries) or (reached and compat.is_float(value.aval)):
                 yield value, Fact(True, sign)
             else:
                 yield value, Fact(False, sign, _cut(node, facts, value))

@@ -63,6 +63,10 @@ class Rewritten:
         self.routes = routes
         self.tapped = {v: i for i, v in enumerate(tapped)}
         self.owner = {node: unit for unit in routes.takes for node in unit.nodes}
+        self.readers: dict[Value, list[Unit]] = {}
+        for unit in routes.takes:
+            for value in unit.operands:
+                self.readers.setdefault(value, []).append(unit)
         self.audited = {entry: i for i, entry in enumerate(audited)}
         self.made = {v: unit for unit in audited if isinstance(unit, Unit) for v in unit.outputs}
         self.stops = stops
@@ -86,10 +90,7 @@ class Rewritten:
         """Whether every way of relevance to a value leads through a ReLU of it, or of a selection of its elements."""
         if value.returned or value in self.tapped:
             return False
-        for user in value.users:
-            unit = self.owner.get(user)
-            if unit is None:
-                continue
+        for unit in self.readers.get(value, ()):
             how = self.propagations[unit]
             if how.rectifies:
                 continue

@@ -228,13 +228,15 @@ INLINING = _Inlining()
 @dataclasses.dataclass
 class Graph:
     """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run,
-    `outputs`; `calls`, those that were inlined, inner ones before outer ones."""
+    `outputs`; `calls`, those that were inlined, inner ones before outer ones. `quantised`: the quantised layers,
+    once they have been looked for."""
 
     inputs: list[Value]
     constants: dict[Value, Any]
     nodes: list[Node]
     outputs: list[Value]
     calls: list[Call] = dataclasses.field(default_factory=list)
+    quantised: list = dataclasses.field(default_factory=list)
 
     @property
     def steps(self) -> list[Node]:

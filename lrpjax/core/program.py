@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, recognise, turns
+from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, quantised, recognise, turns
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
@@ -131,8 +131,12 @@ class Program:
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
         self.known = facts.mark(g, carries, sources, families)
         self.cancelled = cancelling.find(g, families)
-        if self.cancelled:
-            self.known = facts.mark(g, carries, sources, families, self.cancelled)
+        self.made: dict[Value, Value] = {}
+        if self.composite.method == "relevance":
+            quantised.find(g)
+            self.made = quantised.explained(g)
+        if self.cancelled or self.made:
+            self.known = facts.mark(g, carries, sources, families, self.cancelled, self.made)
         visible = frozenset([*wanted.values(), *conditioned.values(), *treatment.borders(g)])
         self.level = recognise.find(g, families, visible)
         self.taps = (
@@ -176,7 +180,7 @@ class Program:
         known = self.known
         if self.tapped:
             g, families = self.graph, self.composite.families
-            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, self.cancelled)
+            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, self.cancelled, self.made)
         seeded = [s and compat.is_float(v.aval) for s, v in zip(self.seeded, self.graph.outputs, strict=True)]
         found = cuts.find(self.level, known, seeded, self.assignment.propagations, self.routes)
         if found.whole and self.composite.method == "relevance":

@@ -99,6 +99,11 @@ class Unit:
     within: tuple[tuple["Unit", int], ...] = ()
 
     @property
+    def coded(self) -> frozenset[Value]:
+        """What it reads that stands for an operand, be it an integer."""
+        return frozenset()
+
+    @property
     def outputs(self) -> list[Value]:
         return self.nodes[-1].outputs
 

@@ -7,9 +7,9 @@ from lrpjax.core.kinds.base import Kind
 from lrpjax.core.kinds.call import CallKind
 from lrpjax.core.kinds.control import Cond, Remat, Scan, ShardMap, While
 from lrpjax.core.kinds.division import Norm, Quotient
-from lrpjax.core.kinds.layer import Conv, Dense
 from lrpjax.core.kinds.linear import Affine, Linear, Pool
 from lrpjax.core.kinds.other import Custom, Softmax, Structural, Unknown
+from lrpjax.core.kinds.quantised import Conv, Dense
 from lrpjax.core.kinds.sharing import ProductKind, SumKind
 
 

@@ -139,7 +139,7 @@ class Weighted:
             at = [i for i, k in enumerate(kernels) if node in k.scales]
             factor = _factor(node, read) if at else None
             for i in at:
-                w[i] = w[i] * _along(factor, kernels[i].scales[node], w[i].ndim).astype(w[i].dtype)
+                w[i] = w[i] * along(factor, kernels[i].scales[node], w[i].ndim).astype(w[i].dtype)
         if self.shifts():
             b = wide(self.shift(read))
         value = region.out
@@ -155,7 +155,7 @@ class Weighted:
             elif node.name in AFFINE:
                 factor = _factor(node, read)
                 w = [
-                    each * _along(factor, k.scales[node], each.ndim).astype(each.dtype)
+                    each * along(factor, k.scales[node], each.ndim).astype(each.dtype)
                     for each, k in zip(w, kernels, strict=True)
                 ]
                 b = b * factor
@@ -256,7 +256,7 @@ def audit_entry(account: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
     return entry
 
 
-def _along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
+def along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
     """A factor of a layer's output, laid along the dimensions of the kernel that it belongs to."""
     factor = factor.reshape([n for n in factor.shape if n > 1])
     factor = factor.transpose(sorted(range(len(dims)), key=lambda i: dims[i]))

@@ -12,6 +12,7 @@ from lrpjax.core.recognise import (
     division,
     layer,
     product,
+    quantised,
     recurrence,
     single,
     softmax,
@@ -22,6 +23,7 @@ from lrpjax.core.recognise.exponentials import Exponentials
 from lrpjax.core.units import Level, Unit
 
 RECOGNISERS = (
+    quantised.find,  # before all that knows of the parts
     softmax.find,  # before activations, which would take the exponential and the division for functions of their own
     activation.find,  # before layers, so that x·sigmoid(x) is no affine map
     activation.rename_statistics,
