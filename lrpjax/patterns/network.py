@@ -38,11 +38,13 @@ class Site:
     def __post_init__(self):
         assert self.unit.core is not None
         self.core = self.unit.core
-        assert self.unit.linear is not None
-        if not self.unit.linear.plain:
+        if self.unit.linear is None or not self.unit.linear.plain:
+            what = (
+                "quantised" if self.unit.linear is None else f"a weighted sum written with {self.core.name}"
+            )
             raise UnsupportedError(
-                f"patterns are fitted to dots and convolutions, but the layer at {self.unit.main.source} is a weighted "
-                f"sum written with {self.core.name}: write it as x @ w or as a convolution"
+                f"patterns are fitted to dots and convolutions, but the layer at {self.unit.main.source} is {what}: "
+                "write it as x @ w or as a convolution"
             )
         self.weighted = Weighted(self.unit, self.unit.operands[0], Gradient(), (PLAIN, PLAIN), False)
         self.at = 1 - self.unit.linear.kernels[0].place

@@ -22,9 +22,9 @@ class QuantisedLayer(Unit):
 
 
 def find(draft: Draft) -> None:
+    """The units; what they quantise stays visible, so that no activation is grown across it."""
+    draft.kept = draft.kept.union(found.x for found in draft.graph.quantised)
     for found in draft.graph.quantised:
         if found.x.carries and all(map(draft.free, found.behind)):
             kind = KINDS[found.core.name]
-            draft.add(
-                QuantisedLayer(kind, found.behind, [found.x], core=found.core, how=found)
-            )
+            draft.add(QuantisedLayer(kind, found.behind, [found.x], core=found.core, how=found))
