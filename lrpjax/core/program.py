@@ -8,7 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.core import calls, cancelling, compat, cuts, facts, graph, paths, plan, quantised, recognise, turns
+from lrpjax.core import (
+    calls,
+    cancelling,
+    compat,
+    cuts,
+    facts,
+    graph,
+    paths,
+    plan,
+    quantised,
+    recognise,
+    turns,
+)
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
 from lrpjax.core.nnx import nnx_scopes
@@ -180,7 +192,9 @@ class Program:
         known = self.known
         if self.tapped:
             g, families = self.graph, self.composite.families
-            known = facts.find(g, [False] * len(g.inputs), frozenset(self.tapped), families, self.cancelled, self.made)
+            known = facts.find(
+                g, [False] * len(g.inputs), frozenset(self.tapped), families, self.cancelled, self.made
+            )
         seeded = [s and compat.is_float(v.aval) for s, v in zip(self.seeded, self.graph.outputs, strict=True)]
         found = cuts.find(self.level, known, seeded, self.assignment.propagations, self.routes)
         if found.whole and self.composite.method == "relevance":

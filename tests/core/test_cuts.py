@@ -60,7 +60,6 @@ CUT = {
     "loop over integers": (counted, "gt"),
     "loop over numbers": (counted_as_numbers, "gt"),
     "condition": (doubled_until, "while"),
-    "surrogate": (lambda x: spike(x) @ W, "gt"),
 }
 PARTLY = {
     "sum": (lambda x: (x @ W).sum() + TABLE[jnp.argmax(x)].sum(), "argmax"),
@@ -160,6 +159,15 @@ def test_what_only_chooses_is_no_cut(name, transform):
     f, x = CHOOSING[name]
     assert np.all(np.isfinite(lrpjax.relevance(transform(f))(x)))
     assert lrpjax.plan(transform(f), None, x).notes == []
+
+
+def test_surrogates_are_explained_by_their_own_derivative():
+    with pytest.raises(
+        lrpjax.UnsupportedError, match=r"spike .*comes back from integers.*select\.kind\('call'\)"
+    ):
+        lrpjax.relevance(lambda x: spike(x) @ W)(X)
+    own = lrpjax.Composite([(select.kind("call"), rules.Gradient())])
+    assert np.any(lrpjax.relevance(lambda x: spike(x) @ W, own)(X))
 
 
 def test_a_function_of_something_else_still_gives_zeros():
