@@ -23,8 +23,8 @@ from lrpjax.core.recognise.exponentials import Exponentials
 from lrpjax.core.units import Level, Unit
 
 RECOGNISERS = (
-    quantised.find,  # before all that knows of the parts
     softmax.find,  # before activations, which would take the exponential and the division for functions of their own
+    quantised.find,  # before all that would take its parts
     activation.find,  # before layers, so that x·sigmoid(x) is no affine map
     activation.rename_statistics,
     layer.find,
