@@ -1,18 +1,22 @@
 """Pallas kernels, and functions that are traced in place of a call: against the plain writing of the same network."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from jax.experimental.pallas.ops.gpu import attention
-from jax.experimental.pallas.ops.tpu import flash_attention
-from jax.experimental.pallas.ops.tpu.megablox import gmm
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 import lrpjax
 from lrpjax import Composite, composites, rules, select
+
+with warnings.catch_warnings(action="ignore"):  # newer versions of JAX advise another library
+    from jax.experimental.pallas.ops.gpu import attention
+    from jax.experimental.pallas.ops.tpu import flash_attention
+    from jax.experimental.pallas.ops.tpu.megablox import gmm
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 RNG = np.random.default_rng(0)
 W = jnp.asarray(RNG.normal(size=(8, 8)))
