@@ -167,7 +167,7 @@ def alike(f, g, x, tolerance):
 HEADS, T = 2, 16
 PROJECTIONS = [jnp.asarray(RNG.normal(size=(8, HEADS * 16)) * 0.3, jnp.float32) for _ in range(3)]
 SEQUENCE = jnp.asarray(RNG.normal(size=(1, T, 8)), jnp.float32)
-SEGMENTS = jnp.arange(T)[None] // 7
+SEGMENTS = jnp.arange(T, dtype=jnp.int32)[None] // 7
 BLOCKS = attention.BlockSizes(16, 16, 16, 16, 16, 16)
 
 
