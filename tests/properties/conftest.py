@@ -8,12 +8,12 @@ import hypothesis
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-COMMON = dict(
-    database=None,
-    deadline=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[p for p in hypothesis.Phase if p is not hypothesis.Phase.explain],
-)
+COMMON = {
+    "database": None,
+    "deadline": None,
+    "suppress_health_check": list(hypothesis.HealthCheck),
+    "phases": [p for p in hypothesis.Phase if p is not hypothesis.Phase.explain],
+}
 hypothesis.settings.register_profile("suite", derandomize=True, **COMMON)
 hypothesis.settings.register_profile("nightly", derandomize=False, print_blob=True, **COMMON)
 

@@ -7,10 +7,13 @@ NIGHTLY = 50
 """How many times as many programs `--nightly` tries."""
 
 
+def is_nightly():
+    return hypothesis.settings.get_current_profile_name() == "nightly"
+
+
 def examples(number):
     """Settings for so many programs in the suite's size."""
-    nightly = hypothesis.settings.get_current_profile_name() == "nightly"
-    return hypothesis.settings(max_examples=number * (NIGHTLY if nightly else 1))
+    return hypothesis.settings(max_examples=number * (NIGHTLY if is_nightly() else 1))
 
 
 def close(found, wanted, tolerance=1e-9, scale=None):

@@ -124,7 +124,7 @@ ACTIVATIONS = {
 
 
 def activation(step, v, y, R):
-    function, slope = ACTIVATIONS[step.settings["name"]]
+    slope = ACTIVATIONS[step.settings["name"]][1]
     name = "Pass" if step.rule is None else type(step.rule).__name__
     if name == "Pass":
         return R

@@ -29,12 +29,12 @@ def dense(step, w, add):
 
 def conv(step, w, add):
     s = step.settings
-    options = dict(
-        window_strides=(s["stride"],) * 2,
-        padding=s["padding"],
-        lhs_dilation=(s["spacing"],) * 2,
-        rhs_dilation=(s["dilation"],) * 2,
-    )
+    options = {
+        "window_strides": (s["stride"],) * 2,
+        "padding": s["padding"],
+        "lhs_dilation": (s["spacing"],) * 2,
+        "rhs_dilation": (s["dilation"],) * 2,
+    }
     nhwc = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
 
     def nchw(x):
@@ -85,13 +85,16 @@ ACTIVATIONS = {
         lambda v: jnp.maximum(v, 0.0),
         lambda v: lax.max(jnp.zeros_like(v), v),
         lambda v: jnp.clip(v, 0.0),
+        lambda v: jnp.where(v > 0, v, 0.0),
+        lambda v: (v + jnp.abs(v)) / 2,
     ],
     "tanh": [jnp.tanh, nn.tanh, lax.tanh],
-    "sigmoid": [nn.sigmoid, lax.logistic],
-    "silu": [nn.silu, lambda v: v * nn.sigmoid(v)],
+    "sigmoid": [nn.sigmoid, lax.logistic, lambda v: 1.0 / (1.0 + jnp.exp(-v))],
+    "silu": [nn.silu, lambda v: v * nn.sigmoid(v), lambda v: v / (1.0 + jnp.exp(-v))],
     "gelu": [
         functools.partial(nn.gelu, approximate=False),
         lambda v: v / 2 * (1 + lax.erf(v / np.sqrt(2))),
+        lambda v: v / 2 * lax.erfc(-v / np.sqrt(2)),
     ],
     "softplus": [nn.softplus, lambda v: jnp.logaddexp(v, 0.0), lambda v: jnp.log1p(jnp.exp(v))],
     "leaky_relu": [
