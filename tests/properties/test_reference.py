@@ -28,13 +28,13 @@ def check(program):
     close(relevance(program), relevances[0], scale=scale)
 
 
-@examples(40)
+@examples(30)
 @given(programs.token_programs())
 def test_token_programs(program):
     check(program)
 
 
-@examples(15)
+@examples(8)
 @given(programs.image_programs())
 def test_image_programs(program):
     check(program)

@@ -33,19 +33,19 @@ def relevance(program, f=None, **options):
     return explained(program, f, **options)(jnp.asarray(program.x))
 
 
-@examples(4)
+@examples(2)
 @given(tokens)
 def test_jit(program):
     close(jax.jit(explained(program))(program.x), relevance(program))
 
 
-@examples(4)
+@examples(3)
 @given(tokens)
 def test_rematerialised(program):
     close(relevance(program, jax.checkpoint(writings.function(program))), relevance(program))
 
 
-@examples(4)
+@examples(3)
 @given(tokens)
 def test_branch(program):
     f = writings.function(program)
@@ -53,7 +53,7 @@ def test_branch(program):
     close(relevance(program, branched), relevance(program))
 
 
-@examples(5)
+@examples(4)
 @given(tokens)
 def test_vmap_is_a_loop(program):
     xs = jnp.stack([jnp.asarray(program.x), jnp.asarray(program.x)[::-1], -jnp.asarray(program.x)])
@@ -84,7 +84,7 @@ def test_scan_is_unrolled(program):
     close(relevance(block, scanned), relevance(block, unrolled), tolerance=1e-8)
 
 
-@examples(5)
+@examples(4)
 @given(tokens)
 def test_gradient_of_the_relevance(program):
     """Along one direction, against a central difference."""
@@ -100,7 +100,7 @@ def test_gradient_of_the_relevance(program):
     close(found, wanted, tolerance=1e-4, scale=scale)
 
 
-@examples(12)
+@examples(8)
 @given(small)
 def test_gradient_family_is_jax_grad(program):
     f, x, seed = writings.function(program), jnp.asarray(program.x), jnp.asarray(program.seed)
@@ -109,7 +109,7 @@ def test_gradient_family_is_jax_grad(program):
     close(lrpjax.relevance(f, composites.input_x_gradient(), target=seed)(x), x * wanted)
 
 
-@examples(10)
+@examples(7)
 @given(small, st.data())
 def test_a_value_in_between(program, data):
     """Relevance at a value that everything passes is the reference's, and goes on from there as from an output."""
@@ -124,7 +124,7 @@ def test_a_value_in_between(program, data):
     close(relevance(program, f), relevances[0], scale=scale)
 
 
-@examples(8)
+@examples(4)
 @given(small)
 def test_targets_are_output_relevances(program):
     f, x = writings.function(program), jnp.asarray(program.x)
@@ -137,7 +137,7 @@ def test_targets_are_output_relevances(program):
     close(one(lambda y: y * y), one(y * y))
 
 
-@examples(8)
+@examples(5)
 @given(tokens)
 def test_arguments(program):
     """An input that comes in two arguments, by position or all at once."""
@@ -148,7 +148,7 @@ def test_arguments(program):
     close(jnp.concatenate(both), relevance(program))
 
 
-@examples(8)
+@examples(6)
 @given(small)
 def test_the_audit_closes(program):
     """What the units lose is what the input lacks of the output's relevance, and each layer gets what the reference says."""
