@@ -34,7 +34,7 @@ def test_token_programs(program):
     check(program)
 
 
-@examples(8)
+@examples(6)
 @given(programs.image_programs())
 def test_image_programs(program):
     check(program)
