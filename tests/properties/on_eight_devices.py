@@ -13,17 +13,17 @@ from properties import close
 
 import lrpjax
 
-jax.config.update("jax_enable_x64", True)
 P = PartitionSpec
 
 
-@hypothesis.settings(
-    max_examples=int(sys.argv[1]),
+SETTINGS = hypothesis.settings(
     derandomize=True,
     database=None,
     deadline=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
+
+
 @hypothesis.given(programs.token_programs(most=2))
 def check(program):
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
@@ -38,5 +38,7 @@ def check(program):
     close(jax.jit(one(mapped))(xs), wanted)
 
 
-assert len(jax.devices()) == 8
-check()
+if __name__ == "__main__":
+    jax.config.update("jax_enable_x64", True)
+    assert len(jax.devices()) == 8
+    hypothesis.settings(SETTINGS, max_examples=int(sys.argv[1]))(check)()
