@@ -28,6 +28,7 @@ from lrpjax.errors import ConservationWarning as ConservationWarning
 from lrpjax.errors import CutWarning as CutWarning
 from lrpjax.errors import InputError as InputError
 from lrpjax.errors import LrpjaxError as LrpjaxError
+from lrpjax.errors import NativeWarning as NativeWarning
 from lrpjax.errors import PathError as PathError
 from lrpjax.errors import ProbabilityWarning as ProbabilityWarning
 from lrpjax.errors import RuleError as RuleError

@@ -148,3 +148,22 @@ class ConservationWarning(UserWarning):
     ...
     lrpjax.errors.ConservationWarning: relevance grows to 2e+04 times that of the output...
     """
+
+
+class NativeWarning(UserWarning):
+    """A rule that looks at the weights of layers (z⁺, γ, αβ, …) is asked for, but a sum with constant weights is none
+    of the layers that are recognised, and is explained in proportion to its terms. The message, and the notes of
+    `lrpjax.plan`, name the places. What is written as a dot, a convolution, or a sum of products with arrays is a
+    layer; a Fourier transform, say, holds its weights in no array.
+
+    >>> import warnings, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * jnp.array([1 + 0j, 2.0, 0.5]))
+    >>> composite = lrpjax.Composite([(lrpjax.select.kind("dense", "conv"), lrpjax.rules.ZPlus())], preset="mine")
+    >>> with warnings.catch_warnings(action="error"):
+    ...     lrpjax.relevance(f, composite)(jnp.array([1.0, 2.0, 0.0, 1.0]))
+    Traceback (most recent call last):
+    ...
+    lrpjax.errors.NativeWarning: a rule of weighted layers is asked for, but these weighted sums are explained...
+    >>> len(lrpjax.plan(f, composite, jnp.array([1.0, 2.0, 0.0, 1.0])).notes)
+    2
+    """

@@ -153,5 +153,6 @@ def plan(
     [('dense', 'Epsilon(epsilon=1e-06)', (1, 2)), ('activation', 'Pass()', (1, 2))]
     """
     program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
-    notes = [*program.notes, *(f"cut: {place}" for place in program.cuts)]
+    cuts = [f"cut: {place}" for place in program.cuts]
+    notes = [*program.notes, *cuts, *(f"native: {place}" for place in program.natives)]
     return describe(program.level, program.assignment, program.routes, notes)

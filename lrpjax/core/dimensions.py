@@ -24,6 +24,31 @@ def of_dot(node: Node, at: int | None = None) -> list[int | None]:
     return [*batch, *others, *free] if data_left else [*batch, *free, *others]
 
 
+def of_ragged_dot(node: Node) -> list[int | None]:
+    """As `of_dot`, where each group of rows has a matrix of its own."""
+    numbers = node.params["ragged_dot_dimension_numbers"]
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    labels: list[int | None] = [None] * len(node.out.shape)
+    ragged = list(numbers.lhs_ragged_dimensions)
+    if node.inputs[0].carries and not {*ragged} & {*lhs_contract, *lhs_batch}:
+        gone = {*rhs_contract, *rhs_batch, *numbers.rhs_group_dimensions}
+        free = [d for d in range(len(node.inputs[1].shape)) if d not in gone]
+        labels[: len(rhs_batch)] = rhs_batch
+        labels[len(labels) - len(free) :] = free
+    return labels
+
+
+def of_product(node: Node, place: int, value: Value, moves: list[Node]) -> list[int | None]:
+    """For each dimension of an elementwise product, that of the constants before they were spread out."""
+    labels: list[int | None] = [d if n > 1 else None for d, n in enumerate(value.shape)]
+    for move in moves:
+        spread: list[int | None] = [None] * len(move.out.shape)
+        for d, to in enumerate(move.params["broadcast_dimensions"]):
+            spread[to] = labels[d]
+        labels = spread
+    return labels if labels or not node.out.shape else [None] * len(node.out.shape)
+
+
 def of_convolution(node: Node, at: int | None = None) -> list[int | None]:
     dn = node.params["dimension_numbers"]
     labels: list[int | None] = [None] * len(node.out.shape)

@@ -441,6 +441,14 @@ def known_nonnegative(constant: Any) -> bool:
     return False
 
 
+def known_zero(value: Value) -> bool:
+    """Whether a constant is known to be zero without computing anything: a literal, perhaps spread out."""
+    while value.node is not None and value.node.name in ("convert_element_type", "broadcast_in_dim"):
+        value = value.node.inputs[0]
+    constant = value.constant
+    return constant is not None and np.size(constant) == 1 and bool(np.all(np.asarray(constant) == 0))
+
+
 def between(start: Value, end: Node) -> list[Node] | None:
     """The nodes on the ways from `start` to `end`, in order, or None if relevance enters them from elsewhere."""
     found: set[Node] = {end}

@@ -18,7 +18,13 @@ from lrpjax.core.kinds import KINDS
 from lrpjax.core.kinds.base import Propagation, Refused
 from lrpjax.core.units import Level, Unit
 from lrpjax.errors import RuleError, UnmatchedWarning, UnsupportedError
-from lrpjax.rules import PLAIN, RATIO
+from lrpjax.rules import LAYERS, PLAIN, RATIO, Rule, is_epsilon
+
+NATIVE = (
+    "a rule of weighted layers is asked for, but these weighted sums are explained natively, as by "
+    "Epsilon(0): write them as x @ w, as a convolution or as a sum of products, or choose the epsilon rule for all "
+    "layers."
+)
 
 
 @dataclasses.dataclass
@@ -42,7 +48,8 @@ class Planned:
 @dataclasses.dataclass
 class Plan:
     """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite
-    that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`).
+    that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`), and
+    the weighted sums that are explained natively (see `lrpjax.NativeWarning`).
 
     `str(plan)` is a table.
     """
@@ -86,10 +93,12 @@ def _short(source: str) -> str:
 
 @dataclasses.dataclass
 class Assignment:
-    """How relevance goes through every unit, what became of the pairs, and what of the composite matched nothing."""
+    """How relevance goes through every unit, what became of the pairs, and what of the composite matched nothing.
+    weighs: a rule that looks at the weights of layers is asked for."""
 
     propagations: dict[Unit, Propagation]
     pairs: list[Any]
+    weighs: bool = False
     unmatched: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -99,7 +108,9 @@ def assign(level: Level, composite: Any) -> Assignment:
     shown = [u for u in units if KINDS[u.kind].shown]
     rules, pairs = composite.assign(shown)
     chosen = dict(zip(shown, rules, strict=True))
-    return Assignment({u: _explain(u, chosen.get(u, composite.default_of(u))) for u in units}, pairs)
+    asked = [*(pair.rule for pair in pairs), *(chosen.get(u) for u in units if u.linear is not None)]
+    explained = {u: _explain(u, chosen.get(u, composite.default_of(u))) for u in units}
+    return Assignment(explained, pairs, any(map(_weighs, asked)))
 
 
 def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None:
@@ -129,6 +140,12 @@ def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None
             UnmatchedWarning,
             stacklevel=5,
         )
+
+
+def _weighs(rule: Rule | None) -> bool:
+    """Whether a rule of layers looks at their weights, and is more than their contributions in proportion."""
+    layers = rule is not None and not {*LAYERS, "*"}.isdisjoint(rule.kinds)
+    return layers and hasattr(rule, "back") and not is_epsilon(rule)
 
 
 def _explain(unit: Unit, rule: Any) -> Propagation:
@@ -255,6 +272,14 @@ def _together(known: Flow[Reached], unit: Unit) -> Reached:
     facts = [known[v] for v in unit.outputs]
     reached = [f for f in facts if f.reached]
     return Reached(bool(reached), any(f.plain for f in reached), any(f.meant for f in reached))
+
+
+def natives(level: Level, assignment: Assignment, routes: Routes) -> list[str]:
+    """The weighted sums that relevance reaches and that are no layers, where a rule of layers is asked for that would
+    explain them otherwise."""
+    if not assignment.weighs:
+        return []
+    return [f"{unit.place}: {unit.native}" for unit in level.walk() if unit.native and unit in routes.takes]
 
 
 def refuse(routes: Routes) -> None:

@@ -27,7 +27,15 @@ from lrpjax.core.nnx import nnx_scopes
 from lrpjax.core.recognise.softmax import is_probability
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import SLOT
-from lrpjax.errors import CutWarning, InputError, PathError, ProbabilityWarning, TargetError, UnsupportedError
+from lrpjax.errors import (
+    CutWarning,
+    InputError,
+    NativeWarning,
+    PathError,
+    ProbabilityWarning,
+    TargetError,
+    UnsupportedError,
+)
 from lrpjax.rules import PLAIN, Rule
 
 
@@ -121,6 +129,7 @@ class Program:
         plan.check(self.assignment, self.composite, treatment.unused)
         plan.refuse(self.routes)
         self.cuts = self.cut()
+        self.natives = plan.natives(self.level, self.assignment, self.routes)
         for path, values in self.conditions.items():
             self.conditions[path] = [v for v in values if v in self.routes.reached]
             if not self.conditions[path]:
@@ -205,11 +214,16 @@ class Program:
             )
         return found.places
 
-    def warn_of_cuts(self) -> None:
-        """Warns, once, of the places where a part of the relevance's ways is cut."""
-        if self.cuts and not self.warned:
-            self.warned = True
+    def warn(self) -> None:
+        """Warns, once, of the places where a part of the relevance's ways is cut, and of weighted sums that the rules
+        asked for pass over."""
+        if self.warned:
+            return
+        self.warned = True
+        if self.cuts:
             warnings.warn(f"{cuts.PARTLY} {'; '.join(self.cuts)}. {cuts.ADVICE}", CutWarning, stacklevel=6)
+        if self.natives:
+            warnings.warn(f"{plan.NATIVE} {'; '.join(self.natives)}", NativeWarning, stacklevel=6)
 
     def rewrite(
         self,
@@ -240,7 +254,7 @@ class Program:
     def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
         """As `linearise`; pull gives a pair, the second of which are the accounts of what is audited, and what came to
         the arguments beside the values that are named."""
-        self.warn_of_cuts()
+        self.warn()
         y_shapes = self.shapes[0] if self.has_aux else self.shapes
         y_leaves, y_tree = jax.tree.flatten(y_shapes)
         if not y_leaves:

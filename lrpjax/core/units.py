@@ -75,13 +75,13 @@ class Unit:
 
     kind: the name of its kind, a key of `lrpjax.core.kinds.KINDS`. name: the function, where it is known
     ("relu", "max_pool", "gelu"). nodes: in order; the last one makes the outputs. operands: the values that
-    carry relevance in, one entry for each reading. signal: of a normalisation or a quotient, the operand above
-    the line. gates, activated: of a product, the factors that are sigmoids, and those that come straight from
-    an activation. find_signals: of a product, a function that gives the factors that are the signal of a
-    recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear: of weighted
-    layers, the part of it between x and the bias. late: of a quotient that is a softmax's division put off. bodies:
-    the units of each sub-program. within: the units that hold it, outermost first, each with the number of the
-    sub-program.
+    carry relevance in, one entry for each reading (of weighted layers, x once). signal: of a normalisation or a
+    quotient, the operand above the line. gates, activated: of a product, the factors that are sigmoids, and those
+    that come straight from an activation. find_signals: of a product, a function that gives the factors that are
+    the signal of a recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear:
+    of weighted layers, the part of it between x and the bias. late: of a quotient that is a softmax's division put
+    off. native: of a weighted sum that is no weighted layer, why. bodies: the units of each sub-program. within: the
+    units that hold it, outermost first, each with the number of the sub-program.
     """
 
     kind: str
@@ -95,6 +95,7 @@ class Unit:
     core: Node | None = None
     linear: "Region | None" = None
     late: Late | None = None
+    native: str = ""
     bodies: list["Level"] = dataclasses.field(default_factory=list)
     within: tuple[tuple["Unit", int], ...] = ()
 

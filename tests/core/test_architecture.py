@@ -15,7 +15,7 @@ LAYERS = (
     "core.compat",
     "core.primitives",
     "core.graph",
-    "core.dataflow core.dimensions core.facts core.maxima core.nnx core.quantised core.units core.vjps",
+    "core.dataflow core.dimensions core.facts core.maxima core.nnx core.quantised core.units core.vjps core.ways",
     "core.cancelling core.recognise",
     "core.kinds",
     "core.plan core.paths core.references",

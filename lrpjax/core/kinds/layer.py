@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from lrpjax.core import compat
-from lrpjax.core.graph import Node, Value
+from lrpjax.core.graph import Node, Value, known_zero
 from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.units import Region, Unit
@@ -89,6 +89,7 @@ class Weighted:
         # Constants are kept as they were before they were spread out.
         self.spreads = list(dict.fromkeys(n for k in self.kernels for n in k.moves))
         self.externals = externals_of(unit, x_value, self.spreads)
+        self.multiplying = {n for k in self.kernels for n in (k.node, *k.scales)}
         self.behind = unit.nodes[len(self.region.nodes) :]
         self.moves = [n for n in self.behind if n.name not in AFFINE]
         self.narrow = x_value.narrow or unit.out.narrow
@@ -124,17 +125,21 @@ class Weighted:
             w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
             return kernels_of(self.rebuild([np.asarray(a) for a in leaves]), w, self.unit), b
 
-    def shifts(self) -> list[Node]:
-        """The nodes of the region that add constants."""
-        return [n for n in self.region.nodes if n.name in ADDITIONS and shifts(n)]
+    def shifts(self) -> bool:
+        """Whether constants are added inside the region, or stand beside x in it."""
+        numbers = [
+            v for n in self.region.nodes if n not in self.multiplying for v in n.inputs if not v.carries
+        ]
+        return any(compat.is_float(v.aval) and not known_zero(v) for v in numbers)
 
     def merge(self, externals: list) -> tuple[Any, Any]:
         """Kernel and bias, with the affine constants behind the layer folded in. A kernel of several arrays is a
         tuple."""
         env = dict(zip(self.externals, externals, strict=True))
-        read = lambda v: np.asarray(v.constant) if v.constant is not None else env[v]
+        read = lambda v: np.asarray(v.constant, v.aval.dtype) if v.constant is not None else env[v]
         kernels, region = self.kernels, self.region
         w, b = [wide(read(k.value)) if self.narrow else read(k.value) for k in kernels], 0.0
+        w = [1 / each if k.node.name == "div" else each for each, k in zip(w, kernels, strict=True)]
         for node in region.nodes:
             at = [i for i, k in enumerate(kernels) if node in k.scales]
             factor = _factor(node, read) if at else None
@@ -195,6 +200,9 @@ class Weighted:
                 kernel, each = kernels[node]
                 for move in kernel.moves:
                     (each,) = bind(move, each)
+                if node.name == "div":
+                    made[out] = inside[0] * each
+                    continue
                 values = [
                     made[v] if v in made else typed(read(v)) if i != kernel.place else each
                     for i, v in enumerate(node.inputs)
@@ -204,7 +212,10 @@ class Weighted:
                 terms = [jnp.broadcast_to(a, out.shape) for a in inside]
                 made[out] = functools.reduce(jnp.add, terms)
             else:
-                values = [made[v] if v in made else zeros(v) for v in node.inputs]
+                values = [
+                    made[v] if v in made else zeros(v) if compat.is_float(v.aval) else read(v)
+                    for v in node.inputs
+                ]
                 made.update(zip(node.outputs, bind(node, *values), strict=True))
         return made[self.region.out]
 
@@ -264,12 +275,6 @@ def along(factor: jax.Array, dims: tuple[int, ...], rank: int) -> jax.Array:
     for d, n in zip(sorted(dims), factor.shape, strict=True):
         shape[d] = n
     return factor.reshape(shape)
-
-
-def shifts(node: Node) -> bool:
-    """Whether a node adds a constant that is not known to be zero."""
-    fixed = [v for v in node.inputs if not v.carries]
-    return any(not (v.constant is not None and np.ndim(v.constant) == 0 and v.constant == 0) for v in fixed)
 
 
 def _factor(node: Node, read: Callable) -> Any:

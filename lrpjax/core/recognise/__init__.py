@@ -17,6 +17,7 @@ from lrpjax.core.recognise import (
     single,
     softmax,
     solve,
+    weighted,
 )
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.recognise.exponentials import Exponentials
@@ -27,11 +28,13 @@ RECOGNISERS = (
     quantised.find,  # before all that would take its parts
     activation.find,  # before layers, so that x·sigmoid(x) is no affine map
     activation.rename_statistics,
+    weighted.find,  # before layers of one node
     layer.find,
     solve.find,
     division.find,  # behind layers: a constant denominator belongs to the layer
     product.find,  # behind divisions, which take the products with a reciprocal
     single.find,  # all that is left
+    weighted.mark,  # what of it are weighted sums all the same
 )
 """What is recognised first is taken first."""
 

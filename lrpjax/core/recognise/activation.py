@@ -16,7 +16,7 @@ def find(draft: Draft) -> None:
     functions, both are one (`1 / (1 + exp(-x))`). Numbers in front of a function and behind it belong to it where
     all of it is a known function (`2σ(2x) − 1`, `relu6(x + 3) / 6`).
     """
-    dominators = draft.dependence.dominators()
+    dominators = draft.dependence.dominators
     for end in reversed(draft.carrying):
         if not draft.free(end) or not draft.dependence.elementwise(end):
             continue

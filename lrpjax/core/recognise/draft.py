@@ -13,8 +13,9 @@ class Draft:
     """The units of one graph while they are being found: a node belongs to the unit that takes it first.
 
     kept: values that stay visible, so that no unit is grown across them. carrying: the nodes that relevance may
-    pass. unit_of: the unit of each node that has one. level_of: finds the units of a sub-program.
-    exponentials: those of the whole program that are a softmax's.
+    pass. unit_of: the unit of each node that has one. native: weighted sums that are no layers, by the node that
+    ends them: why, and the multiplications. level_of: finds the units of a sub-program. exponentials: those of the
+    whole program that are a softmax's.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Draft:
         self.graph, self.families, self.kept, self.level_of = graph, families, kept, level_of
         self.exponentials = exponentials
         self.unit_of: dict[Node, Unit] = {}
+        self.native: dict[Node, tuple[str, list[Node]]] = {}
         self.dependence = Dependence(graph, families)
         self.carrying = [
             n for n in graph.nodes if any(v.carries for v in n.inputs) and any(v.carries for v in n.outputs)
@@ -40,6 +42,16 @@ class Draft:
         """Adds a unit, which takes its nodes over from units of which it holds them."""
         for node in unit.nodes:
             self.unit_of[node] = unit
+
+    def copy(self, node: Node, inputs: list[Value]) -> Node:
+        """A node that computes the same once more, for a unit that cannot share it."""
+        new = Node(node.eqn, inputs, node.path, node.within, node.sites)
+        new.index = node.index
+        for v in inputs:
+            v.users.append(new)
+        for old, copied in zip(node.outputs, new.outputs, strict=True):
+            copied.carries, copied.depends, copied.nonnegative = old.carries, old.depends, old.nonnegative
+        return new
 
     def free(self, node: Node) -> bool:
         return node not in self.unit_of

@@ -1,6 +1,7 @@
 """Which nodes of a graph are elementwise functions of the explained input, and through which values all of it
 passes on its way to a node."""
 
+import functools
 from collections.abc import Mapping
 
 from lrpjax.core.graph import Graph, Node, Value
@@ -47,6 +48,7 @@ class Dependence:
             family == "quotient" and node.inputs[1].depends
         )
 
+    @functools.cached_property
     def dominators(self) -> dict[Node, Value | None]:
         """For each node, the last value that every way from the explained inputs to it passes; None where there
         is no such value."""

@@ -1,7 +1,7 @@
 """Weighted layers, pools and free-standing affine maps, each with the constants that follow it."""
 
 from lrpjax.core import dimensions
-from lrpjax.core.graph import Node
+from lrpjax.core.graph import Node, Value, known_zero
 from lrpjax.core.recognise import formulas, names
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Kernel, Region, Unit
@@ -9,6 +9,7 @@ from lrpjax.core.units import Kernel, Region, Unit
 KERNELS = {
     "dot_general": ("dense", dimensions.of_dot),
     "conv_general_dilated": ("conv", dimensions.of_convolution),
+    "ragged_dot_general": ("dense", dimensions.of_ragged_dot),
 }
 MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "copy")
 COLLECTIVE_SUMS = ("psum", "psum_invariant")
@@ -38,13 +39,54 @@ def add(draft: Draft, kind: str, region: Region, labels: list, core: Node) -> No
     kernels, and for each dimension of the region's output, which dimension of the constants it comes from, or None."""
     kernels = [k for kernel in region.kernels for k in kernel.all()]
     chain = _chain(draft, region.nodes[-1], [(k.scales, own) for k, own in zip(kernels, labels, strict=True)])
-    draft.add(
-        Unit(kind, [*region.nodes, *chain[1:]], [region.x] * _readings(region), core=core, linear=region)
-    )
+    _unpad(draft, region)
+    draft.add(Unit(kind, [*region.nodes, *chain[1:]], [region.x], core=core, linear=region))
 
 
-def _readings(region: Region) -> int:
-    return sum(node.inputs.count(region.x) for node in region.nodes)
+def _unpad(draft: Draft, region: Region) -> None:
+    """Takes in zeros that x is padded with, so that they are no inputs: as if the layer padded."""
+    before: list[Node] = []
+    node, padded = region.x.node, 0
+    while node is not None and draft.free(node) and len(node.carriers()) == 1:
+        zeros = pads(node)
+        if not zeros and node.name not in MOVES:
+            break
+        before.insert(0, node)
+        node, padded = node.carriers()[0].node, len(before) if zeros else padded
+    if padded:
+        region.nodes[:0] = own(draft, before[len(before) - padded :], region.nodes)
+        region.x = region.nodes[0].carriers()[0]
+
+
+def pads(node: Node) -> bool:
+    """Whether a node puts zeros beside a value."""
+    if node.name not in ("pad", "concatenate") or len(node.carriers()) != 1:
+        return False
+    return all(v.carries or known_zero(v) for v in node.inputs)
+
+
+def own(draft: Draft, before: list[Node], nodes: list[Node]) -> list[Node]:
+    """`before`, whose nodes lead to those of a unit, or copies of those that others read as well."""
+    inside, shared = {*before, *nodes}, set()
+    for node in reversed(before):
+        users = {u for v in node.outputs for u in v.users}
+        if any(map(draft.visible, node.outputs)) or not users <= inside - shared:
+            shared.add(node)
+    copies: dict[Value, Value] = {}
+    found = []
+    for node in before:
+        if node in shared:
+            found.append(draft.copy(node, [copies.get(v, v) for v in node.inputs]))
+            copies.update(zip(node.outputs, found[-1].outputs, strict=True))
+        else:
+            found.append(node)
+    for node in inside - shared:
+        for i, v in enumerate(node.inputs):
+            if v in copies:
+                node.inputs[i] = copies[v]
+                v.users.remove(node)
+                copies[v].users.append(node)
+    return found
 
 
 def affine(node: Node) -> bool:
