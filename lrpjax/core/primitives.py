@@ -158,7 +158,7 @@ IN_NUMPY = types.MappingProxyType(
 where JAX would compile each one."""
 
 
-_erf = np.vectorize(math.erf, otypes=[float])
+_erf, _erfc = (np.vectorize(f, otypes=[float]) for f in (math.erf, math.erfc))
 
 
 def _round(x, rounding_method=None, **_):
@@ -216,9 +216,9 @@ POINTWISE = types.MappingProxyType(
             "asinh": np.arcsinh,
             "acosh": np.arccosh,
             "atanh": np.arctanh,
-            "logistic": lambda x: 0.5 * (1 + np.tanh(x / 2)),
+            "logistic": lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))),
             "erf": _erf,
-            "erfc": lambda x: 1 - _erf(x),
+            "erfc": _erfc,
             "sqrt": np.sqrt,
             "rsqrt": lambda x: 1 / np.sqrt(x),
             "cbrt": np.cbrt,

@@ -22,8 +22,12 @@ POINTS = np.concatenate(
 )
 """Where functions are compared: between and beyond the kinks of those that are made of lines."""
 
+FAR = np.concatenate([sign * 10.0 ** np.arange(-12, 9) for sign in (-1, 1)])
+"""Where a function that fits at POINTS is compared once more, with places around the numbers that it is written with:
+a limit of 100 or a threshold of 0.001 shows there."""
+
 _erf = np.vectorize(math.erf, otypes=[float])
-_sigmoid = lambda x: 0.5 * (1 + np.tanh(x / 2))
+_sigmoid = lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
 _softplus = lambda x: np.logaddexp(x, 0)
 _elu = lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
@@ -58,6 +62,9 @@ KNOWN: Mapping[str, Callable] = {
 }
 """Name -> the function, of float64 arrays. The first that fits gives the name."""
 
+STRAIGHT = ("relu", "relu6", "hard_tanh", "abs", "identity")
+"""Those that are lines through the origin, near it and apart from constants."""
+
 ALIASES = {"tanh_gelu": "gelu", "steep_hard_sigmoid": "hard_sigmoid"}
 """Functions that share a name with the one that they stand for."""
 
@@ -73,46 +80,92 @@ def _values() -> dict[str, np.ndarray]:
 _VALUES = _values()
 
 
+_NAMES: dict[tuple, str | None] = {}
+"""What was found, by the structure of the nodes: a deep network asks the same many times."""
+
+
 def name_of(nodes: Sequence[Node], source: Value) -> str | None:
     """The known function of `source` that these nodes compute, the last of them its result; None if it is none."""
+    structure = _structure(nodes, source)
+    if structure not in _NAMES:
+        if len(_NAMES) > 10_000:
+            _NAMES.clear()
+        _NAMES[structure] = _name_of(nodes, source)
+    return _NAMES[structure]
+
+
+def _structure(nodes: Sequence[Node], source: Value) -> tuple:
+    """All that the name depends on: primitives and their parameters, what they read, numbers, the type."""
+    places = {source: "x", **{node.out: i for i, node in enumerate(nodes)}}
+    read = lambda v: places[v] if v in places else _written(number(v))
+    parameters = lambda node: tuple(str(node.params.get(p)) for p in ("y", "new_dtype", "rounding_method"))
+    steps = ((node.name, parameters(node), tuple(map(read, node.inputs))) for node in nodes)
+    return str(source.aval.dtype), *steps
+
+
+def _written(number: np.ndarray | None) -> tuple | None:
+    return None if number is None else (number.dtype == bool, number.item())
+
+
+def _name_of(nodes: Sequence[Node], source: Value) -> str | None:
     y, guessed = at_points(nodes, source)
     if y is None:
         return None
-    close = lambda known: _close(y, known, _tolerance(source))
+    tolerance = _tolerance(source)
+    far = np.unique(np.concatenate([FAR, _around(nodes)]))
+    y_far = at_points(nodes, source, far)[0]
+
+    def fits(known: Callable, at_points: np.ndarray | None = None, straight: bool = False) -> bool:
+        with np.errstate(all="ignore"):
+            values = known(POINTS) if at_points is None else at_points
+            return _close(y, values, POINTS, tolerance, straight) and _close(
+                y_far, known(far), far, tolerance, straight
+            )
+
     if not guessed:
-        for name, known in _VALUES.items():
-            if close(known):
+        for name, known in KNOWN.items():
+            if fits(known, _VALUES[name], name in STRAIGHT):
                 return ALIASES.get(name, name)
-    return _family(y, close, guessed)
+    ends = (far[0], y_far[0]), (far[-1], y_far[-1])
+    return _family(y, fits, guessed, ends)
 
 
-def _family(y: np.ndarray, close: Callable, guessed: bool) -> str | None:
-    """Functions with a parameter, read off the ends."""
-    x, low, high = POINTS, y[0], y[-1]
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return None
+def _around(nodes: Sequence[Node]) -> np.ndarray:
+    """Places around the numbers that nodes read, where a function may have a kink."""
+    found = [number(v) for node in nodes for v in node.inputs]
+    numbers = {float(n) for n in found if n is not None and n.dtype != bool and np.isfinite(n)}
+    nearby = (0.5, 0.99, 1.0, 1.01, 2.0)
+    return np.array([sign * n * k for n in numbers if 1e-12 < abs(n) < 1e12 for k in nearby for sign in (-1, 1)])
+
+
+def _family(y: np.ndarray, fits: Callable, guessed: bool, ends: tuple) -> str | None:
+    """Functions with a parameter, read off the values at POINTS, and off the ends."""
+    x, low = POINTS, y[0]
     slope = low / x[0]
-    if slope != 1 and slope != 0 and close(np.where(x > 0, x, slope * x)):
-        return "prelu" if guessed else "leaky_relu"
+    if np.isfinite(low) and slope not in (0, 1):
+        if fits(lambda x: np.where(x > 0, x, slope * x), straight=True):
+            return "prelu" if guessed else "leaky_relu"
     if guessed:
         return None
-    if low < high and close(np.clip(x, low if low > x[0] else -np.inf, high if high < x[-1] else np.inf)):
+    bottom, top = (value if abs(value) < abs(place) else place for place, value in ends)
+    if bottom < top and fits(lambda x: np.clip(x, bottom, top), straight=True):
         return "clip"
     if low < 0:
-        with np.errstate(all="ignore"):
-            if close(np.where(x > 0, x, -low * np.expm1(np.minimum(x, 0)))):
-                return "elu"
-            if close(np.where(x > 0, x, -low * np.expm1(np.minimum(x, 0) / -low))):
-                return "celu"
+        if fits(lambda x: np.where(x > 0, x, -low * np.expm1(np.minimum(x, 0)))):
+            return "elu"
+        if fits(lambda x: np.where(x > 0, x, -low * np.expm1(np.minimum(x, 0) / -low))):
+            return "celu"
     root = 4 * y[x == 0][0] ** 2
-    if root > 0 and close((x + np.sqrt(x * x + root)) / 2):
+    if root > 1e-6 and fits(lambda x: (x + np.sqrt(x * x + root)) / 2):
         return "squareplus"
     return None
 
 
-def at_points(nodes: Sequence[Node], source: Value) -> tuple[np.ndarray | None, bool]:
-    """(the region's values at POINTS, whether a number had to be guessed); None where NumPy cannot compute them."""
-    env: dict[Value, Any] = {source: POINTS}
+def at_points(
+    nodes: Sequence[Node], source: Value, points: np.ndarray = POINTS
+) -> tuple[np.ndarray | None, bool]:
+    """(the region's values at points, whether a number had to be guessed); None where NumPy cannot compute them."""
+    env: dict[Value, Any] = {source: points}
     guesses: set[Value] = set()
     with np.errstate(all="ignore"):
         for node in nodes:
@@ -127,7 +180,7 @@ def at_points(nodes: Sequence[Node], source: Value) -> tuple[np.ndarray | None, 
         y = np.asarray(env[nodes[-1].out])
     if y.dtype == object or np.iscomplexobj(y):
         return None, False
-    return np.broadcast_to(y.astype(float), POINTS.shape), bool(guesses)
+    return np.broadcast_to(y.astype(float), points.shape), bool(guesses)
 
 
 def number(value: Value) -> np.ndarray | None:
@@ -154,12 +207,14 @@ def number(value: Value) -> np.ndarray | None:
 
 def line(node: Node) -> tuple[float, float] | None:
     """(a, b) of a node that makes a·x + b, with numbers a and b, of the one value that carries relevance; else None."""
-    carriers = node.carriers()
+    carriers = list(dict.fromkeys(node.carriers()))
     if len(carriers) != 1 or len(node.outputs) != 1 or node.name not in _LINES:
         return None
+    if len(node.carriers()) == 2:
+        return (2.0, 0.0) if node.name == lax.add_p.name else None
     at = node.inputs.index(carriers[0])
     if len(node.inputs) == 1:
-        return -1.0, 0.0
+        return _LINES[node.name](0.0, at)
     other = number(node.inputs[1 - at])
     if other is None or not np.isfinite(other) or carriers[0].shape != node.out.shape:
         return None
@@ -170,6 +225,8 @@ def line(node: Node) -> tuple[float, float] | None:
 
 _LINES: Mapping[str, Callable[[float, int], tuple[float, float]]] = {
     lax.neg_p.name: lambda c, at: (-1.0, 0.0),
+    lax.convert_element_type_p.name: lambda c, at: (1.0, 0.0),
+    lax.copy_p.name: lambda c, at: (1.0, 0.0),
     lax.add_p.name: lambda c, at: (1.0, c),
     lax.sub_p.name: lambda c, at: (1.0, -c) if at == 0 else (-1.0, c),
     lax.mul_p.name: lambda c, at: (c, 0.0),
@@ -185,6 +242,15 @@ def _tolerance(value: Value) -> float:
 _MANTISSA = {"bfloat16": 8, "float16": 11}
 
 
-def _close(y: np.ndarray, known: np.ndarray, tolerance: float) -> bool:
-    same = np.abs(y - known) <= tolerance * (1 + np.abs(known))
-    return bool(np.all(same | (y == known) | (np.isnan(y) & np.isnan(known))))
+SOUND = 15.0
+"""Beyond it a writing may overflow where the function does not (`e^x / (1 + e^x)`)."""
+
+
+def _close(y: np.ndarray, known: np.ndarray, x: np.ndarray, tolerance: float, straight: bool = False) -> bool:
+    """Whether values are those of a known function; `straight`: of one that is made of lines through the origin, so
+    that errors are small beside x as well."""
+    with np.errstate(all="ignore"):
+        room = np.minimum(1 + np.abs(known), np.abs(x) if straight else np.inf)
+        same = np.abs(y - known) <= tolerance * room + 1e-14
+    same |= (y == known) | (np.isnan(y) & np.isnan(known)) | (~np.isfinite(y) & (np.abs(x) > SOUND))
+    return bool(np.all(same))

@@ -6,7 +6,7 @@ from lrpjax.core.graph import Node, Value
 from lrpjax.core.recognise import formulas
 from lrpjax.core.units import Unit
 
-SPELLINGS = ("max", "min", "select_n", "clamp")
+SPELLINGS = ("max", "min", "select_n", "clamp", "mul", "integer_pow", "pow")
 """Primitives that, even alone, are a writing of some function with a name."""
 
 
