@@ -79,7 +79,8 @@ class Unit:
     quotient, the operand above the line. gates, activated: of a product, the factors that are sigmoids, and those
     that come straight from an activation. find_signals: of a product, a function that gives the factors that are
     the signal of a recurrence. core: of weighted layers, sums and pools, the node that stands for the unit. linear:
-    of weighted layers, the part of it between x and the bias. late: of a quotient that is a softmax's division put
+    of weighted layers, the part of it between x and the bias. flipped: of weighted layers, rules see
+    kernel, bias and sum with the other sign. late: of a quotient that is a softmax's division put
     off. native: of a weighted sum that is no weighted layer, why. bodies: the units of each sub-program. within: the
     units that hold it, outermost first, each with the number of the sub-program.
     """
@@ -94,6 +95,7 @@ class Unit:
     find_signals: Callable[[], list[Value]] | None = None
     core: Node | None = None
     linear: "Region | None" = None
+    flipped: bool = False
     late: Late | None = None
     native: str = ""
     bodies: list["Level"] = dataclasses.field(default_factory=list)

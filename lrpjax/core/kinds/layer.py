@@ -59,7 +59,7 @@ class Ruled(Propagation):
     def run(self, frame):
         unit, rule = self.unit, self.rule
         (x,) = self.receives
-        slot, rectified = frame.slot_of(unit), frame.rectified(unit.out)
+        slot, rectified = frame.slot_of(unit), frame.rectified(unit.out) and not unit.flipped
         forms = frame.routes.form[unit.out], frame.routes.gives[unit].get(x, rule.emits)
         weighted = Weighted(unit, x, rule, forms, rectified, slot is not None)
         operand, leaves = frame.operand(unit, x), arrays_of(rule)
@@ -109,7 +109,8 @@ class Weighted:
         layer = self.layer(x, *prepared, dict(zip(self.externals, externals, strict=True)))
         if self.audited:
             layer.account = []
-        result = rule.back(layer, wide(x), wide(z), relevance_of(z, c, self.forms[0]))
+        R, z = relevance_of(z, c, self.forms[0]), wide(z)
+        result = rule.back(layer, wide(x), -z if self.unit.flipped else z, R)
         result = of_shape(result, x.shape, f"{rule}: back", self.unit)
         if rule.emits == RATIO and self.forms[1] == PLAIN:
             result = result * wide(x)
@@ -172,6 +173,8 @@ class Weighted:
             functools.reduce(lambda a, b: a + b, [signed[k] for k in kernel.all()])
             for kernel in region.kernels
         ]
+        if self.unit.flipped:
+            merged, b = [-each for each in merged], -b
         return merged[0] if len(merged) == 1 else tuple(merged), b
 
     def shift(self, read: Callable) -> Any:

@@ -107,9 +107,21 @@ def _region(draft: Draft, source: Value, end: Node) -> list[Node] | None:
                 return None
             inside.add(v.node)
             stack.append(v.node)
+    inside -= _shared_predicates(inside, source, end)
     if any(u not in inside for n in inside if n is not end for u in n.out.users):
         return None
     return sorted(inside, key=lambda n: n.index)
+
+
+def _shared_predicates(inside: set[Node], source: Value, end: Node) -> set[Node]:
+    """Nodes that carry no relevance and decide for others as well (`x > 0`): they run by themselves, before the unit.
+    All that they depend on is made before it, of the value that the unit begins with."""
+    shared: set[Node] = set()
+    for node in sorted((n for n in inside if not n.out.carries and n is not end), key=lambda n: -n.index):
+        if any(u not in inside or u in shared for u in node.out.users):
+            shared.add(node)
+    early = lambda n: all(not v.depends or v is source or v.node in shared for v in n.inputs)
+    return shared if all(map(early, shared)) else set()
 
 
 def rename_statistics(draft: Draft) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
@@ -38,6 +39,8 @@ KNOWN: Mapping[str, Callable] = {
     "sigmoid": _sigmoid,
     "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
     "steep_hard_sigmoid": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
+    "falling_sigmoid": lambda x: _sigmoid(-x),
+    "falling_hard_sigmoid": lambda x: np.clip(3 - x, 0, 6) / 6,
     "tanh": np.tanh,
     "softplus": _softplus,
     "log_sigmoid": lambda x: -_softplus(-x),
@@ -65,8 +68,14 @@ KNOWN: Mapping[str, Callable] = {
 STRAIGHT = ("relu", "relu6", "hard_tanh", "abs", "identity")
 """Those that are lines through the origin, near it and apart from constants."""
 
-ALIASES = {"tanh_gelu": "gelu", "steep_hard_sigmoid": "hard_sigmoid"}
-"""Functions that share a name with the one that they stand for."""
+FALLING = ("falling_sigmoid", "falling_hard_sigmoid")
+ALIASES = {
+    "tanh_gelu": "gelu",
+    "steep_hard_sigmoid": "hard_sigmoid",
+    "falling_sigmoid": "sigmoid",
+    "falling_hard_sigmoid": "hard_sigmoid",
+}
+"""Functions that share a name with the one that they stand for. One minus a sigmoid is a gate as well."""
 
 STAND_IN = 0.3719
 """For a number that is not known while tracing, such as the learned slope of a PReLU."""
@@ -85,13 +94,36 @@ _NAMES: dict[tuple, str | None] = {}
 
 
 def name_of(nodes: Sequence[Node], source: Value) -> str | None:
-    """The known function of `source` that these nodes compute, the last of them its result; None if it is none."""
+    """The known function of `source` that these nodes compute, the last of them its result; None if it is none. Nodes
+    that decide for them, and for others as well (a shared `x > 0`), need not be among them."""
+    name = _function(nodes, source)
+    return ALIASES.get(name, name)  # type: ignore[arg-type]
+
+
+def falls(nodes: Sequence[Node], source: Value) -> bool:
+    """Whether it is a sigmoid of the negated source."""
+    return _function(nodes, source) in FALLING
+
+
+def _function(nodes: Sequence[Node], source: Value) -> str | None:
+    nodes = _with_predicates(nodes, source)
     structure = _structure(nodes, source)
     if structure not in _NAMES:
         if len(_NAMES) > 10_000:
             _NAMES.clear()
         _NAMES[structure] = _name_of(nodes, source)
     return _NAMES[structure]
+
+
+def _with_predicates(nodes: Sequence[Node], source: Value) -> Sequence[Node]:
+    found = set(nodes)
+    stack = list(nodes)
+    while stack:
+        for v in stack.pop().inputs:
+            if v is not source and v.depends and not v.carries and v.node is not None and v.node not in found:
+                found.add(v.node)
+                stack.append(v.node)
+    return nodes if len(found) == len(nodes) else sorted(found, key=lambda n: n.index)
 
 
 def _structure(nodes: Sequence[Node], source: Value) -> tuple:
@@ -118,6 +150,7 @@ def _name_of(nodes: Sequence[Node], source: Value) -> str | None:
     def fits(known: Callable, at_points: np.ndarray | None = None, straight: bool = False) -> bool:
         with np.errstate(all="ignore"):
             values = known(POINTS) if at_points is None else at_points
+            assert y_far is not None
             return _close(y, values, POINTS, tolerance, straight) and _close(
                 y_far, known(far), far, tolerance, straight
             )
@@ -125,7 +158,7 @@ def _name_of(nodes: Sequence[Node], source: Value) -> str | None:
     if not guessed:
         for name, known in KNOWN.items():
             if fits(known, _VALUES[name], name in STRAIGHT):
-                return ALIASES.get(name, name)
+                return name
     ends = (far[0], y_far[0]), (far[-1], y_far[-1])
     return _family(y, fits, guessed, ends)
 
@@ -135,16 +168,18 @@ def _around(nodes: Sequence[Node]) -> np.ndarray:
     found = [number(v) for node in nodes for v in node.inputs]
     numbers = {float(n) for n in found if n is not None and n.dtype != bool and np.isfinite(n)}
     nearby = (0.5, 0.99, 1.0, 1.01, 2.0)
-    return np.array([sign * n * k for n in numbers if 1e-12 < abs(n) < 1e12 for k in nearby for sign in (-1, 1)])
+    return np.array(
+        [sign * n * k for n in numbers if 1e-12 < abs(n) < 1e12 for k in nearby for sign in (-1, 1)]
+    )
 
 
 def _family(y: np.ndarray, fits: Callable, guessed: bool, ends: tuple) -> str | None:
     """Functions with a parameter, read off the values at POINTS, and off the ends."""
     x, low = POINTS, y[0]
     slope = low / x[0]
-    if np.isfinite(low) and slope not in (0, 1):
-        if fits(lambda x: np.where(x > 0, x, slope * x), straight=True):
-            return "prelu" if guessed else "leaky_relu"
+    leaky = lambda x: np.where(x > 0, x, slope * x)
+    if np.isfinite(low) and slope not in (0, 1) and fits(leaky, straight=True):
+        return "prelu" if guessed else "leaky_relu"
     if guessed:
         return None
     bottom, top = (value if abs(value) < abs(place) else place for place, value in ends)
@@ -166,28 +201,27 @@ def at_points(
 ) -> tuple[np.ndarray | None, bool]:
     """(the region's values at points, whether a number had to be guessed); None where NumPy cannot compute them."""
     env: dict[Value, Any] = {source: points}
-    guesses: set[Value] = set()
+    guessed = False
     with np.errstate(all="ignore"):
         for node in nodes:
-            inputs = [env[v] if v in env else number(v) for v in node.inputs]
-            if any(i is None for i in inputs):
-                guesses.update(v for v, i in zip(node.inputs, inputs, strict=True) if i is None)
-                inputs = [STAND_IN if i is None else i for i in inputs]
-            function = POINTWISE.get(node.name)
-            if function is None or len(node.outputs) != 1:
+            inputs = []
+            for v in node.inputs:
+                known = env[v] if v in env else number(v)
+                if known is None and not v.depends and _is_real(v):
+                    known, guessed = np.asarray(STAND_IN), True
+                inputs.append(known)
+            y = _computed(node, inputs)
+            if y is None:
                 return None, False
-            env[node.out] = function(*map(np.asarray, inputs), **node.params)
-        y = np.asarray(env[nodes[-1].out])
-    if y.dtype == object or np.iscomplexobj(y):
-        return None, False
-    return np.broadcast_to(y.astype(float), points.shape), bool(guesses)
+            env[node.out] = y
+    return np.broadcast_to(y.astype(float), points.shape), guessed
 
 
 def number(value: Value) -> np.ndarray | None:
     """The number that all elements of a value are, where that is known while tracing."""
     if value.constant is not None:
         constant = np.asarray(value.constant)
-        if constant.size != 1 or constant.dtype == object:
+        if constant.size != 1 or not (_is_real(value) or constant.dtype.kind in "biu"):
             return None
         return constant.reshape(()).astype(bool if constant.dtype == bool else float)
     node = value.node
@@ -195,14 +229,29 @@ def number(value: Value) -> np.ndarray | None:
         return None
     if node.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose"):
         return number(node.inputs[0])
-    function = POINTWISE.get(node.name)
-    if function is None:
-        return None
-    inputs = [number(v) for v in node.inputs]
-    if any(i is None for i in inputs):
+    if node.name not in POINTWISE:
         return None
     with np.errstate(all="ignore"):
-        return np.asarray(function(*inputs, **node.params))
+        return _computed(node, [number(v) for v in node.inputs])
+
+
+def _computed(node: Node, inputs: Sequence[Any]) -> np.ndarray | None:
+    """What a node makes, of real numbers and predicates; of integers only those that a predicate or number becomes."""
+    function = POINTWISE.get(node.name)
+    if function is None or len(node.outputs) != 1 or any(i is None for i in inputs):
+        return None
+    converts = node.name == lax.convert_element_type_p.name
+    if not (_is_real(node.out) or node.out.aval.dtype == bool or converts):
+        return None
+    counts = any(not _is_real(v) and v.aval.dtype != bool for v in node.inputs)
+    if counts and not converts and (node.name == lax.select_n_p.name or node.out.aval.dtype != bool):
+        return None
+    y = np.asarray(function(*map(np.asarray, inputs), **node.params))
+    return None if y.dtype == object or np.iscomplexobj(y) else y
+
+
+def _is_real(value: Value) -> bool:
+    return bool(jax.dtypes.issubdtype(value.aval.dtype, np.floating))
 
 
 def line(node: Node) -> tuple[float, float] | None:
@@ -251,6 +300,6 @@ def _close(y: np.ndarray, known: np.ndarray, x: np.ndarray, tolerance: float, st
     that errors are small beside x as well."""
     with np.errstate(all="ignore"):
         room = np.minimum(1 + np.abs(known), np.abs(x) if straight else np.inf)
-        same = np.abs(y - known) <= tolerance * room + 1e-14
+        same = (np.abs(y - known) <= tolerance * room + 1e-14) & np.isfinite(known)
     same |= (y == known) | (np.isnan(y) & np.isnan(known)) | (~np.isfinite(y) & (np.abs(x) > SOUND))
     return bool(np.all(same))

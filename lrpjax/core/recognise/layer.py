@@ -1,5 +1,7 @@
 """Weighted layers, pools and free-standing affine maps, each with the constants that follow it."""
 
+import itertools
+
 from lrpjax.core import dimensions
 from lrpjax.core.graph import Node, Value, known_zero
 from lrpjax.core.recognise import formulas, names
@@ -40,7 +42,34 @@ def add(draft: Draft, kind: str, region: Region, labels: list, core: Node) -> No
     kernels = [k for kernel in region.kernels for k in kernel.all()]
     chain = _chain(draft, region.nodes[-1], [(k.scales, own) for k, own in zip(kernels, labels, strict=True)])
     _unpad(draft, region)
-    draft.add(Unit(kind, [*region.nodes, *chain[1:]], [region.x], core=core, linear=region))
+    draft.add(
+        Unit(
+            kind,
+            [*region.nodes, *chain[1:]],
+            [region.x],
+            core=core,
+            linear=region,
+            flipped=_flipped(draft, chain),
+        )
+    )
+
+
+def _flipped(draft: Draft, chain: list[Node]) -> bool:
+    """Whether a layer is negated for a sigmoid that negates once more, `1 / (1 + exp(-(x @ w) - b))`: that is the
+    sigmoid of the layer as it is written, and so are its contributions."""
+    readers = {draft.unit_of.get(user) for user in chain[-1].out.users}
+    if len(readers) != 1 or (reader := readers.pop()) is None or reader.kind != "activation":
+        return False
+    signs = [_negative(node, before.out) for before, node in itertools.pairwise(chain)]
+    return sum(signs) % 2 == 1 and formulas.falls(reader.nodes, reader.operands[0])
+
+
+def _negative(node: Node, value: Value) -> bool:
+    """Whether a node behind a layer changes the sign."""
+    if node.name == "sub":
+        return node.inputs[0] is not value
+    line = formulas.line(node)
+    return line is not None and line[0] < 0
 
 
 def _unpad(draft: Draft, region: Region) -> None:
@@ -104,8 +133,8 @@ def _negates_for_activation(draft: Draft, node: Node) -> bool:
     The negation is that of the function (`exp(-z)`), so the layer's kernel keeps its signs.
     """
     slope = 1.0
-    while (line := formulas.line(node)) is not None:
-        slope *= line[0]
+    while (line := formulas.line(node)) is not None or node.name in MOVES:
+        slope *= 1.0 if line is None else line[0]
         readers = {draft.unit_of.get(user) for user in node.out.users}
         if any(unit is not None and unit.kind == "activation" for unit in readers):
             return slope < 0

@@ -1,0 +1,148 @@
+"""Activations in odd company: limits far away, biases behind a negation, masks and numbers that are not known, shared
+predicates. Relevance is held against that of the plain writing of the same network, or against the output."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import close, lenient
+
+import lrpjax
+from lrpjax import Composite, composites, rules, select
+
+RNG = np.random.default_rng(1)
+W, B, V = RNG.standard_normal((6, 5)), RNG.standard_normal(5), RNG.standard_normal((5, 4))
+X, OTHER, MASK = RNG.standard_normal((3, 6)), RNG.standard_normal((6, 5)), RNG.standard_normal((3, 5)) > 0
+LAYERS = select.kind("dense")
+COMPOSITES = {
+    "epsilon": composites.epsilon(1e-6),
+    "zplus": Composite([(LAYERS, rules.ZPlus())]),
+    "alphabeta": Composite([(LAYERS, rules.AlphaBeta(2.0, 1.0))]),
+    "gamma": Composite([(LAYERS, rules.Gamma(0.25))]),
+    "gradient": composites.gradient(),
+    "guided": composites.guided_backprop(),
+}
+
+
+def names(f, *args):
+    return [u.name for u in lrpjax.plan(lenient(f), None, *args) if u.kind == "activation"]
+
+
+def same(f, g, chosen=tuple(COMPOSITES)):
+    for name in chosen:
+        ours, plain = (lrpjax.relevance(lenient(h), COMPOSITES[name])(X) for h in (f, g))
+        close(ours, plain, 1e-7, of_largest=True)
+
+
+@pytest.mark.parametrize("limit", [100.0, 65504.0])
+def test_a_limit_far_away_is_seen(limit):
+    f = lambda x: jnp.clip(x @ W * 1e5, 0, limit) @ V
+    y, R = lrpjax.value_and_relevance(lenient(f), composites.epsilon(0.0))(X)
+    close(R.sum(), y.sum(), 1e-9, of_largest=True)
+    assert names(f, X) == ["clip"]
+
+
+def test_a_threshold_close_by_is_seen():
+    for t in (1e-7, 1e-3):
+        assert names(lambda x, t=t: jnp.where(x > t, x, 0), X) == ["gt+select_n"]
+        assert names(lambda x, t=t: jnp.clip(x, -t, t), X) == ["clip"]
+    assert names(lambda x: x**-2, X) == ["integer_pow"]
+
+
+SIGMOIDS = {
+    "bias inside": lambda z: 1 / (1 + jnp.exp(-(z + B))),
+    "bias behind": lambda z: 1 / (1 + jnp.exp(-z - B)),
+    "bias before": lambda z: 1 / (1 + jnp.exp(-B - z)),
+    "moved": lambda z: 1 / (1 + jnp.exp((-(z + B)).reshape(5, 3).reshape(3, 5))),
+    "one minus": lambda z: 1 - jax.nn.sigmoid(-(z + B)),
+    "quotient": lambda z: 1 - 1 / (1 + jnp.exp(z + B)),
+    "tanh": lambda z: 0.5 * (1 + jnp.tanh((z + B) / 2)),
+    "doubled": lambda z: (lambda u: 0.5 * (2 / (1 + jnp.exp(-0.5 * (u + u)))))(z + B),
+}
+
+
+@pytest.mark.parametrize("writing", SIGMOIDS)
+def test_a_sigmoid_leaves_the_signs_of_its_layer_alone(writing):
+    f = lambda x: SIGMOIDS[writing](x @ W) @ V
+    same(f, lambda x: jax.nn.sigmoid(x @ W + B) @ V)
+    assert names(f, X) == ["sigmoid"]
+
+
+def test_a_flipped_layer_by_hand():
+    """z⁺ of σ(x w + b), written with a negation and the bias behind it."""
+    f = lambda x: 1 / (1 + jnp.exp(-(x @ W) - B))
+    R = lrpjax.relevance(f, Composite([(LAYERS, rules.ZPlus(epsilon=0.0))]))(X)
+    y, z = 1 / (1 + np.exp(-(X @ W) - B)), np.maximum(X[:, :, None] * W, 0)
+    close(R, (z / (z.sum(1) + np.maximum(B, 0))[:, None] * y[:, None]).sum(-1), 1e-9)
+
+
+def test_half_precision_with_a_sigmoid_in_single():
+    x, w, v = (jnp.asarray(a, jnp.bfloat16) for a in (X, W, V))
+    f = lambda x: (1 / (1 + jnp.exp((-(x @ w)).astype(jnp.float32)))).astype(jnp.bfloat16) @ v
+    g = lambda x: jax.nn.sigmoid((x @ w).astype(jnp.float32)).astype(jnp.bfloat16) @ v
+    for composite in (COMPOSITES["zplus"], COMPOSITES["alphabeta"]):
+        ours, plain = (np.asarray(lrpjax.relevance(h, composite)(x), np.float32) for h in (f, g))
+        close(ours, plain, 0.02, of_largest=True)
+
+
+def test_one_minus_a_sigmoid_is_a_gate_in_every_writing():
+    def gated(gate):
+        return lambda x: (gate(x @ W) * (x @ OTHER)) @ V
+
+    for gate in (
+        lambda z: 1 / (1 + jnp.exp(z)),
+        lambda z: 1 - jax.nn.sigmoid(z),
+        lambda z: 0.5 * (1 - jnp.tanh(z / 2)),
+    ):
+        for composite in (Composite(()), composites.epsilon(0.0)):
+            ours, plain = (
+                lrpjax.relevance(gated(g), composite)(X) for g in (gate, lambda z: jax.nn.sigmoid(-z))
+            )
+            close(ours, plain, 1e-9)
+
+
+UNKNOWN = {
+    "mask": lambda z: jnp.where(MASK, z * jax.nn.sigmoid(z), z),
+    "channels": lambda z: jnp.where(jnp.arange(5) < 2, jax.nn.relu(z), jnp.tanh(z)),
+    "indices": lambda z: jax.lax.select_n(MASK.astype(np.int32), z * jax.nn.sigmoid(z), z),
+    "powers": lambda z: jnp.abs(z) ** jnp.linspace(1, 2, 5),
+    "integers": lambda z: z * ((z > 0).astype(jnp.int32) << 1).astype(z.dtype),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_while_tracing_is_no_obstacle(name):
+    f = lambda x: UNKNOWN[name](x @ W) @ V
+    y, R = lrpjax.value_and_relevance(lenient(f), composites.epsilon(0.0))(X)
+    close(R.sum(), y.sum(), 1e-8)
+    assert not {"relu", "clip", "sigmoid", "identity"}.intersection(names(f, X))
+
+
+def test_a_shared_predicate_decides_for_a_relu_as_well():
+    def both_sides(x):  # concatenated ReLUs
+        z = x @ W
+        on = z > 0
+        return jnp.concatenate([jnp.where(on, z, 0), jnp.where(on, 0, z)], 1) @ np.concatenate([V, V])
+
+    close(lrpjax.relevance(lenient(both_sides), COMPOSITES["gradient"])(X), V.sum(1)[None] @ W.T + 0 * X)
+    assert "relu" in names(both_sides, X)
+    halves = lambda x: (lambda z: (jax.nn.relu(z) @ V, jnp.minimum(z, 0) @ V))(x @ W)
+    plain = lambda x: sum(halves(x))
+    close(*(lrpjax.relevance(lenient(f), composites.epsilon(0.0))(X) for f in (both_sides, plain)), 1e-8)
+
+
+@pytest.mark.parametrize("name", ["zplus", "guided"])
+def test_transformations_change_nothing(name):
+    stack = RNG.standard_normal((3, 6, 6))
+    for act, plain in (
+        (lambda z: 1 / (1 + jnp.exp(-z)), jax.nn.sigmoid),
+        (lambda z: z * (z > 0), jax.nn.relu),
+    ):
+        scanned, unrolled = (
+            lambda x, a=act: jax.lax.scan(lambda h, w: (a(h @ w), None), x, stack)[0],
+            lambda x, a=plain: a(a(a(x @ stack[0]) @ stack[1]) @ stack[2]),
+        )
+        same(scanned, unrolled, [name])
+        explain = lrpjax.relevance(lenient(scanned), COMPOSITES[name])
+        close(jax.jit(explain)(X), explain(X), 1e-9)
+        close(jax.vmap(explain)(X), explain(X), 1e-9)
