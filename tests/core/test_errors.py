@@ -303,7 +303,7 @@ def test_all_unsupported_primitives_are_listed_with_path_and_line():
         assert f"'{path}'" in line
         assert re.search(rf"test_errors\.py:{line_of(mark)} \(", line)
     assert "use jax.lax.scan" in str(error.value)
-    assert 'primitives={"cholesky":' in str(error.value)
+    assert "(select.kind('cholesky'), rules.Gradient())" in str(error.value)
 
 
 @pytest.mark.parametrize(

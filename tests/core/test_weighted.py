@@ -490,3 +490,17 @@ def test_ways_know_which_elements_move_where(move):
             if all(a <= c < b for a, c, b in zip(way.low, e, way.high, strict=True)):
                 made[e] += x.ravel()[way.offset + sum(s * c for s, c in zip(way.strides, e, strict=True))] + 1
     np.testing.assert_array_equal(made, wanted)
+
+
+def test_a_dot_that_sums_nothing_up_is_a_scale():
+    """Each output has one input: there are no contributions for z⁺ to choose among."""
+    rng = np.random.default_rng(5)
+    x, a = rng.normal(size=(3, 4)), rng.normal(size=4)
+    composite = lrpjax.Composite([("*", rules.ZPlus())])
+    for spelling in (lambda x: jnp.einsum("td,d->td", x, a), lambda x: jnp.einsum("d,td->dt", a, x).T):
+        kinds = [u.kind for u in lrpjax.plan(lambda x, f=spelling: jnp.tanh(f(x)), None, x)]
+        assert "dense" not in kinds
+        ours = lrpjax.relevance(lambda x, f=spelling: f(x) @ np.ones(4), composite)(x)
+        np.testing.assert_allclose(
+            ours, lrpjax.relevance(lambda x: (x * a) @ np.ones(4), composite)(x), rtol=1e-9
+        )

@@ -21,7 +21,7 @@ def find(draft: Draft) -> None:
     for node in draft.carrying:
         if not draft.free(node) or len(node.carriers()) != 1:
             continue
-        if node.name in KERNELS:
+        if node.name in KERNELS and not _scales(node):
             kind, labels_of = KERNELS[node.name]
             (x,) = node.carriers()
             place = 1 - node.inputs.index(x)
@@ -34,6 +34,11 @@ def find(draft: Draft) -> None:
         elif affine(node):
             nodes = _chain(draft, node, move=False)
             draft.add(Unit("affine", nodes, node.carriers(), core=node))
+
+
+def _scales(node: Node) -> bool:
+    """Whether a dot sums nothing up: it is a product of elements, in another spelling."""
+    return node.name == "dot_general" and not node.params["dimension_numbers"][0][0]
 
 
 def add(draft: Draft, kind: str, region: Region, labels: list, core: Node) -> None:
