@@ -274,14 +274,15 @@ def arguments_of(eqn: Any) -> tuple[tuple, Any, list]:
             continue
         seen.add(id(item))
         if isinstance(item, linear_util.WrappedFun):
-            for function, given in item.transforms:
+            transforms: Any = item.transforms
+            for function, given in transforms:
                 name = getattr(function, "__name__", "")
                 if name == "_prepend_static_args":
                     static = tuple(a.val for a in given[0])
                 elif name == "_flatten_bwd":
                     tree = given[0]
             stack.append(item.f)
-            stack += [one for _, given in item.transforms for one in given]
+            stack += [one for _, given in transforms for one in given]
         elif isinstance(item, functools.partial):
             stack += [item.func, *item.args]
         elif isinstance(item, (tuple, list)):

@@ -207,6 +207,7 @@ class Treatment(Protocol):
 
     def keep(self, call: Call) -> bool:
         """Whether a call stays one node. Else it is inlined."""
+        ...
 
 
 class _Inlining:

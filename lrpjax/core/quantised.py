@@ -75,9 +75,9 @@ def find(graph: Graph) -> None:
 
 
 def explained(graph: Graph) -> dict[Value, Value]:
-    """For each value that a quantised layer makes, in a graph and its sub-programs, the one that it carries the
-    relevance of."""
-    found = {q.out: q.x for q in graph.quantised}
+    """For each number that a quantised layer makes, in a graph and its sub-programs, the value that it carries the
+    relevance of. What stands before its bias counts too: a call may end there."""
+    found = {n.out: q.x for q in graph.quantised for n in q.behind if compat.is_float(n.out.aval)}
     for node in graph.nodes:
         for body in node.bodies:
             found |= explained(body)

@@ -146,11 +146,11 @@ def _name_of(nodes: Sequence[Node], source: Value) -> str | None:
     tolerance = _tolerance(source)
     far = np.unique(np.concatenate([FAR, _around(nodes)]))
     y_far = at_points(nodes, source, far)[0]
+    assert y_far is not None  # what can be computed at some points can be at others
 
     def fits(known: Callable, at_points: np.ndarray | None = None, straight: bool = False) -> bool:
         with np.errstate(all="ignore"):
             values = known(POINTS) if at_points is None else at_points
-            assert y_far is not None
             return _close(y, values, POINTS, tolerance, straight) and _close(
                 y_far, known(far), far, tolerance, straight
             )
