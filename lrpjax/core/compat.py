@@ -138,6 +138,11 @@ def is_float(aval: Any) -> bool:
     return jax.dtypes.issubdtype(aval.dtype, jnp.inexact)
 
 
+def is_narrow(aval: Any) -> bool:
+    """Whether values of this type are floating-point numbers of eight bits or fewer."""
+    return is_float(aval) and aval.dtype.itemsize == 1
+
+
 def is_known(array: Any) -> bool:
     """Whether an array's elements can be looked at while tracing."""
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import close
+from jax import lax
 
 import lrpjax
-from lrpjax import Composite, rules, select
+from lrpjax import Composite, composites, rules, select
 
 rng = np.random.default_rng(5)
 BIAS = jnp.asarray(rng.normal(size=3))
@@ -373,3 +374,25 @@ def test_an_audit_closes():
     audit = lrpjax.audit(each_row, composite(rules.Epsilon(1e-6)))(X["rows"])
     (row,) = audit.units
     close(row.relevance_in, row.relevance_out + row.bias + row.epsilon, 1e-6)
+
+
+def test_scales_of_narrow_floats_take_nothing_in_attention():
+    """Both operands of the scores are cast to float8: each scale divides before and multiplies behind."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 6)))
+    query, key, value = (jnp.asarray(rng.normal(size=(6, 6)) * 0.4) for _ in range(3))
+
+    def codes(x, largest=lambda x: jnp.abs(x).max(-1, keepdims=True)):
+        scale = jnp.maximum(largest(x), 1e-9) / 448.0
+        return (x / scale).astype(jnp.float8_e4m3fn), scale
+
+    def attention(x):
+        (q, a), (k, b) = codes(x @ query), codes(x @ key)
+        scores = lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores.astype(x.dtype) * a * b.T) @ (x @ value)
+
+    plain = lambda x: jax.nn.softmax((x @ query) @ (x @ key).T) @ (x @ value)
+    kinds = {u.name for u in lrpjax.plan(attention, composites.attnlrp(), x)}
+    assert "max_pool" not in kinds  # the largest size is a constant of the relevance
+    ours, wanted = (lrpjax.relevance(f, composites.attnlrp())(x) for f in (attention, plain))
+    np.testing.assert_allclose(ours, wanted, atol=0.25 * np.abs(wanted).max())  # float8 has 3 bits

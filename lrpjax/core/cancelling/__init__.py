@@ -8,10 +8,13 @@ gives the values that cancel. A new one is a file here and a line in FINDERS.
 
 from collections.abc import Callable, Mapping
 
-from lrpjax.core.cancelling import stabilisers
+from lrpjax.core.cancelling import scales, stabilisers
 from lrpjax.core.graph import Graph, Value
 
-FINDERS: tuple[Callable[[Graph, Mapping[str, str]], frozenset[Value]], ...] = (stabilisers.find,)
+FINDERS: tuple[Callable[[Graph, Mapping[str, str]], frozenset[Value]], ...] = (
+    stabilisers.find,
+    scales.find,
+)
 
 
 def find(graph: Graph, families: Mapping[str, str]) -> frozenset[Value]:
