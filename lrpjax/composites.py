@@ -93,6 +93,11 @@ class Composite:
     def families(self) -> Mapping[str, str]:
         return {**FAMILIES, **self.primitives} if self.primitives else FAMILIES
 
+    @property
+    def whole(self) -> bool:
+        """Whether loops stay as they are: where all is derivatives, or patterns, which count a model's layers."""
+        return self.derives or any(isinstance(rule, rules.Pattern) for _, rule in self.pairs)
+
     def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list["_Pair"]]:
         """The rule of each unit (None for what its kind itself chooses), and what became of each pair."""
         assigned: dict[int, Rule] = {}

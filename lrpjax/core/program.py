@@ -52,6 +52,9 @@ class Chooses(Protocol):
     def derives(self) -> bool: ...
 
     @property
+    def whole(self) -> bool: ...
+
+    @property
     def families(self) -> Mapping[str, str]: ...
 
     @property
@@ -115,7 +118,8 @@ class Program:
             if turn is None:
                 self.assignment = plan.assign(self.level, self.composite)
                 self.route(list(dict.fromkeys(self.taps.values())))
-                turn = turns.unlike(self.level, self.routes)
+                whole = inlined or self.composite.whole
+                turn = None if whole else turns.unlike(self.level, self.routes)
             if turn is not None:
                 conditioned = [(name, v) for name, values in self.conditions.items() for v in values]
                 turns.refuse_named(turn, [*self.taps.items(), *conditioned])

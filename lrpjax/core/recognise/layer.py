@@ -37,8 +37,12 @@ def find(draft: Draft) -> None:
 
 
 def _scales(node: Node) -> bool:
-    """Whether a dot sums nothing up: it is a product of elements, in another spelling."""
-    return node.name == "dot_general" and not node.params["dimension_numbers"][0][0]
+    """Whether a dot only multiplies elements one by one: a scale in another spelling."""
+    if node.name != "dot_general":
+        return False
+    (contracted, _), batches = node.params["dimension_numbers"]
+    kernel = 0 if node.inputs[1].carries else 1
+    return not contracted and len(batches[kernel]) == len(node.inputs[kernel].shape)
 
 
 def add(draft: Draft, kind: str, region: Region, labels: list, core: Node) -> None:
