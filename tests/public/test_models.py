@@ -586,7 +586,7 @@ def test_attention():
     assert kinds.count("softmax") == 1
     assert kinds.count("product") == 2
     assert kinds.count("norm") == 2
-    assert {u.rule for u in plan if u.kind == "product"} == {"Product(share='uniform'): 2 of 2 factors"}
+    assert {u.rule for u in plan if u.kind == "product"} == {"Product(share='gate'): 2 of 2 factors"}
     R = jax.jit(
         lrpjax.relevance(
             f, composites.attnlrp(), target=lambda y: y * (jnp.arange(5) == 1)[:, None].astype(y.dtype)

@@ -23,7 +23,15 @@ def explain(f, rule, x, R):
 # --------------------------------------------------------------------------------------------------------------------- rounding in αβ
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_negative_part_does_not_drown_in_half_precision():
+    """There it is computed directly, in float32: all of β goes to the second input."""
+    w = jnp.array([[1.0], [-float(jnp.finfo(jnp.bfloat16).eps) / 4]], jnp.bfloat16)
+    x = jnp.ones(2, jnp.bfloat16)
+    R = explain(lambda x: x @ w, rules.AlphaBeta(2.0, 1.0, epsilon=1e-6), x, jnp.ones(1, jnp.bfloat16))
+    close(R.astype(jnp.float32), np.array([2.0, -1.0], np.float32), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_negative_part_that_drowns_in_rounding_counts_as_large_as_the_rounding(dtype):
     """z = 1 − ε/4 is rounded to z⁺ = 1, and z⁻ to 0: divided by the stabiliser of 0 alone, the second input would get
     −w₂ / (a thousandth of the rounding), of the wrong sign. The floor is four ε, of which its contribution is a sixteenth."""

@@ -217,6 +217,13 @@ def at_points(
     return np.broadcast_to(y.astype(float), points.shape), guessed
 
 
+REPEATS = (
+    *("broadcast_in_dim", "reshape", "squeeze", "transpose", "optimization_barrier", "sharding_constraint"),
+    *("pvary", "pbroadcast", "reshard", "vary_unreduced_cast", "device_put", "name"),
+)
+"""What makes of a number an array of that number, or the same number elsewhere."""
+
+
 def number(value: Value) -> np.ndarray | None:
     """The number that all elements of a value are, where that is known while tracing."""
     if value.constant is not None:
@@ -227,7 +234,7 @@ def number(value: Value) -> np.ndarray | None:
     node = value.node
     if node is None or value.depends or len(node.outputs) != 1:
         return None
-    if node.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose"):
+    if node.name in REPEATS:
         return number(node.inputs[0])
     if node.name not in POINTWISE:
         return None
