@@ -5,7 +5,19 @@ import pathlib
 import jax
 import numpy as np
 
+import lrpjax
+from lrpjax import rules, select
+
 REFERENCES = pathlib.Path(__file__).parent / "references"
+
+
+NORMS = lrpjax.Composite(
+    [
+        (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-2)),
+        (select.kind("dense"), rules.Epsilon(0.0)),
+    ]
+)
+"""What reaches inside a softmax shows: its stabiliser is large."""
 
 
 def close(found, wanted, tolerance=1e-9, *, relative=None, of_largest=False):

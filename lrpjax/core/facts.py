@@ -30,18 +30,8 @@ class Fact(NamedTuple):
         return self.carries or self.cut > NOT
 
 
-def mark(
-    graph: Graph,
-    carries: Sequence[bool],
-    sources: frozenset[Value],
-    families: Mapping[str, str],
-    fixed: frozenset[Value] = frozenset(),
-    made: Mapping[Value, Value] = types.MappingProxyType({}),
-) -> Flow[Fact]:
-    """Sets `carries`, `depends` and `nonnegative` on every value, given which inputs carry. `sources` carry in any
-    case (they are explained themselves); what is `fixed` carries in none. What is `made` of another value, be it along
-    integers, carries if that does."""
-    flow = find(graph, carries, sources, families, fixed, made)
+def mark(flow: Flow[Fact]) -> Flow[Fact]:
+    """Sets `carries`, `depends` and `nonnegative` on every value, as `find` knows them, and returns them."""
     for value, fact in flow.known.items():
         value.carries, value.nonnegative, value.depends = fact.carries, fact.nonnegative, fact.depends
     return flow
@@ -55,7 +45,9 @@ def find(
     fixed: frozenset[Value] = frozenset(),
     made: Mapping[Value, Value] = types.MappingProxyType({}),
 ) -> Flow[Fact]:
-    """The facts, as `mark` sets them."""
+    """The facts of every value, given which inputs carry. `sources` carry in any case (they are explained
+    themselves); what is `fixed` carries in none. What is `made` of another value, be it along integers, carries if
+    that does."""
 
     def transfer(flow: Flow[Fact], node: Node) -> Iterator[tuple[Value, Fact]]:
         facts = [flow[v] for v in node.inputs]

@@ -154,14 +154,15 @@ class Program:
             frozenset() if at is None else facts.token_sources(g, explained)
         )
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
-        self.known = facts.mark(g, carries, sources, families)
+        self.known = facts.mark(facts.find(g, carries, sources, families))
         self.cancelled = cancelling.find(g, families)
         self.made: dict[Value, Value] = {}
         if self.composite.method == "relevance":
             quantised.find(g)
             self.made = quantised.explained(g)
         if self.cancelled or self.made:
-            self.known = facts.mark(g, carries, sources, families, self.cancelled, self.made)
+            found = facts.find(g, carries, sources, families, self.cancelled, self.made)
+            self.known = facts.mark(found)
         visible = frozenset([*wanted.values(), *conditioned.values(), *treatment.borders(g)])
         self.level = recognise.find(g, families, visible)
         self.taps = (

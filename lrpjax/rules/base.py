@@ -265,10 +265,9 @@ def doubts(rule: Rule) -> jax.Array | None:
     noted: list[jax.Array] = []
     token = _noted.set(noted)
     try:
-        # of a copy, which a `__post_init__` of the user's own may change
-        copy.copy(rule).__post_init__()
-    except jax.errors.ConcretizationTypeError:
-        pass  # a check of the user's own, that no traced number can pass
+        # A check of the user's own that branches on a number cannot be made of a traced one; those by `check` can.
+        with contextlib.suppress(jax.errors.ConcretizationTypeError):
+            copy.copy(rule).__post_init__()  # of a copy, which a `__post_init__` of the user's own may change
     finally:
         _noted.reset(token)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rule)):

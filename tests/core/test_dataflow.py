@@ -91,7 +91,7 @@ def test_only_values_within_have_facts():
 )
 def test_facts_through_control_flow(f, carries, nonnegative):
     program = traced(f, jnp.ones(3))
-    facts.mark(program, [True], frozenset(), FAMILIES)
+    facts.mark(facts.find(program, [True], frozenset(), FAMILIES))
     (out,) = program.outputs
     assert (out.carries, out.nonnegative) == (carries, nonnegative)
 

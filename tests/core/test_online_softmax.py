@@ -10,20 +10,13 @@ import pytest
 from jax import lax
 
 import lrpjax
-from lrpjax import composites, rules, select
+from lrpjax import composites
 
 close = functools.partial(helpers.close, of_largest=True)
 pytestmark = pytest.mark.filterwarnings("ignore::lrpjax.UnmatchedWarning")
 
-NORMS = lrpjax.Composite(
-    [
-        (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-2)),
-        (select.kind("dense"), rules.Epsilon(0.0)),
-    ]
-)
-"""What reaches inside a softmax shows: its stabiliser is large."""
 COMPOSITES = {
-    "norms": NORMS,
+    "norms": helpers.NORMS,
     "epsilon": composites.epsilon(0.0),
     "attnlrp": composites.attnlrp(0.0),
     "cp_lrp": composites.cp_lrp(0.0),

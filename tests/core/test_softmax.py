@@ -11,19 +11,12 @@ import pytest
 from jax import lax
 
 import lrpjax
-from lrpjax import composites, rules, select
+from lrpjax import composites
 
 close = functools.partial(helpers.close, of_largest=True)
 
-NORMS = lrpjax.Composite(
-    [
-        (select.kind("sum", "pool") & ~select.kind("max_pool"), rules.Norm(1e-2)),
-        (select.kind("dense"), rules.Epsilon(0.0)),
-    ]
-)
-"""What reaches inside a softmax shows: its stabiliser is large."""
 COMPOSITES = {
-    "norms": NORMS,
+    "norms": helpers.NORMS,
     "attnlrp": composites.attnlrp(0.0),
     "cp_lrp": composites.cp_lrp(0.0),
     "input_x_gradient": composites.input_x_gradient(),
@@ -168,7 +161,7 @@ def test_softmax_in_every_writing_in_single_precision(name):
     "name", ["exp(x - logsumexp)", "exp(log_softmax)", "maximum not stopped", "several axes"]
 )
 def test_softmax_in_these_writings_is_one_unit(name):
-    units = lrpjax.plan(lambda s: WRITINGS[name][0](s) @ OUT, NORMS, jnp.ones((6, 8)))
+    units = lrpjax.plan(lambda s: WRITINGS[name][0](s) @ OUT, helpers.NORMS, jnp.ones((6, 8)))
     assert {u.kind for u in units} <= {"softmax", "affine", "dense"}
     assert [u.kind for u in units].count("softmax") == 1
 
