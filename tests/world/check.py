@@ -1,9 +1,12 @@
-"""What is asked of one model: runs without an error, leaves the forward value alone, is finite, bounded, and the same under jit."""
+"""What is asked of one model: runs without an error, leaves the forward value alone, is finite, bounded, and the same
+under jit; its accounts close, and it warns of nothing that nobody expects."""
 
+import contextlib
 import dataclasses
 import re
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -26,15 +29,29 @@ GATED = "gated"
 BOUND = 100.0
 """Largest Σ|R| / |logit| that passes; where input × gradient exceeds 1 itself, so many times that."""
 
+REST = 1e-4
+"""Largest part of the relevance that the accounts of an audit may leave open: rounding, in float32."""
+
+RESEMBLANCE = 0.95
+"""Least cosine between the maps of a network and those of the one that it is like, from which rounding tells it."""
+
+NOTED = {"CutWarning": "cut: ", "NativeWarning": "native: "}
+"""Warnings of which a plan's notes name the places, and how these begin."""
+
+WARNINGS = (lrpjax.CutWarning, lrpjax.NativeWarning, lrpjax.ConservationWarning)
+
 
 @dataclasses.dataclass
 class Case:
     """One model, ready to be explained.
 
-    f: a function of one array, with an array as output whose largest entry is explained. x: the array. at: the module path that `f`'s
-    tokens are embedded by, or None where x itself is explained. kind: IMAGE models are explained with z⁺ and γ in their convolutions, TOKENS
-    models with AttnLRP and CP-LRP beside ε, GATED recurrences with rules that give nothing to gates. conserves: f has no biases, so Σ R must be the logit under every composite. smooth: neither a comparison nor a sort of
-    the data steers the values, so jit may differ from no jit by rounding only. note: what to know when reading the row.
+    f: a function of one array, with an array as output whose largest entry is explained. x: the array. at: the module
+    path that `f`'s tokens are embedded by, or None where x itself is explained. kind: IMAGE models are explained with
+    z⁺ and γ in their convolutions, TOKENS models with AttnLRP and CP-LRP beside ε, GATED recurrences with rules that
+    give nothing to gates. conserves: f has no biases, so Σ R must be the logit under every composite. note: what to
+    know when reading the row. expected: parts of the warnings and of the plan's notes that are right for this model;
+    any other is a failure. composites: in place of those of the kind, where a model needs what an error message
+    advises. like: the same network in another writing, with maps that f's must resemble.
     """
 
     f: Callable[[Any], Any]
@@ -44,16 +61,32 @@ class Case:
     conserves: bool = False
     note: str = ""
     weights: tuple[Callable[[Any], Any], Any] | None = None
+    expected: tuple[str, ...] = ()
+    composites: dict[str, Any] | None = None
+    like: Callable[[Any], Any] | None = None
+
+    @property
+    def presets(self) -> dict[str, Any]:
+        return presets(self.kind) if self.composites is None else self.composites
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of the table; `failures` empty means a pass."""
+    """One line of the table; `failures` empty means a pass.
+
+    kinds: how many units of each kind the plan has. rest: what the audits leave open, of all relevance in them.
+    absorbed: by each kind of unit, what it took that is neither a bias's nor the stabiliser's, of the output's. said:
+    the warnings and the notes of the plan.
+    """
 
     name: str
     equations: int = 0
     units: int = 0
     unrecognised: Counter = dataclasses.field(default_factory=Counter)
+    kinds: Counter = dataclasses.field(default_factory=Counter)
+    rest: dict[str, float] = dataclasses.field(default_factory=dict)
+    absorbed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    said: Counter = dataclasses.field(default_factory=Counter)
     ratios: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     trace: float = float("nan")
     compile: float = float("nan")
@@ -182,7 +215,7 @@ def check(name: str, *, eager: bool = True, times: bool = True, verbose: bool = 
     row.equations = count_equations(jax.make_jaxpr(case.f)(case.x).jaxpr)
     if case.note:
         row.notes.append(case.note)
-    for preset, composite in presets(case.kind).items():
+    for preset, composite in case.presets.items():
         try:
             _explain(row, case, preset, composite, y, eager and preset == "epsilon")
         except Exception as error:
@@ -191,6 +224,7 @@ def check(name: str, *, eager: bool = True, times: bool = True, verbose: bool = 
                 traceback.print_exc()
     try:
         _baseline(row, case, y)
+        row.failures += _unexpected(row, case)
         if times:
             _times(row, case)
         bound = BOUND * max(1.0, row.ratios["gradient"][0])
@@ -203,20 +237,52 @@ def check(name: str, *, eager: bool = True, times: bool = True, verbose: bool = 
     return row
 
 
+def _unexpected(row: Row, case: Case) -> list[str]:
+    """What the model says that it was not expected to, and warnings that disagree with the notes of the plan."""
+    expected = case.expected
+    if (
+        row.ratios.get("epsilon", (0.0,))[0] <= 2 * row.ratios["gradient"][0]
+    ):  # the network's own derivatives do
+        expected = (*expected, "relevance grows")
+    if not case.conserves:  # biases may take all of it, and the audit has shown that they do
+        expected = (*expected, "relevance is lost")
+    known = {*NOTED, *(text for text in row.said for part in expected if part in text)}
+    found = [f"says {text}" for text in row.said if text not in known]
+    for kind, note in NOTED.items():
+        if (kind in row.said) != any(text.startswith(note) for text in row.said):
+            found.append(f"{kind} and the plan's notes do not agree")
+    return found
+
+
 def _brief(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' | '.join(lines[:3])[:300]}"
 
 
 def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: bool) -> None:
-    both = lrpjax.value_and_relevance(case.f, composite, target=largest, at=case.at)
+    plan = lrpjax.plan(case.f, composite, case.x, **({} if case.at is None else {"at": case.at}))
+    row.said.update(plan.notes)
     if preset == "epsilon":
-        plan = lrpjax.plan(case.f, composite, case.x, **({} if case.at is None else {"at": case.at}))
         row.units, row.unrecognised = len(plan), unrecognised(plan)
+        row.kinds = Counter(unit.kind for unit in plan.units)
         if not str(plan):
             row.failures.append("plan prints nothing")
-    value, R = jax.jit(both)(case.x)
-    if not _close(value, y, 1e-4):
+    first = preset == next(iter(case.presets))
+    both = lrpjax.value_and_relevance(case.f, composite, target=largest, at=case.at)
+    checked = lrpjax.relevance(case.f, composite, target=largest, at=case.at, check=True)
+    with _listening(row):
+        value, R = jax.jit(both)(case.x)
+        if first:  # the audit shows as much of the others, and compiling takes most of the time
+            jax.jit(checked)(case.x)
+    _audit(row, case, preset, composite, R)
+    if case.like is not None:
+        hot = np.asarray(largest(value)) != 0
+        same = lambda y: jnp.where(hot, y, 0)
+        other = jax.jit(lrpjax.relevance(case.like, composite, target=same, at=case.at))(case.x)
+        cosine = float(np.vdot(R, other) / (np.linalg.norm(R) * np.linalg.norm(other)))
+        if not cosine >= RESEMBLANCE:
+            row.failures.append(f"{preset}: the cosine with the maps of what it is like is {cosine:.3f}")
+    if not _close(value, y, 0.03 if _coarse(case) else 1e-4):
         row.failures.append(f"{preset}: forward value changed by {_difference(value, y):.1e}")
     if not np.all(np.isfinite(R)):
         row.failures.append(
@@ -232,10 +298,52 @@ def _explain(row: Row, case: Case, preset: str, composite: Any, y: Any, eager: b
         row.failures.append(f"{preset}: ΣR is {total / logit:.4f} of the logit, without biases")
     if eager:
         _, unjitted = both(case.x)
-        # Half precision is rounded less often when compiled.
-        half = re.search(r"\bb?f16\[", str(jax.make_jaxpr(case.f)(case.x)))
-        if not _close(unjitted, R, 0.03 if half else 1e-3):
+        if not _close(unjitted, R, 0.03 if _coarse(case) else 1e-3):
             row.failures.append(f"{preset}: jit and no jit differ by {_difference(unjitted, R):.1e}")
+
+
+@contextlib.contextmanager
+def _listening(row: Row) -> Any:
+    """Writes down what lrpjax warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        for category in WARNINGS:
+            warnings.simplefilter("always", category)
+        yield
+        jax.effects_barrier()
+    for warning in caught:
+        if issubclass(warning.category, WARNINGS):
+            kind = warning.category.__name__
+            row.said[kind if kind in NOTED else f"{kind}: {warning.message}"] += 1
+
+
+def _audit(row: Row, case: Case, preset: str, composite: Any, R: Any) -> None:
+    """Whether the accounts close, and give the sum of the relevance that was found without them."""
+    options = {"target": largest, "at": case.at}
+    audit = lrpjax.audit(case.f, composite, **options)
+    audit = jax.jit(audit)(case.x)
+    seed, size = (
+        float(audit.size),
+        max([float(audit.size), *(float(u.size_out / u.turns) for u in audit.units)]),
+    )
+    row.rest[preset] = abs(float(audit.rest)) / size
+    taken: Counter = Counter()
+    for unit in audit.units:
+        taken[unit.kind] += abs(float(unit.other)) / seed
+    row.absorbed[preset] = {kind: part for kind, part in taken.items() if part > 1e-3}
+    tolerance = 300 * REST if _coarse(case) else REST
+    if not row.rest[preset] <= tolerance:
+        row.failures.append(f"{preset}: the audit leaves {row.rest[preset]:.1e} of the relevance open")
+    total = float(np.sum(R, dtype=np.float64))
+    if not abs(float(audit.relevance) - total) <= tolerance * max(
+        size, float(np.abs(R).sum(dtype=np.float64))
+    ):
+        row.failures.append(f"{preset}: ΣR is {total:.4g}, in the audit {float(audit.relevance):.4g}")
+
+
+def _coarse(case: Case) -> bool:
+    """Whether a part of the model computes in 16 bits or fewer: compiled with something else, it is rounded elsewhere,
+    and a number at the edge of two codes takes the other."""
+    return re.search(r"\b(b?f16|f8\w*|[iu][48])\[", str(jax.make_jaxpr(case.f)(case.x))) is not None
 
 
 def _baseline(row: Row, case: Case, y: Any) -> None:
@@ -267,7 +375,7 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
 
 def _times(row: Row, case: Case) -> None:
     """CPU seconds of this process to trace and to compile, and seconds to run, each divided by the gradient's."""
-    explain = lrpjax.relevance(case.f, presets(case.kind)["epsilon"], target=largest, at=case.at)
+    explain = lrpjax.relevance(case.f, case.presets["epsilon"], target=largest, at=case.at)
     if case.at is None:
         differentiate, start = jax.grad(lambda x: jnp.sum(largest(case.f(x)))), case.x
     else:

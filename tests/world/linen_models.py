@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from check import TOKENS, Case, image, model, shake, tokens
 from flax import linen as nn
 
+from lrpjax import composites
+
 
 def _case(net, x, kind="image", **more):
     variables = shake(jax.jit(net.init)(jax.random.key(0), x))
@@ -141,7 +143,13 @@ def _activations(x):
     return nn.Dense(5)(x)
 
 
-_define("activation-zoo", lambda: image(2, 16), _activations)
+_define(
+    "activation-zoo",
+    lambda: image(2, 16),
+    _activations,
+    # With less, sums that cancel multiply relevance by 10⁵ along 57 dense layers, without a residual connection.
+    composites={"epsilon": composites.epsilon(0.05)},
+)
 
 
 def _maxout(x):
@@ -652,9 +660,8 @@ def _mlstm(x):
         memory = f[..., None, None] * memory + i[..., None, None] * v[..., :, None] * k[..., None, :]
         total = f[..., None] * total + i[..., None] * k
         read = jnp.einsum("bhde,bhe->bhd", memory, q)
-        return (memory, total, new), read / jnp.maximum(jnp.abs(jnp.einsum("bhe,bhe->bh", total, q)), 1.0)[
-            ..., None
-        ]
+        size = jnp.maximum(jnp.abs(jnp.einsum("bhe,bhe->bh", total, q)), jnp.exp(-new))
+        return (memory, total, new), read / size[..., None]
 
     start = (jnp.zeros((x.shape[0], 2, 8, 8)), jnp.zeros((x.shape[0], 2, 8)), jnp.zeros((x.shape[0], 2)))
     h = jnp.moveaxis(jax.lax.scan(step, start, (q, k / 8**0.5, v, i, f))[1], 0, 1)

@@ -1,14 +1,18 @@
 """Other people's models, as they are, with random weights: `python tests/world/run.py [NAMES OR GLOBS] [--list] [--json FILE] [...]`.
 
-For each model: `plan`, `relevance` under three composites (finite, bounded, conserved where no bias is), the value left alone, jit against no
-jit, input × gradient equal to `jax.grad`'s, and the cost against the gradient's. Not part of the default tests: the collections want an
-environment of their own,
+For each model: `plan`, `relevance` under three composites (finite, bounded, conserved where no bias is), the value left
+alone, jit against no jit, input × gradient equal to `jax.grad`'s, audits that close, no warning that the model does not
+expect, and the cost against the gradient's. Not part of the default tests: the collections want an environment of their
+own,
 
-    pip install . "jax==0.10.2" dm-haiku equinox "transformers<5" flaim equimo keras jraph memax penzai flowjax diffrax e3nn-jax esm2quinox \\
-        recurrentgemma flaxmodels
+    pip install . "jax==0.10.2" dm-haiku equinox flaim equimo keras jraph memax penzai flowjax diffrax e3nn-jax \\
+        esm2quinox recurrentgemma flaxmodels qwix aqtp
 
-and, for the NNX zoo, a checkout of github.com/jax-ml/bonsai in PYTHONPATH (beside tqdm, safetensors, etils). Nothing is downloaded. Columns: equations of the program (loops counted once), units of the plan, units that no rule of the literature is
-about, and for the ε composite against the gradient: CPU time of tracing and compiling, and the smallest of five run times taken in turns.
+and another with "transformers<5"; files whose collections are missing are left out, and named. For the NNX zoo, give a
+checkout of github.com/jax-ml/bonsai in PYTHONPATH (beside tqdm, safetensors, etils). Nothing is downloaded. Columns:
+equations of the program (loops counted once), units of the plan, units that no rule of the literature is about, and for
+the ε composite against the gradient: CPU time of tracing and compiling, and the smallest of five run times taken in
+turns. Below them, how many units of each kind there are, and what was warned of.
 """
 
 import argparse
@@ -34,6 +38,8 @@ FILES = (
     "linen_models",
     "nnx_models",
     "modern_models",
+    "quantised_models",
+    "solver_models",
 )
 
 
@@ -49,7 +55,10 @@ def main() -> int:
     import check
 
     for file in FILES:
-        importlib.import_module(file)
+        try:
+            importlib.import_module(file)
+        except ModuleNotFoundError as error:  # its collection has an environment of its own
+            print(f"{file} is left out: {error}", flush=True)
     names = list(dict.fromkeys(n for g in options.names for n in check.MODELS if fnmatch.fnmatch(n, g)))
     if options.list:
         print("\n".join(names))
@@ -64,6 +73,9 @@ def main() -> int:
         costs = " ".join(f"{cost:6.2f}" for cost in (row.trace, row.compile, row.run))
         strange = ", ".join(f"{n} {kind}" for kind, n in row.unrecognised.items()) or "-"
         print(f"{name:32} {row.equations:9d} {row.units:5d} {costs}  {strange}", flush=True)
+        print("   ", ", ".join(f"{n} {kind}" for kind, n in row.kinds.most_common()), flush=True)
+        for text, n in row.said.items():
+            print(f"    says {n}×: {text}", flush=True)
         for failure in row.failures:
             print(f"    FAILED {failure}", flush=True)
     passed = sum(not row.failures for row in rows)
