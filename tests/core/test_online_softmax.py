@@ -634,6 +634,32 @@ def test_gates_under_a_running_maximum_are_explained():
     close(R, lrpjax.relevance(functools.partial(f, low=-1.0), composites.attnlrp(), target=TARGET)(x))
 
 
+@pytest.mark.parametrize("name", sorted(COMPOSITES))
+def test_a_running_maximum_cancels_behind_the_size_of_a_sum(name):
+    """xLSTM divides by max(|n|, 1), in numbers that a maximum is taken off from by max(|n|, exp(−m)). Here n > 0."""
+
+    def f(x, size):
+        gates, decays, values = projected(x)
+
+        def body(carry, now):
+            c, n, m = carry
+            gate, decay, value = now
+            larger = jnp.maximum(decay + m, gate)
+            kept, let_in = jnp.exp(decay + m - larger), jnp.exp(gate - larger)
+            c, n = kept * c + let_in * jnp.tanh(value), kept * n + let_in
+            return (c, n, larger), c / jnp.maximum(size(n), jnp.exp(-larger))
+
+        start = jnp.zeros(4, x.dtype)
+        return lax.scan(body, (start, start, start), (gates, jax.nn.log_sigmoid(decays), values))[1]
+
+    ours, without = (
+        lrpjax.relevance(functools.partial(f, size=size), COMPOSITES[name], target=TARGET)(jnp.asarray(X))
+        for size in (jnp.abs, lambda n: n)
+    )
+    assert jnp.isfinite(ours).all()
+    close(ours, without)
+
+
 def test_attention_in_a_ring_of_devices_is_attention():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
     spec = jax.sharding.PartitionSpec("d")

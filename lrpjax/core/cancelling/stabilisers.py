@@ -618,6 +618,10 @@ def _power(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
     return None if changes[0].log else _scaled(changes[0], float(node.params["y"]))
 
 
+def _size(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
+    return None if changes[0].log else changes[0]
+
+
 def _reduce(walk: _Walk, node: Node, changes: list[Change]) -> Change | None:
     """Sums of what is multiplied alike, maxima of what grows alike."""
     (a,) = changes
@@ -765,6 +769,7 @@ _RULES: dict[str, Callable[[_Walk, Node, list[Change]], Any]] = {
     "log": _log,
     "neg": _neg,
     "integer_pow": _power,
+    "abs": _size,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(("cumsum", "cummax", "rev", "sort"), _along),
