@@ -154,5 +154,6 @@ def plan(
     """
     program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
     cuts = [f"cut: {place}" for place in program.cuts]
-    notes = [*program.notes, *cuts, *(f"native: {place}" for place in program.natives)]
+    ended = [f"nothing arrives: {rule}" for rule in program.ended]
+    notes = [*program.notes, *cuts, *ended, *(f"native: {place}" for place in program.natives)]
     return describe(program.level, program.assignment, program.routes, notes)

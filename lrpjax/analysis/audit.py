@@ -147,10 +147,12 @@ class Audit:
 
     def first_broken(self) -> tuple[Account, str] | None:
         """(unit, "value" or "relevance"): the first unit whose output is not finite, or, where all values are finite,
-        the first on the way back that makes relevance which is not. None where all is finite."""
-        for unit in self.units:
-            if np.any(np.asarray(unit.broken) > 0):
-                return unit, "value"
+        the first on the way back that makes relevance which is not. None where all relevance and the last unit's output
+        are finite, such as behind the −∞ of an attention's mask."""
+        broken = [unit for unit in self.units if np.any(np.asarray(unit.broken) > 0)]
+        sums = [r for unit in self.units for r in (unit.relevance_in, unit.relevance_out)]
+        if broken and (broken[-1] is self.units[-1] or not np.all(np.isfinite(np.stack(sums)))):
+            return broken[0], "value"
         for unit in reversed(self.units):
             if np.all(np.isfinite(unit.relevance_in)) and not np.all(np.isfinite(unit.relevance_out)):
                 return unit, "relevance"

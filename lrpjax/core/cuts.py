@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lrpjax.core import facts
 from lrpjax.core.dataflow import Flow
 from lrpjax.core.facts import AMOUNT, NOT, Fact
-from lrpjax.core.graph import Node, Value
+from lrpjax.core.graph import Node, Value, known_number
 from lrpjax.core.kinds.base import Propagation
 from lrpjax.core.plan import Routes
 from lrpjax.core.units import Level, Unit
@@ -98,7 +98,32 @@ def _landing(
         for node in unit.nodes:
             for place, value in enumerate(node.inputs):
                 if value in lost and value not in coded and place not in facts.choosing(node):
-                    inside = owner.get(value.node) is unit if value.node is not None else False
+                    inside = _inside(unit, value, owner)
                     factor = node.name in FACTORS and known[value].cut < AMOUNT
-                    if not inside and not factor:
+                    numbers = _chosen(value)
+                    alike = len(numbers) == 1 and None not in numbers
+                    if not (inside or factor or alike):
                         yield value
+
+
+def _inside(unit: Unit, value: Value, owner: Mapping[Node, Unit]) -> bool:
+    """Whether a value is made within a unit, or of the unit's operands alone (a predicate that others read too)."""
+    if value.node is None or owner.get(value.node) is unit:
+        return value.node is not None
+    reads = [v for v in value.node.inputs if v.depends]
+    return value.aval.dtype == bool and all(v in unit.operands for v in reads)
+
+
+def _chosen(value: Value) -> set:
+    """The numbers of which a value is one, whatever chooses it; with None for what is no number."""
+    node = value.node
+    if node is not None and node.name in (
+        "copy",
+        "convert_element_type",
+        "stop_gradient",
+        "broadcast_in_dim",
+    ):
+        return _chosen(node.inputs[0])
+    if node is not None and node.name == "select_n":
+        return set().union(*map(_chosen, node.inputs[1:]))
+    return {known_number(value)}

@@ -18,6 +18,9 @@ import numpy as np
 from lrpjax.core import compat
 from lrpjax.core.primitives import CALLS, DERIVED
 
+DISTINCT = ("name", compat.custom_call.name, "slice", "dynamic_slice", "gather")
+"""What stays two where it is written twice: names and relevances that the user gives to a value, and elements that
+are taken out of an array, so that a loop that is written out reads its array as the scanned one does."""
 FLOAT32 = np.dtype(np.float32)
 HALF = (np.dtype(np.float16), np.dtype(jnp.bfloat16))
 
@@ -283,7 +286,7 @@ def build(
     calls: list[Call] = []
     constants: dict[Value, Any] = {}
     env: dict[Any, Value] = {}
-    seen: dict[Any, list[Value]] = {}
+    seen: dict[tuple, list[tuple[dict, list[Value]]]] = {}
 
     def read(atom: Any, env: dict) -> Value:
         if isinstance(atom, compat.Literal):
@@ -311,18 +314,23 @@ def build(
         for eqn in holder.eqns:
             inputs = [read(a, env) for a in eqn.invars]
             path = _join(prefix, compat.scope_of(eqn))
-            twin = _twin(eqn, inputs)
-            if twin in seen:  # a softmax may be written with the same exponential twice
-                env.update(zip(eqn.outvars, seen[twin], strict=True))
+            key = _key(eqn, inputs, path)
+            earlier = seen.get(key, ()) if key is not None else ()
+            twin = next((outputs for params, outputs in earlier if _alike(params, eqn.params)), None)
+            if twin is not None:  # what is written twice is one value, as if the user had given it a name
+                env.update(zip(eqn.outvars, twin, strict=True))
                 continue
             here, sites = (*trail, id(eqn)), (site or eqn, *holders)
-            key = CALLS.get(eqn.primitive.name)
-            body = None if key is None else eqn.params.get(key)
+            holds = CALLS.get(eqn.primitive.name)
+            body = None if holds is None else eqn.params.get(holds)
             call = exchanged = None
             if body is not None or treatment.exchanges_nodes:
                 call = Call(eqn, _call_name(eqn), path, here, sites, inputs)
                 exchanged = treatment.exchange(call)
-            if here in treatment.apart:
+            plain = _as_exponential(eqn, inputs)
+            if plain is not None:
+                outputs = inline(plain, inputs[1:], path, within, site or eqn, here)
+            elif here in treatment.apart:
                 outputs = inline(treatment.apart[here], inputs, path, within, site, here)
             elif call is not None and (
                 exchanged is not None or (body is not None and not treatment.keep(call))
@@ -345,8 +353,8 @@ def build(
                 nodes.append(node)
                 outputs = node.outputs
             env.update(zip(eqn.outvars, outputs, strict=True))
-            if twin is not None:
-                seen[twin] = outputs
+            if key is not None:
+                seen.setdefault(key, []).append((eqn.params, outputs))
         return [read(a, env) for a in holder.outvars]
 
     constvars = [_captured(var, const) for var, const in zip(holder.constvars, consts, strict=True)]
@@ -360,24 +368,43 @@ def build(
     return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls))
 
 
-def _twin(eqn: Any, inputs: list[Value]) -> tuple | None:
-    """What tells an exponential, and a maximum taken off before it, from others: equal ones are one value."""
-    name, params = eqn.primitive.name, eqn.params
-    if name in ("exp", "exp2"):
-        return name, inputs[0]
-    if name == "reduce_max":
-        return name, inputs[0], params["axes"]
-    if name == "sub" and _is_maximum(inputs[1]):
-        return name, *inputs
-    if name in ("broadcast_in_dim", "stop_gradient", "reshape") and _is_maximum(inputs[0]):
-        return name, inputs[0], eqn.outvars[0].aval.shape, params.get("broadcast_dimensions")
-    return None
+def _key(eqn: Any, inputs: list[Value], path: str) -> tuple | None:
+    """What equations that compute the same have in common, besides their parameters. None for those that are told
+    apart whatever they compute."""
+    name = eqn.primitive.name
+    if eqn.effects or name in CALLS or name in DISTINCT or _bodies(eqn):
+        return None
+    return (
+        name,
+        path,
+        *(v if v.constant is None else (str(v.constant), v.aval.dtype, v.shape) for v in inputs),
+    )
 
 
-def _is_maximum(value: Value) -> bool:
-    while value.node is not None and value.node.name in ("broadcast_in_dim", "stop_gradient", "reshape"):
-        value = value.node.inputs[0]
-    return value.node is not None and value.node.name == "reduce_max"
+def _alike(a: dict, b: dict) -> bool:
+    """Whether two equations have the same parameters."""
+    try:
+        return bool(a == b)
+    except ValueError:  # arrays among them, of which no one truth is known
+        return False
+
+
+def _as_exponential(eqn: Any, inputs: list[Value]) -> Any:
+    """The jaxpr of exp(x log c), if an equation is the power c^x of a known positive number."""
+    base = known_number(inputs[0]) if eqn.primitive.name == "pow" else None
+    x = inputs[-1].aval if inputs else None
+    if (
+        base is None
+        or np.iscomplexobj(base)
+        or not base > 0
+        or base == 1
+        or x.shape != eqn.outvars[0].aval.shape
+    ):
+        return None
+    rate = np.asarray(np.log2(base) if base == 2 else np.log(base)).astype(x.dtype)
+    exponential = jnp.exp2 if base == 2 else jnp.exp
+    f = lambda x: exponential(x if rate == 1 else x * rate)
+    return jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type))
 
 
 def _bodies(eqn: Any) -> list:
@@ -442,12 +469,18 @@ def known_nonnegative(constant: Any) -> bool:
     return False
 
 
-def known_zero(value: Value) -> bool:
-    """Whether a constant is known to be zero without computing anything: a literal, perhaps spread out."""
+def known_number(value: Value) -> Any:
+    """The number that a constant is known to be without computing anything: a literal, perhaps spread out. Else
+    None."""
     while value.node is not None and value.node.name in ("convert_element_type", "broadcast_in_dim"):
         value = value.node.inputs[0]
     constant = value.constant
-    return constant is not None and np.size(constant) == 1 and bool(np.all(np.asarray(constant) == 0))
+    return None if constant is None or np.size(constant) != 1 else np.asarray(constant).reshape(())[()]
+
+
+def known_zero(value: Value) -> bool:
+    """Whether a constant is known to be zero without computing anything."""
+    return known_number(value) == 0
 
 
 def between(start: Value, end: Node) -> list[Node] | None:

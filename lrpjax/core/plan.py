@@ -48,8 +48,9 @@ class Planned:
 @dataclasses.dataclass
 class Plan:
     """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite
-    that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`), and
-    the weighted sums that are explained natively (see `lrpjax.NativeWarning`).
+    that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`), the
+    weighted sums that are explained natively (see `lrpjax.NativeWarning`), and, where the rules let nothing
+    come to what is explained, where they end it.
 
     `str(plan)` is a table.
     """
@@ -251,6 +252,23 @@ def route(
         if unit in routes.takes and isinstance(propagations[unit], Refused):
             routes.refused[unit] = propagations[unit]  # type: ignore[assignment]
     return routes
+
+
+def ended(
+    level: Level, seeded: Sequence[bool], propagations: Mapping[Unit, Propagation], routes: Routes
+) -> list[str]:
+    """Where relevance ends, if rules give none of it to what is explained, though the output depends on that."""
+    outs = [v for v, s in zip(level.outputs, seeded, strict=True) if s and v.carries]
+    if not outs or any(v in routes.flowing for v in outs):
+        return []
+    ends = [
+        unit
+        for unit in level.walk()
+        if not unit.bodies
+        and any(v in routes.flowing for v in unit.operands)
+        and not any(v in routes.flowing for v in unit.outputs)
+    ]
+    return list(dict.fromkeys(f"{propagations[unit].text} for {unit.place}" for unit in ends))
 
 
 def _too_narrow(

@@ -167,7 +167,10 @@ def _round(x, rounding_method=None, **_):
 
 
 def _select(which, *cases, **_):
-    return np.where(which, cases[1], cases[0]) if which.dtype == bool else np.choose(which, cases)
+    which = np.nan_to_num(which).astype(
+        int
+    )  # an integer of the program, of which only its number is known here
+    return np.choose(np.clip(which, 0, len(cases) - 1), cases)
 
 
 def _convert(x, new_dtype, **_):

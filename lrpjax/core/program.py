@@ -134,6 +134,7 @@ class Program:
         plan.refuse(self.routes)
         self.cuts = self.cut()
         self.natives = plan.natives(self.level, self.assignment, self.routes)
+        self.ended = plan.ended(self.level, self.seeded, self.assignment.propagations, self.routes)
         for path, values in self.conditions.items():
             self.conditions[path] = [v for v in values if v in self.routes.reached]
             if not self.conditions[path]:

@@ -71,7 +71,15 @@ def find(graph: Graph) -> None:
     for node in graph.nodes:
         for body in node.bodies:
             find(body)
-    graph.quantised = [q for node in graph.nodes for q in (layer(node),) if q is not None]
+    found = [q for node in graph.nodes for q in (layer(node),) if q is not None]
+    begins = {q.x for q in found}
+    for i, q in enumerate(found):
+        inside = next((n.out for n in q.behind[:-1] if n.out in begins), None)
+        if inside is not None:  # its result is rescaled for the next layer at once
+            found[i] = layer(q.core, inside)  # type: ignore[assignment]
+    ends = {q.out for q in found if q is not None}
+    inner = {n.out for q in found if q is not None for n in q.behind} - ends
+    graph.quantised = [q for q in found if q is not None and q.x not in inner]
 
 
 def explained(graph: Graph) -> dict[Value, Value]:
@@ -84,8 +92,8 @@ def explained(graph: Graph) -> dict[Value, Value]:
     return found
 
 
-def layer(core: Node) -> Quantised | None:
-    """The quantised layer of this dot or convolution, if it is one."""
+def layer(core: Node, until: Value | None = None) -> Quantised | None:
+    """The quantised layer of this dot or convolution, if it is one. It ends with the value `until` at the latest."""
     if core.name not in CORES:
         return None
     for at in (0, 1):
@@ -93,7 +101,7 @@ def layer(core: Node) -> Quantised | None:
         if codes.depends and not kernel.depends:
             above = list(_above(codes))
             for start in _starts(above):
-                found = _layer(core, at, above[:start][::-1])
+                found = _layer(core, at, above[:start][::-1], until)
                 if found is not None:
                     return found
     return None
@@ -164,12 +172,23 @@ def _bits(dtype: Any) -> int:
 
 def _starts(above: Sequence[Node]) -> list[int]:
     """How many of the nodes above a core may be its quantisation: from the scale next above the rounding, then from
-    those further up."""
+    those further up. Where a number of the signal itself, such as its least, is taken off above a scale, with that
+    first."""
     rounded = [i for i, node in enumerate(above) if _rounds(node)]
-    return [i + 1 for i, node in enumerate(above) if rounded and i > rounded[0] and node.name in SCALING][:3]
+    scales = [i for i, node in enumerate(above) if rounded and i > rounded[0] and node.name in SCALING][:3]
+    starts = []
+    for i in scales:
+        if (
+            i + 1 < len(above)
+            and above[i + 1].name in SHIFTING
+            and all(v.depends for v in above[i + 1].inputs)
+        ):
+            starts.append(i + 2)
+        starts.append(i + 1)
+    return starts
 
 
-def _layer(core: Node, at: int, nodes: list[Node]) -> Quantised | None:
+def _layer(core: Node, at: int, nodes: list[Node], until: Value | None) -> Quantised | None:
     x = _data(nodes[0])
     moved = [i for i, node in enumerate(nodes) if moves(node)]
     computed = [i for i, node in enumerate(nodes) if node.name not in CASTS and not moves(node)]
@@ -185,7 +204,7 @@ def _layer(core: Node, at: int, nodes: list[Node]) -> Quantised | None:
         return None
     rounded = max(i for i, node in enumerate(nodes) if _rounds(node))
     rescaled = any(node.name in SCALING for node in nodes[rounded:])
-    behind, scales = _behind(core, at, algebra, rescaled)
+    behind, scales = _behind(core, at, algebra, rescaled or until is not None, until)
     if not behind:
         return None
     kept = {atom for monomial in algebra.of(behind[-1].out) for atom, _ in monomial}
@@ -225,14 +244,14 @@ def _commutes(steps: list[Node], moves: list[Node], core: Node, at: int) -> bool
 
 
 def _behind(
-    core: Node, at: int, algebra: "Algebra", rescaled: bool
+    core: Node, at: int, algebra: "Algebra", rescaled: bool, until: Value | None
 ) -> tuple[list[Node], dict[Node, tuple[int, ...]]]:
     """The core and the nodes that follow it, up to the last where the scales have cancelled, and what they fold
     along. None, if none of them scales and nothing before did (`rescaled`)."""
     labels: list = (dimensions.of_dot if core.name == "dot_general" else dimensions.of_convolution)(core, at)
     nodes, scales = [core], {}
     cancelled, value = 0, core.out
-    while len(value.users) == 1 and not value.returned:
+    while len(value.users) == 1 and not value.returned and value is not until:
         user = value.users[0]
         if len(user.outputs) != 1:
             break

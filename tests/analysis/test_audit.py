@@ -210,6 +210,15 @@ def test_what_is_not_finite_is_located(what):
     assert "not finite" in str(audit)
 
 
+def test_the_minus_infinity_of_a_mask_is_meant():
+    def f(x):
+        scores = jnp.where(jnp.tril(jnp.ones((3, 3), bool)), x @ x.T, -jnp.inf)
+        return jax.nn.softmax(scores) @ x
+
+    audit = lrpjax.audit(f, composites.attnlrp())(jnp.asarray(np.random.default_rng(0).normal(size=(3, 2))))
+    assert "not finite" not in str(audit) and audit.first_broken() is None
+
+
 def test_no_compiled_cost_beyond_the_sums():
     f = net()
     flops = lambda g: jax.jit(g).lower(X).compile().cost_analysis()["flops"]

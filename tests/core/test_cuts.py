@@ -1,6 +1,8 @@
 """Ways of relevance that integers, comparisons and indices cut: an error where all are, a warning where some are, and
 neither where they only choose. Held against relevance by hand, and against which of them a reader would expect."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,7 @@ CHOOSING = {
     "mixture by masks": (dispatched, TOKENS),
     "straight through": (straight_through, X),
     "mean of some": (lambda x: (x * (x > 0)).sum() / (x > 0).sum(), X),
+    "mean of some, by a mask": (lambda x: (lambda m: (x * m).sum() / m.sum())(x > 0), X),
     "nanmean": (jnp.nanmean, X),
     "median": (jnp.median, X),
     "masked softmax": (lambda x: jax.nn.softmax(jnp.where(x > 0, x, -1e30)) @ W, X),
@@ -179,6 +182,9 @@ def test_what_a_rule_stops_is_no_cut():
     stopped = lrpjax.Composite([(select.kind("dense"), rules.Stop())])
     f = lambda x: (x @ W)[jnp.argmax(x)]
     close(lrpjax.relevance(f, stopped)(X), np.zeros(4))
+    (note,) = lrpjax.plan(f, stopped, X).notes
+    assert re.fullmatch(r"nothing arrives: Stop\(\) for dense in .*test_cuts.py:\d+ .*", note)
+    assert lrpjax.plan(lambda x: f(x) + x.sum(), stopped, X).notes == []
 
 
 @pytest.mark.parametrize("composite", [lrpjax.composites.gradient(), lrpjax.composites.input_x_gradient()])

@@ -12,6 +12,8 @@ from jax import lax
 
 import lrpjax
 from lrpjax import composites, rules, select
+from lrpjax.core import recognise
+from lrpjax.core.units import Unit
 
 RNG = np.random.default_rng(2)
 W, V = RNG.normal(size=(3, 4)), RNG.normal(size=(4, 3))
@@ -227,7 +229,7 @@ def test_factor_that_a_product_does_not_have():
     with pytest.raises(
         lrpjax.RuleError, match=r"share=2, but the product has 2 factors: product in .*test_errors.py:\d+"
     ):
-        explain(lambda x: (x @ W) * (x @ W + 1.0), composite)
+        explain(lambda x: (x @ W) * (x @ W[::-1] + 1.0), composite)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +450,7 @@ def test_batch_norm_before_a_layer():
 
 
 def test_functional_sums_and_activations_are_seen():
-    f = lambda x: jnp.maximum(x @ W + (x @ W) ** 2, 0.0) @ V
+    f = lambda x: jnp.maximum(x @ W + (x @ W[::-1]) ** 2, 0.0) @ V
     assert [u.kind for u in lrpjax.plan(f, None, X)] == [
         "dense",
         "dense",
@@ -549,3 +551,17 @@ def test_softmax_and_normalisation_are_not_given_the_plain_gradient_of_their_rel
     )
     close(found, right)
     assert abs(found - plain).max() > 1e-3
+
+
+def test_recognisers_that_claim_what_is_read_from_outside(monkeypatch):
+    """Relevance that arrives in the midst of a unit would be lost without a word."""
+
+    def greedy(draft):
+        dense, activation = draft.carrying[:2]
+        draft.add(Unit("activation", [dense, activation], dense.carriers(), "of its own"))
+
+    monkeypatch.setattr(recognise, "RECOGNISERS", (greedy, *recognise.RECOGNISERS))
+    with pytest.raises(
+        lrpjax.UnsupportedError, match=r"midst of activation.*test_errors.py.*custom_relevance"
+    ):
+        explain(lambda x: (lambda h: jnp.sin(h) + h * V[:, 0])(x @ W))

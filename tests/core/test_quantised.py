@@ -396,3 +396,46 @@ def test_scales_of_narrow_floats_take_nothing_in_attention():
     assert "max_pool" not in kinds  # the largest size is a constant of the relevance
     ours, wanted = (lrpjax.relevance(f, composites.attnlrp())(x) for f in (attention, plain))
     np.testing.assert_allclose(ours, wanted, atol=0.25 * np.abs(wanted).max())  # float8 has 3 bits
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_layer_that_is_rescaled_for_the_next_one_at_once_ends_there(rectified):
+    """Integers all along, as in inference with static scales: one number takes the codes of a layer to those of the
+    next, and clipping at zero is the ReLU."""
+    s, ws = 0.02, SCALE.max()
+    w, bias = jnp.round(KERNEL / ws).astype(jnp.int8), jnp.round(BIAS / (s * ws))
+    low = 0 if rectified else -127
+
+    def f(x):
+        q = jnp.clip(jnp.round(x / s), -127, 127).astype(jnp.int8)
+        between = dot(q, w) + bias.astype(jnp.int32)
+        q = jnp.clip(jnp.round(between * (s * ws / 0.1)), low, 127).astype(jnp.int8)
+        return dot(q, W2) * (0.1 * SCALE2)
+
+    def reference(x):
+        h = x @ (w * ws) + bias * (s * ws)
+        return (jax.nn.relu(h) if rectified else h) @ (W2 * SCALE2)
+
+    x, target = X["one"], np.asarray(reference(X["one"]))
+    for rule in (rules.ZPlus(), rules.Flat()):
+        wanted = lrpjax.relevance(reference, composite(rule), target=target)(x)
+        close(lrpjax.relevance(f, composite(rule), target=target)(x), wanted, 0.05, of_largest=True)
+    exact = composite(rules.Epsilon(0.0, bias=False))
+    close(lrpjax.relevance(f, exact)(x).sum(), f(x).sum(), 1e-9)
+    plan = lrpjax.plan(f, None, x)
+    assert [unit.kind for unit in plan] == ["dense", "dense"] and plan.notes == []
+
+
+def test_the_least_of_each_row_that_is_taken_off_and_added_behind_is_a_zero_point():
+    def f(x):
+        least = x.min(-1, keepdims=True)
+        s = (x.max(-1, keepdims=True) - least) / 255
+        q = jnp.round((x - least) / s).astype(jnp.uint8).astype(jnp.int32)
+        w = W.astype(jnp.int32)
+        return (dot(q, w) * s + least * w.sum(0)) * SCALE + BIAS
+
+    target = np.asarray(plain(X["rows"]))
+    for rule in (rules.Epsilon(0.1), rules.ZPlus(), rules.Flat()):
+        wanted = lrpjax.relevance(plain, composite(rule), target=target)(X["rows"])
+        close(lrpjax.relevance(f, composite(rule), target=target)(X["rows"]), wanted, 0.02, of_largest=True)
+    assert [unit.kind for unit in lrpjax.plan(f, None, X["rows"])] == ["dense"]

@@ -146,3 +146,77 @@ def test_transformations_change_nothing(name):
         explain = lrpjax.relevance(lenient(scanned), COMPOSITES[name])
         close(jax.jit(explain)(X), explain(X), 1e-9)
         close(jax.vmap(explain)(X), explain(X), 1e-9)
+
+
+TWICE = {
+    "where": lambda x: jnp.where(x @ W + B > 0, x @ W + B, 0.0) @ V,
+    "select": lambda x: jax.lax.select(x @ W + B > 0, x @ W + B, jnp.zeros((3, 5))) @ V,
+    "product": lambda x: ((x @ W + B) * (x @ W + B > 0)) @ V,
+    "branch": lambda x: (
+        jax.vmap(jax.vmap(lambda z: jax.lax.cond(z > 0, lambda z: z, lambda z: 0.0 * z, z)))(x @ W + B) @ V
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_layer_that_is_written_twice_is_one(name):
+    same(TWICE[name], lambda x: jax.nn.relu(x @ W + B) @ V)
+    assert [u.kind for u in lrpjax.plan(lenient(TWICE[name]), None, X)] == ["dense", "activation", "dense"]
+
+
+def test_a_rectifier_by_pieces_is_no_cut():
+    pieces = lambda x: jnp.piecewise(x @ W + B, [x @ W + B > 0], [lambda z: z, 0.0]) @ V
+    same(pieces, lambda x: jax.nn.relu(x @ W + B) @ V, ["epsilon", "zplus", "gamma", "gradient"])
+    assert lrpjax.plan(lenient(pieces), None, X).notes == []
+
+
+@pytest.mark.parametrize("base", [2.0, np.e, 10.0])
+def test_a_power_of_a_number_is_an_exponential(base):
+    def attention(x, power):
+        s = x @ W @ W.T @ x.T
+        e = jnp.power(base, (s - s.max(-1, keepdims=True)) / np.log(base)) if power else jnp.exp(s)
+        return (e / e.sum(-1, keepdims=True) @ (x @ W)) @ V
+
+    same(lambda x: attention(x, True), lambda x: attention(x, False))
+    same(
+        lambda x: (1 / (1 + jnp.power(base, -(x @ W) / np.log(base)))) @ V,
+        lambda x: jax.nn.sigmoid(x @ W) @ V,
+    )
+    close(jnp.power(base, X), lrpjax.value_and_relevance(lambda x: jnp.power(base, x))(X)[0], 1e-12)
+
+
+AROUND = {
+    "residual": lambda z, relu: relu(z) + z,
+    "difference": lambda z, relu: z - 0.1 * relu(z),
+    "two": lambda z, relu: relu(z) + jnp.tanh(z),
+    "squared": lambda z, relu: jnp.square(relu(z)),
+    "within": lambda z, relu: jnp.tanh(relu(z)),
+    "behind": lambda z, relu: relu(jnp.sin(z)),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_rectifier_in_a_function_of_the_same_value_is_a_rectifier(name):
+    """The reference is JAX's derivative with a ReLU that is guided by itself."""
+
+    @jax.custom_vjp
+    def guided(z):
+        return jax.nn.relu(z)
+
+    guided.defvjp(lambda z: (jax.nn.relu(z), z), lambda z, c: (jnp.where((z > 0) & (c > 0), c, 0),))
+    f = lambda x, relu: (AROUND[name](x @ W + B, relu) @ V).sum()
+    ours = lrpjax.relevance(lenient(lambda x: f(x, jax.nn.relu)), COMPOSITES["guided"])(X)
+    with jax.numpy_dtype_promotion("standard"):
+        close(ours, jax.grad(lambda x: f(x, guided))(X), 1e-9)
+
+
+def test_what_a_mask_puts_to_minus_infinity_takes_nothing():
+    f = lambda x: jax.nn.softmax(jnp.where(x > 0, x, -jnp.inf)) @ W
+    for composite in (composites.epsilon(), composites.attnlrp(), composites.deep_taylor()):
+        R = np.asarray(lrpjax.relevance(f, composite)(X))
+        assert np.isfinite(R).all() and not R[X <= 0].any() and R[X > 0].any()
+    close(
+        lrpjax.relevance(f, composites.input_x_gradient())(X),
+        X * jax.grad(lambda x: f(x).sum())(X),
+        1e-9,
+    )

@@ -22,6 +22,7 @@ from lrpjax.core.recognise import (
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.recognise.exponentials import Exponentials
 from lrpjax.core.units import Level, Unit
+from lrpjax.errors import UnsupportedError
 
 RECOGNISERS = (
     softmax.find,  # before activations, which would take the exponential and the division for functions of their own
@@ -60,7 +61,23 @@ def _find(
     draft = Draft(graph, families, kept, lambda body: _find(body, families, kept, exponentials), exponentials)
     for recognise in RECOGNISERS:
         recognise(draft)
-    return Level(graph, _sorted(draft))
+    steps = _sorted(draft)
+    _check(draft)
+    return Level(graph, steps)
+
+
+def _check(draft: Draft) -> None:
+    """Raises an error where relevance would have to begin inside a unit, and so would be lost."""
+    for node in draft.carrying:
+        unit = draft.unit_of.get(node)
+        for value in node.inputs if unit is not None and node in unit.nodes else ():
+            other = draft.unit_of.get(value.node) if value.carries and value.node is not None else None
+            if other is not None and other is not unit and value not in other.outputs:
+                raise UnsupportedError(
+                    f"{unit.place} reads what is made in the midst of {other.place}: the two were found to be units of "
+                    "their own, which they cannot both be. Give one of them a relevance of its own with "
+                    "custom_relevance, and please report this program"
+                )
 
 
 def _sorted(draft: Draft) -> list[Unit | Node]:

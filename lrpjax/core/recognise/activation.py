@@ -5,6 +5,7 @@ from lrpjax.core.recognise import formulas, names
 from lrpjax.core.recognise.draft import Draft
 from lrpjax.core.units import Unit
 
+SUMS = ("add", "sub", "add_any")
 MOST = 4
 """How many numbers in front of a function, and behind it, are tried as a part of it."""
 
@@ -24,11 +25,33 @@ def find(draft: Draft) -> None:
         region = None if source is None else _region(draft, source, end)
         if region is None or not any(draft.dependence.nonlinear(n) for n in region):
             continue
-        draft.add(named(draft, *_extend(draft, source, region, dominators)))
+        unit = named(draft, *_extend(draft, source, region, dominators))
+        if (
+            end.name not in SUMS
+            or formulas.name_of(unit.nodes, unit.operands[0])
+            or not any(_is_known(draft, source, v) for v in end.inputs)
+        ):
+            draft.add(unit)
+
+
+def _is_known(draft: Draft, source: Value, value: Value) -> bool:
+    """Whether a value is a function of `source` that networks use as a whole (`relu(h)` in `h - relu(h) / 2`)."""
+    while value is not source and value.node is not None and formulas.line(value.node) is not None:
+        (value,) = dict.fromkeys(value.node.carriers())
+    if value is source or value.node is None or not value.carries:
+        return False
+    region = _region(draft, source, value.node)
+    return region is not None and _whole(region, source)
+
+
+def _whole(region: list[Node], source: Value) -> bool:
+    return formulas.name_of(region, source) not in (None, *formulas.ELEMENTS)
 
 
 def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -> tuple[Value, list[Node]]:
-    """Grows an activation upwards over numbers to an earlier non-linear node of the same value."""
+    """Grows an activation upwards over numbers to an earlier non-linear node of the same value. Where no number stands
+    between, a function that networks use as a whole stays by itself (`square(relu(h))`), unless both together are one
+    that is known."""
     value, prefix = source, []
     while value.node is not None and draft.free(value.node) and not draft.visible(value):
         node = value.node
@@ -41,6 +64,9 @@ def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -
         if inner is None or not all(
             v.depends or formulas.number(v) is not None for n in inner for v in n.inputs
         ):
+            break
+        stacked = not prefix and (_is_known(draft, start, value) or _whole(region, value))  # type: ignore[arg-type]
+        if stacked and formulas.name_of([*inner, *region], start) is None:  # type: ignore[arg-type]
             break
         prefix = inner + prefix
         if any(draft.dependence.nonlinear(n) for n in inner):

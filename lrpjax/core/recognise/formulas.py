@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.extend.core import primitives as published
 
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.primitives import POINTWISE
@@ -68,6 +69,9 @@ KNOWN: Mapping[str, Callable] = {
 STRAIGHT = ("relu", "relu6", "hard_tanh", "abs", "identity")
 """Those that are lines through the origin, near it and apart from constants."""
 
+ELEMENTS = ("abs", "exp", "expm1", "log1p", "square", "identity")
+"""Those that others are written with; the rest are used as a whole."""
+
 FALLING = ("falling_sigmoid", "falling_hard_sigmoid")
 ALIASES = {
     "tanh_gelu": "gelu",
@@ -120,7 +124,11 @@ def _with_predicates(nodes: Sequence[Node], source: Value) -> Sequence[Node]:
     stack = list(nodes)
     while stack:
         for v in stack.pop().inputs:
-            if v is not source and v.depends and not v.carries and v.node is not None and v.node not in found:
+            if v is source or v.node is None or v.node in found:
+                continue
+            # a branch that is made a choice (`vmap` of `cond`) stops the gradient of what it is not taken for
+            stopped = v.node.name == published.stop_gradient_p.name and v.node.inputs[0] is source
+            if stopped or (v.depends and not v.carries):
                 found.add(v.node)
                 stack.append(v.node)
     return nodes if len(found) == len(nodes) else sorted(found, key=lambda n: n.index)
@@ -251,7 +259,7 @@ def _computed(node: Node, inputs: Sequence[Any]) -> np.ndarray | None:
     if not (_is_real(node.out) or node.out.aval.dtype == bool or converts):
         return None
     counts = any(not _is_real(v) and v.aval.dtype != bool for v in node.inputs)
-    if counts and not converts and (node.name == lax.select_n_p.name or node.out.aval.dtype != bool):
+    if counts and not converts and node.name != lax.select_n_p.name and node.out.aval.dtype != bool:
         return None
     y = np.asarray(function(*map(np.asarray, inputs), **node.params))
     return None if y.dtype == object or np.iscomplexobj(y) else y
