@@ -220,3 +220,23 @@ def test_what_a_mask_puts_to_minus_infinity_takes_nothing():
         X * jax.grad(lambda x: f(x).sum())(X),
         1e-9,
     )
+
+
+SHIFTED = {
+    "softplus": lambda z: jax.nn.softplus(z) - np.log(2.0),
+    "wide tanh": lambda z: 2 * jax.nn.sigmoid(2 * z / 3.0) - 1,
+    "hyperbolic cosine": lambda z: jnp.cosh(z) - 1,
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_number_that_makes_a_function_zero_at_zero_belongs_to_it(name):
+    """The reference is the same function with a relevance of its own: it passes all on."""
+    one = lrpjax.custom_relevance(SHIFTED[name], rule=rules.Pass())
+    same(
+        *(lambda x, act=act: act(x @ W + B) @ V for act in (SHIFTED[name], one)),
+        ["epsilon", "zplus", "gamma"],
+    )
+    kinds = lambda act: [u.kind for u in lrpjax.plan(lenient(lambda x: act(x @ W)), None, X)]
+    assert kinds(SHIFTED[name]) == ["dense", "activation"]
+    assert kinds(lambda z: SHIFTED[name](z) - 0.1)[-1] == "affine"

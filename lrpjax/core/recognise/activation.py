@@ -76,7 +76,9 @@ def _extend(draft: Draft, source: Value, region: list[Node], dominators: dict) -
 
 
 def named(draft: Draft, source: Value, region: list[Node]) -> Unit:
-    """The unit of a region, by its function's name, with the numbers around it that make a known function of it."""
+    """The unit of a region, by its function's name, with the numbers around it that make a known function of it, or
+    behind it one that is zero at zero: such a number is no constant that would take relevance (`softplus(x) − log 2`,
+    SchNet; Schütt et al. 2017)."""
     before, behind = _lines_before(draft, source, region), _lines_behind(draft, region)
     for first in range(len(before), -1, -1):
         for last in range(len(behind), -1, -1):
@@ -87,6 +89,11 @@ def named(draft: Draft, source: Value, region: list[Node]) -> Unit:
             name = formulas.name_of(nodes, start)
             if name in formulas.KNOWN:
                 return Unit("activation", nodes, [start], name)
+    if formulas.at_zero(region, source) not in (None, 0.0):
+        for last in range(1, len(behind) + 1):
+            if formulas.at_zero([*region, *behind[:last]], source) == 0:
+                region = [*region, *behind[:last]]
+                break
     return Unit("activation", region, [source], names.name_of(region, source))
 
 

@@ -225,6 +225,14 @@ def at_points(
     return np.broadcast_to(y.astype(float), points.shape), guessed
 
 
+def at_zero(nodes: Sequence[Node], source: Value) -> float | None:
+    """What a region is at zero, up to rounding in the model's own type; None where that is not known."""
+    y, guessed = at_points(_with_predicates(nodes, source), source, np.zeros(1))
+    if y is None or guessed or not np.isfinite(y[0]):
+        return None
+    return 0.0 if abs(y[0]) <= _tolerance(source) else float(y[0])
+
+
 REPEATS = (
     *("broadcast_in_dim", "reshape", "squeeze", "transpose", "optimization_barrier", "sharding_constraint"),
     *("pvary", "pbroadcast", "reshard", "vary_unreduced_cast", "device_put", "name"),
