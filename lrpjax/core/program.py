@@ -156,7 +156,7 @@ class Program:
         )
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
         self.known = facts.mark(facts.find(g, carries, sources, families))
-        self.cancelled = cancelling.find(g, families)
+        self.cancelled = cancelling.find(g, families, self.composite.method == "relevance")
         self.made: dict[Value, Value] = {}
         if self.composite.method == "relevance":
             quantised.find(g)

@@ -439,3 +439,15 @@ def test_the_least_of_each_row_that_is_taken_off_and_added_behind_is_a_zero_poin
         wanted = lrpjax.relevance(plain, composite(rule), target=target)(X["rows"])
         close(lrpjax.relevance(f, composite(rule), target=target)(X["rows"]), wanted, 0.02, of_largest=True)
     assert [unit.kind for unit in lrpjax.plan(f, None, X["rows"])] == ["dense"]
+
+
+def test_the_gradient_of_narrow_floats_counts_their_scales():
+    """Where casting rounds the cotangents too, the scales have a part in the derivative that does not cancel."""
+
+    def f(x):
+        scale = jnp.max(jnp.abs(x), -1, keepdims=True) / 448
+        codes = lax.dot_general((x / scale).astype(F8), W8, (((1,), (0,)), ((), ())))
+        return (codes.astype(x.dtype) * scale * W8SCALE)[:, 0]
+
+    found = lrpjax.relevance(f, composites.input_x_gradient())(X["rows"])
+    close(found, jax.grad(lambda x: f(x).sum())(X["rows"]) * X["rows"])
