@@ -8,12 +8,13 @@ input at all (be it along integers, predicates or indices), and is it known to b
 import copy
 import dataclasses
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lrpjax.core import compat
 from lrpjax.core.primitives import CALLS, DERIVED
@@ -342,6 +343,8 @@ def build(
                 outputs = inline(inner, inputs, path, around, inner_site, here)
                 call.made, call.span, call.outputs = nodes, (start, len(nodes)), outputs
                 calls.append(call)
+            elif (product := _as_product(eqn)) is not None:
+                outputs = inline(product, inputs, path, within, site or eqn, here)
             else:
                 node = Node(eqn, inputs, path, within, sites)
                 node.trail = here
@@ -405,6 +408,28 @@ def _as_exponential(eqn: Any, inputs: list[Value]) -> Any:
     exponential = jnp.exp2 if base == 2 else jnp.exp
     f = lambda x: exponential(x if rate == 1 else x * rate)
     return jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type))
+
+
+def _as_product(eqn: Any) -> Any:
+    """The jaxpr of a product of elements that is written as a dot, which sums nothing up and has one operand without
+    axes of its own: einsum writes a scale so, and a division as a product with a reciprocal. None for any other."""
+    if eqn.primitive.name != "dot_general" or eqn.params.get("out_sharding") is not None:
+        return None
+    (contracted, _), batches = eqn.params["dimension_numbers"]
+    avals, out = [v.aval for v in eqn.invars], eqn.outvars[0].aval
+    scales = any(len(batch) == len(aval.shape) for batch, aval in zip(batches, avals, strict=True))
+    if contracted or not scales or not compat.is_float(out) or any(a.dtype != out.dtype for a in avals):
+        return None
+    if any(getattr(a, "vma", None) for a in avals):  # how devices differ is known only where it is traced
+        return None
+
+    def spread(a: Any, batch: Sequence[int]) -> Any:
+        free = [d for d in range(a.ndim) if d not in batch]
+        axes = range(len(out.shape)) if free else range(len(batch))
+        return lax.broadcast_in_dim(lax.transpose(a, (*batch, *free)), out.shape, tuple(axes))
+
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    return jax.make_jaxpr(lambda a, b: lax.mul(spread(a, batches[0]), spread(b, batches[1])))(*shapes)
 
 
 def _bodies(eqn: Any) -> list:

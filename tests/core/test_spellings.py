@@ -240,3 +240,28 @@ def test_a_number_that_makes_a_function_zero_at_zero_belongs_to_it(name):
     kinds = lambda act: [u.kind for u in lrpjax.plan(lenient(lambda x: act(x @ W)), None, X)]
     assert kinds(SHIFTED[name]) == ["dense", "activation"]
     assert kinds(lambda z: SHIFTED[name](z) - 0.1)[-1] == "affine"
+
+
+@pytest.mark.parametrize(
+    "composite", [composites.epsilon(0.0), composites.attnlrp(0.0)], ids=["epsilon", "attnlrp"]
+)
+def test_a_dot_that_sums_nothing_up_is_a_product_of_elements(composite):
+    """Where einsum multiplies with a reciprocal last, a quotient is seen, whose denominator takes nothing."""
+    rng = np.random.default_rng(8)
+    q, k, v = rng.normal(size=(3, 4, 4))
+    x = rng.normal(size=(5, 4))
+
+    def f(x, spelling):
+        queries, keys = jnp.exp(jnp.tanh(x @ q)), jnp.exp(jnp.tanh(x @ k))
+        return spelling(queries, keys.T @ (x @ v), queries @ keys.sum(0) + 0.1)
+
+    spellings = [
+        lambda a, b, c: (a @ b) / c[:, None],
+        lambda a, b, c: jnp.einsum("tk,kv,t->tv", a, b, 1 / c),
+        lambda a, b, c: jnp.einsum("t,tv->tv", 1 / c, a @ b),
+        lambda a, b, c: jnp.einsum("tv,t->vt", a @ b, 1 / c).T,
+        lambda a, b, c: jax.vmap(lambda a, c: (a @ b) * (1 / c))(a, c),
+    ]
+    wanted, *found = (lrpjax.relevance(lambda x, s=s: f(x, s), composite)(x) for s in spellings)
+    for R in found:
+        np.testing.assert_allclose(R, wanted, rtol=1e-6)
