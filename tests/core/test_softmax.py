@@ -326,3 +326,20 @@ def test_sums_and_logarithms_of_a_softmax_that_are_returned_too_carry_their_rele
     for composite in (COMPOSITES["attnlrp"], COMPOSITES["cp_lrp"]):
         explain = lambda f, c=composite: lrpjax.relevance(f, c, target=TARGET)(jnp.asarray(X))
         close(explain(f), explain(usual))
+
+
+def test_weighted_sums_of_softmax_weights_are_layers():
+    """Held against the dot with the same kernel; behind attention, against the matrix product."""
+    w, v = np.asarray(RNG.normal(size=(4, 3))), np.asarray(RNG.normal(size=(3, 2)))
+    x = jnp.asarray(RNG.normal(size=(5, 4)))
+    pairs = [
+        (lambda x: (jax.nn.softmax(x)[..., None] * w).sum(-2), lambda x: jax.nn.softmax(x) @ w),
+        (
+            lambda x: sum((jax.nn.softmax(x @ x.T) @ x)[:, i, None] * w[i] for i in range(4)) @ v,
+            lambda x: jax.nn.softmax(x @ x.T) @ x @ w @ v,
+        ),
+    ]
+    for rule in (lrpjax.rules.ZPlus(), lrpjax.rules.AlphaBeta(2.0, 1.0), lrpjax.rules.Flat()):
+        composite = lrpjax.Composite([(lrpjax.select.kind("dense"), rule)])
+        for written, plain in pairs:
+            close(*(lrpjax.relevance(f, composite)(x) for f in (written, plain)), 1e-7, of_largest=True)

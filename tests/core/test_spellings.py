@@ -266,3 +266,10 @@ def test_a_dot_that_sums_nothing_up_is_a_product_of_elements(composite):
     wanted, *found = (lrpjax.relevance(lambda x, s=s: f(x, s), composite)(x) for s in spellings)
     for R in found:
         np.testing.assert_allclose(R, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "act", [jnp.tanh, jax.nn.relu, jax.nn.silu, jax.nn.sigmoid], ids=lambda f: f.__name__
+)
+def test_two_negations_in_front_of_an_activation_undo_each_other(act):
+    same(lambda x: act(-(-B - x @ W)) @ V, lambda x: act(x @ W + B) @ V, ["zplus", "alphabeta", "gamma"])

@@ -504,3 +504,10 @@ def test_a_dot_that_sums_nothing_up_is_a_scale():
         np.testing.assert_allclose(
             ours, lrpjax.relevance(lambda x: (x * a) @ np.ones(4), composite)(x), rtol=1e-9
         )
+
+
+def test_two_average_pools_of_stacked_slices_are_no_convolution():
+    """The mean of neighbours, twice, with a roll between: sums of slices with one number each."""
+    halves = lambda x: jnp.stack([x[0::2], x[1::2]]).mean(0)
+    f = lambda x: halves(jnp.roll(halves(x), 1))
+    assert {u.kind for u in lrpjax.plan(f, None, jnp.arange(8.0))}.isdisjoint({"conv", "dense"})

@@ -28,9 +28,13 @@ ACTIVATIONS = (
     "relu6",
     "hard_tanh",
 )
+AWAY_FROM_ZERO = ("sigmoid", "softplus")
+"""Activations of 0 that have relevance, which an input of 0 cannot take in ratio form."""
 ELEMENTWISE = ("act", "affine", "add", "sub", "mul", "maximum", "quotient")
 LAYERS = ("dense", "conv")
 PRODUCTS = ("mul", "attend", "score")
+WRITINGS = 12
+"""The number of a writing is below this: no operation of `writings.py` has more of them."""
 
 
 @dataclasses.dataclass
@@ -82,8 +86,10 @@ class Program:
         return self.changed(lambda step: {"rule": None})
 
     def rewritten(self, data) -> "Program":
-        """The same program, each step in a writing that is drawn anew."""
-        return self.changed(lambda step: {"writing": data.draw(st.integers(0, 7), label="writing")})
+        """The same program, each step in a writing that is drawn anew. Those of a max pool are two functions to JAX:
+        of several largest elements the first wins in a window, and all of them do along an axis."""
+        drawn = lambda: data.draw(st.integers(0, WRITINGS - 1), label="writing")
+        return self.changed(lambda step: {} if step.op == "max_pool" else {"writing": drawn()})
 
     def changed(self, change) -> "Program":
         return dataclasses.replace(self, steps=[dataclasses.replace(s, **change(s)) for s in self.steps])
@@ -169,6 +175,7 @@ class Builder:
         self.rng = np.random.default_rng(draw(st.integers(0, 2**16), label="weights"))
         x = self.rng.normal(size=shape)
         signs = draw(st.sampled_from(["both", "both", "positive", "zeros"]), label="input")
+        self.sparse = signs == "zeros"
         self.x = {"both": x, "positive": abs(x), "zeros": np.where(self.rng.random(shape) < 0.3, 0.0, x)}[
             signs
         ]
@@ -178,7 +185,7 @@ class Builder:
         return self.x.shape if value == 0 else self.steps[value - 1].shape
 
     def add(self, op, *inputs, shape=None, rule=None, arrays=None, **settings):
-        writing = self.draw(st.integers(0, 7), label=f"writing of {op}")
+        writing = self.draw(st.integers(0, WRITINGS - 1), label=f"writing of {op}")
         shape = self.shape(inputs[0]) if shape is None else shape
         self.steps.append(Step(op, inputs, shape, arrays or {}, settings, rule, writing))
         return len(self.steps)
@@ -199,6 +206,13 @@ class Builder:
         if value == 0 or self.steps[value - 1].op not in ELEMENTWISE:
             return {value}
         return set().union(*(self.roots(v) for v in self.steps[value - 1].inputs))
+
+    def layered(self, value):
+        """Whether a layer is on the way to a value."""
+        if value == 0:
+            return False
+        step = self.steps[value - 1]
+        return step.op in LAYERS or any(map(self.layered, step.inputs))
 
     def two(self, a, b):
         """Whether an elementwise function of a and b is one of two values. (x + tanh(x) is one activation.)"""
@@ -257,6 +271,8 @@ class Builder:
         if self.behind(value) in ("act", "affine"):
             return value
         name = name or self.draw(st.sampled_from(ACTIVATIONS), label="activation")
+        if name in AWAY_FROM_ZERO and self.sparse and not self.layered(value):
+            return value
         return self.add("act", value, rule=self.draw(activation_rules(name), label="rule"), name=name)
 
     def join(self, a, b):
@@ -308,7 +324,8 @@ class Builder:
         return self.add(op, value, arrays=arrays, rule=rule)
 
     def softmax(self, value):
-        return self.add("softmax", value)
+        rule = self.draw(st.sampled_from([None, None, rules.Stop(), rules.Gradient()]), label="rule")
+        return self.add("softmax", value, rule=rule)
 
     def attention(self, value):
         q, k, v = (self.dense(value) for _ in range(3))

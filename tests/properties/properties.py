@@ -1,10 +1,17 @@
 """What the properties share: how many programs, and how results are compared."""
 
+import functools
+import itertools
+
 import hypothesis
+import jax
 import numpy as np
 
 NIGHTLY = 50
 """How many times as many programs `--nightly` tries."""
+
+KEPT = 50
+"""Of so many programs, at most, what was compiled is kept."""
 
 
 def is_nightly():
@@ -12,8 +19,26 @@ def is_nightly():
 
 
 def examples(number):
-    """Settings for so many programs in the suite's size."""
-    return hypothesis.settings(max_examples=number * (NIGHTLY if is_nightly() else 1))
+    """A test with so many programs in the suite's size. What was compiled for many of them is let go now and then, for
+    XLA crashes when thousands of compiled programs are kept."""
+    settings, numbers = (
+        hypothesis.settings(max_examples=number * (NIGHTLY if is_nightly() else 1)),
+        itertools.count(1),
+    )
+
+    def decorated(test):
+        one = test.hypothesis.inner_test
+
+        @functools.wraps(one)
+        def run(*args, **kwargs):
+            if next(numbers) % KEPT == 0:
+                jax.clear_caches()
+            one(*args, **kwargs)
+
+        test.hypothesis.inner_test = run
+        return settings(test)
+
+    return decorated
 
 
 def close(found, wanted, tolerance=1e-9, scale=None):

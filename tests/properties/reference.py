@@ -142,8 +142,29 @@ def activation(step, v, y, R):
 # ------------------------------------------------------------------------------------------- several values into one
 
 
-def summands(step, a, b, R):
-    """R of a and b in y = a + b; a difference is the sum with −b."""
+def receives(step) -> list[int]:
+    """The numbers of the operands that get relevance."""
+    both = list(range(len(step.inputs)))
+    share = getattr(step.rule, "share", None)
+    if type(step.rule).__name__ == "Stop":
+        return []
+    if step.op == "quotient":
+        return [0]
+    if isinstance(share, int):
+        return [share]
+    gates = step.settings.get("gates", (False, False))
+    if step.op == "mul" and sum(gates) == 1 and share in (None, "gate") and not gradient(step):
+        return [gates.index(False)]
+    return both
+
+
+def gradient(step):
+    return type(step.rule).__name__ == "Gradient"
+
+
+def summands(step, a, b, R, takers):
+    """R of a and b in y = a + b; a difference is the sum with −b. takers: whether each leads to the input. One that
+    does not has no part in shares that are fixed numbers."""
     sign = -1.0 if step.op == "sub" else 1.0
     terms = [a, sign * b]
     y = terms[0] + terms[1]
@@ -155,51 +176,48 @@ def summands(step, a, b, R):
     how = "native" if name == "native" else step.rule.share
     if how == "native":
         return [t * divide(R, y) for t in terms]
-    if how == "uniform":
-        return [R / 2, R / 2]
+    return [R * w for w in weights(how, a, b, takers)]
+
+
+def weights(how, a, b, takers):
+    """The share of each of two operands, among those that take any."""
+    if sum(takers) < 2:
+        return [float(taker) for taker in takers]
     if how == "magnitude":
-        return [R * divide(abs(t), abs(a) + abs(b)) for t in terms]
-    return [R * (how == 0), R * (how == 1)]
+        return [divide(abs(f), abs(a) + abs(b)) for f in (a, b)]
+    return [0.5, 0.5]
 
 
-def parts(step, a, b):
+def parts(step, a, b, takers):
     """(which part of the relevance each of two factors takes, the stabiliser)"""
-    name = "Product" if step.rule is None else type(step.rule).__name__
-    how = "gate" if step.rule is None or name == "Epsilon" else step.rule.share
-    epsilon = step.rule.epsilon if name == "Epsilon" else 0.0
-    gates = step.settings.get("gates", (False, False))
-    if how == "gate" and sum(gates) == 1:
-        how = gates.index(False)
-    if how == "magnitude":
-        return [divide(abs(f), abs(a) + abs(b)) for f in (a, b)], epsilon
-    return [0.5, 0.5] if how in ("gate", "uniform") else [float(how == 0), float(how == 1)], epsilon
+    epsilon = step.rule.epsilon if type(step.rule).__name__ == "Epsilon" else 0.0
+    return weights(getattr(step.rule, "share", "gate"), a, b, takers), epsilon
 
 
-def contraction(step, terms, R, axis, to_a, to_b):
+def contraction(step, terms, R, axis, to_a, to_b, takers):
     """R of the factors of y = Σ_k a_k b_k, with `terms` all of a_k b_k. The sums are those that lead to a and b."""
-    (part_a, part_b), epsilon = parts(step, None, None)
+    (part_a, part_b), epsilon = parts(step, None, None, takers)
     y = terms.sum(axis)
     messages = terms * np.expand_dims(share(R, y, epsilon), axis)
     return [part_a * messages.sum(to_a), part_b * messages.sum(to_b)]
 
 
-def factors(step, a, b, R):
+def factors(step, a, b, R, takers):
     """R of a and b in their product, elementwise or of matrices."""
-    gradient = type(step.rule).__name__ == "Gradient"
     if step.op == "mul":
-        if gradient:
+        if gradient(step):
             return [b * R, a * R]
-        weights, epsilon = parts(step, a, b)
+        taken, epsilon = parts(step, a, b, takers)
         y = a * b
         kept = y * share(R, y, epsilon)
-        return [w * kept for w in weights]
+        return [w * kept for w in taken]
     if step.op == "score":  # y_ts = Σ_d a_td b_sd
-        if gradient:
+        if gradient(step):
             return [R @ b, R.T @ a]
-        return contraction(step, a[:, None] * b[None], R, 2, 1, 0)
-    if gradient:  # y_td = Σ_s a_ts b_sd
+        return contraction(step, a[:, None] * b[None], R, 2, 1, 0, takers)
+    if gradient(step):  # y_td = Σ_s a_ts b_sd
         return [R @ b.T, a.T @ R]
-    return contraction(step, a[:, :, None] * b[None], R, 1, 2, 0)
+    return contraction(step, a[:, :, None] * b[None], R, 1, 2, 0, takers)
 
 
 # ------------------------------------------------------------------------------------------------ all the operations
@@ -284,24 +302,30 @@ def forward(step, *values):
     }[step.op]()
 
 
-def backward(step, values, y, R):
-    """The relevances of the values that a step reads."""
+def backward(step, values, y, R, leads):
+    """The relevances of the values that a step reads. leads: whether relevance gets to the input from each."""
     a, b = values[0], values[-1]
-    gradient = type(step.rule).__name__ == "Gradient"
+    takers = [leads[i] and i in receives(step) for i in range(len(values))]
     if step.op in ("dense", "conv"):
         w, connected, bias = matrix(step, a.shape)
         return [layer(step.rule, a.ravel(), w, connected, bias, R.ravel()).reshape(a.shape)]
     if step.op == "act":
         return [activation(step, a, y, R)]
     if step.op in ("add", "sub"):
-        return summands(step, a, b, R)
+        return summands(step, a, b, R, takers)
     if step.op in ("mul", "score", "attend"):
-        return factors(step, a, b, R)
+        return factors(step, a, b, R, takers)
     if step.op in ("layer_norm", "rms_norm"):
         centre, below, scale, offset = norm(step, a)
         R = affine_relevance(step.rule, a @ centre / below * scale, offset, R)
+        if step.op == "rms_norm":
+            return [R]  # an element is made of its own input alone, also where that is 0
         return [a * (divide(R, a @ centre) @ centre.T)]
     if step.op == "softmax":
+        if gradient(step):
+            return [y * (R - (y * R).sum(-1, keepdims=True))]
+        if type(step.rule).__name__ == "Stop":
+            return [np.zeros_like(a)]
         return [a * (R - y * R.sum(-1, keepdims=True))]
     if step.op == "affine":
         return [affine_relevance(step.rule, a * step.arrays.get("a", 1.0), step.arrays.get("c", 0.0), R)]
@@ -314,8 +338,13 @@ def backward(step, values, y, R):
         for inputs, r in zip(places, R.ravel(), strict=True):
             terms = a.ravel()[inputs] / 4
             if step.op == "max_pool":
-                back[inputs[terms.argmax()]] += r
-            elif gradient:
+                wins = terms == terms.max()
+                if (
+                    step.writing % 2 == 0
+                ):  # a window, of which the first wins; along an axis all that are largest do
+                    wins = np.arange(wins.size) == wins.argmax()
+                back[inputs] += wins * r / wins.sum()
+            elif gradient(step):
                 back[inputs] += r / 4
             else:
                 back[inputs] += terms * share(r, terms.sum(), getattr(step.rule, "epsilon", 0.0))
@@ -341,9 +370,13 @@ def explain(program, x=None, seed=None):
     values = run(program, x)
     relevances = [np.zeros(v.shape) for v in values]
     relevances[-1] = program.seed if seed is None else seed
+    leads = [True]
+    for step in program.steps:
+        leads.append(any(leads[step.inputs[i]] for i in receives(step)))
     for number in range(len(program.steps), 0, -1):
         step = program.steps[number - 1]
-        given = backward(step, [values[i] for i in step.inputs], values[number], relevances[number])
+        read, passes = [values[i] for i in step.inputs], [leads[i] for i in step.inputs]
+        given = backward(step, read, values[number], relevances[number], passes)
         for i, R in zip(step.inputs, given, strict=True):
             relevances[i] = relevances[i] + R
     return values, relevances

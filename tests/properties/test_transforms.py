@@ -33,6 +33,40 @@ def relevance(program, f=None, **options):
     return explained(program, f, **options)(jnp.asarray(program.x))
 
 
+def scanned(program):
+    """Two turns, each with weights of its own, that read and change what is carried."""
+    turns = [jax.tree.map(lambda a, k=k: a * k, [s.arrays for s in program.steps]) for k in (1.0, 1.1)]
+    stacked = jax.tree.map(lambda *a: np.stack(a), *turns)
+    turn = lambda v, own: (v * jnp.asarray(1.5, v.dtype), writings.function(program, own)(v))
+    return lambda x: jax.lax.scan(turn, x, stacked)[1]
+
+
+def branched(program):
+    f = writings.function(program)
+    return lambda x: jax.lax.cond(x.sum() > 1e6, lambda x: 2 * f(x), f, x)
+
+
+def with_own_derivative(program, times=1.0):
+    """A function whose own derivative is `times` as large as it should be."""
+    plain = writings.function(program)
+    f = jax.custom_jvp(plain)
+
+    @f.defjvp
+    def _(primals, tangents):
+        y, t = jax.jvp(plain, primals, tangents)
+        return y, t * jnp.asarray(times, t.dtype)
+
+    return f
+
+
+WRAPPED = {"plain": writings.function, "scan": scanned, "branch": branched, "custom_jvp": with_own_derivative}
+"""Programs in something that has derivatives of its own."""
+
+
+def outer_seed(program, how):
+    return np.stack([program.seed, 2 * program.seed]) if how == "scan" else program.seed
+
+
 @examples(2)
 @given(tokens)
 def test_jit(program):
@@ -47,10 +81,14 @@ def test_rematerialised(program):
 
 @examples(3)
 @given(tokens)
+def test_own_derivative(program):
+    close(relevance(program, with_own_derivative(program)), relevance(program))
+
+
+@examples(3)
+@given(tokens)
 def test_branch(program):
-    f = writings.function(program)
-    branched = lambda x: jax.lax.cond(x.sum() > 1e6, lambda x: 2 * f(x), f, x)
-    close(relevance(program, branched), relevance(program))
+    close(relevance(program, branched(program)), relevance(program))
 
 
 @examples(4)
@@ -72,7 +110,7 @@ def test_scan_is_unrolled(program):
     ]
     stacked = jax.tree.map(lambda *a: np.stack(a), *turns)
 
-    def scanned(x):
+    def in_a_loop(x):
         return jax.lax.scan(lambda v, own: (writings.function(block, own)(v), None), x, stacked)[0]
 
     def unrolled(x):
@@ -81,14 +119,16 @@ def test_scan_is_unrolled(program):
         return x
 
     block = dataclasses.replace(block, seed=np.linspace(-1.0, 2.0, program.x.size).reshape(program.x.shape))
-    close(relevance(block, scanned), relevance(block, unrolled), tolerance=1e-8)
+    close(relevance(block, in_a_loop), relevance(block, unrolled), tolerance=1e-8)
 
 
-@examples(4)
-@given(tokens)
-def test_gradient_of_the_relevance(program):
+@examples(8)
+@given(tokens, st.sampled_from(sorted(WRAPPED)))
+def test_gradient_of_the_relevance(program, how):
     """Along one direction, against a central difference."""
-    one, x = explained(program), jnp.asarray(program.x)
+    one = explained(program, WRAPPED[how](program), target=jnp.asarray(outer_seed(program, how)))
+    x = jnp.asarray(program.x)
+    assume(np.all(x != 0))  # a kink there has the same difference quotient at every distance
     direction = np.random.default_rng(0).normal(size=x.shape)
     weighted = lambda x: (one(x) * np.cos(np.arange(x.size)).reshape(x.shape)).sum()
     found = (jax.grad(weighted)(x) * direction).sum()
@@ -100,10 +140,12 @@ def test_gradient_of_the_relevance(program):
     close(found, wanted, tolerance=1e-4, scale=scale)
 
 
-@examples(8)
-@given(small)
-def test_gradient_family_is_jax_grad(program):
-    f, x, seed = writings.function(program), jnp.asarray(program.x), jnp.asarray(program.seed)
+@examples(10)
+@given(small, st.sampled_from([*sorted(WRAPPED), "straight-through"]))
+def test_gradient_family_is_jax_grad(program, how):
+    twice = lambda program: with_own_derivative(program, times=2.0)
+    f, x = (WRAPPED | {"straight-through": twice})[how](program), jnp.asarray(program.x)
+    seed = jnp.asarray(outer_seed(program, how))
     wanted = jax.vjp(f, x)[1](seed)[0]
     close(lrpjax.relevance(f, composites.gradient(), target=seed)(x), wanted)
     close(lrpjax.relevance(f, composites.input_x_gradient(), target=seed)(x), x * wanted)

@@ -24,6 +24,10 @@ def dense(step, w, add):
         lambda x: add(jax.vmap(lambda column: x @ column, 1, -1)(w)),
         lambda x: add(as_conv(x)),
         lambda x: lax.map(lambda row: add(row @ w), x) if x.ndim > 1 else add(x @ w),
+        lambda x: add((x[..., None] * w).sum(-2)),
+        lambda x: add(jnp.sum(w.T * x[..., None, :], axis=-1)),
+        lambda x: add(jnp.einsum("...de->...e", jnp.einsum("...d,de->...de", x, w))),
+        lambda x: add(sum(x[..., d, None] * w[d] for d in range(w.shape[0]))),
     ]
 
 
@@ -35,7 +39,10 @@ def conv(step, w, add):
         "lhs_dilation": (s["spacing"],) * 2,
         "rhs_dilation": (s["dilation"],) * 2,
     }
-    nhwc = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    def nhwc(x, w, **others):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **(options | others))
 
     def nchw(x):
         y = lax.conv_general_dilated(
@@ -55,8 +62,23 @@ def conv(step, w, add):
         )
         return y.transpose(3, 0, 1, 2)
 
+    def padded(x):
+        """All the zeros around and between the pixels are in the image."""
+        zeros = [(low, high, s["spacing"] - 1) for low, high in s["padding"]]
+        image = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+        inside = {"padding": "VALID", "lhs_dilation": (1, 1), "feature_group_count": s["groups"]}
+        return nhwc(image, w, **inside)
+
+    def half_padded(x):
+        """Zeros above and to the left are in the image, those below and to the right the convolution's."""
+        if s["spacing"] > 1:
+            return padded(x)
+        (top, bottom), (left, right) = s["padding"]
+        image = jnp.pad(x, [(0, 0), (top, 0), (left, 0), (0, 0)])
+        return nhwc(image, w, padding=[(0, bottom), (0, right)], feature_group_count=s["groups"])
+
     plain = lambda x: nhwc(x, w, feature_group_count=s["groups"])
-    return [lambda x, way=way: add(way(x)) for way in (plain, nchw, hwcn)]
+    return [lambda x, way=way: add(way(x)) for way in (plain, nchw, hwcn, padded, half_padded)]
 
 
 def behind(step, arrays):
@@ -87,10 +109,23 @@ ACTIVATIONS = {
         lambda v: jnp.clip(v, 0.0),
         lambda v: jnp.where(v > 0, v, 0.0),
         lambda v: (v + jnp.abs(v)) / 2,
+        lambda v: v * (v > 0).astype(v.dtype),
+        lambda v: jnp.asarray(v > 0, v.dtype) * v,
     ],
     "tanh": [jnp.tanh, nn.tanh, lax.tanh],
-    "sigmoid": [nn.sigmoid, lax.logistic, lambda v: 1.0 / (1.0 + jnp.exp(-v))],
-    "silu": [nn.silu, lambda v: v * nn.sigmoid(v), lambda v: v / (1.0 + jnp.exp(-v))],
+    "sigmoid": [
+        nn.sigmoid,
+        lax.logistic,
+        lambda v: 1.0 / (1.0 + jnp.exp(-v)),
+        lambda v: jnp.exp(v) / (1.0 + jnp.exp(v)),
+        lambda v: (lambda e: e / (e + 1.0))(jnp.exp(v)),
+    ],
+    "silu": [
+        nn.silu,
+        lambda v: v * nn.sigmoid(v),
+        lambda v: v / (1.0 + jnp.exp(-v)),
+        lambda v: v * jnp.exp(v) / (1.0 + jnp.exp(v)),
+    ],
     "gelu": [
         functools.partial(nn.gelu, approximate=False),
         lambda v: v / 2 * (1 + lax.erf(v / np.sqrt(2))),
@@ -119,6 +154,9 @@ SOFTMAX = [
     lambda v: jnp.exp(nn.log_softmax(v)),
     lambda v: (lambda e: e * (1 / e.sum(-1, keepdims=True)))(jnp.exp(late_max(v))),
     lambda v: jax.vmap(nn.softmax)(v),
+    lambda v: jnp.exp(v - nn.logsumexp(v, -1, keepdims=True)),
+    lambda v: jnp.exp(v - jnp.log(jnp.exp(v).sum(-1, keepdims=True))),
+    lambda v: (lambda e: e / jnp.einsum("...s->...", e)[..., None])(jnp.exp(late_max(v))),
 ]
 
 
@@ -237,7 +275,7 @@ TWO = {
         lambda a, b: a @ b.T,
         lambda a, b: jnp.einsum("td,sd->ts", a, b),
         lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ()))),
-        lambda a, b: jax.vmap(lambda row: b @ row)(a),
+        lambda a, b: jax.vmap(lambda row: row @ b.T)(a),
     ],
     "attend": [
         lambda a, b: a @ b,
@@ -251,7 +289,35 @@ TWO = {
 }
 
 
+SWAPPED = {
+    "add": [lambda a, b: b + a],
+    "mul": [lambda a, b: b * a],
+    "score": [lambda a, b: (b @ a.T).T, lambda a, b: jax.vmap(lambda row: b @ row)(a)],
+    "attend": [lambda a, b: (b.T @ a.T).T, lambda a, b: jnp.einsum("sd,ts->td", b, a)],
+}
+"""With the second value first; `einsum` puts it there as it likes."""
+
+MULTIPLY_AND_SUM = {
+    "score": [
+        lambda a, b: (a[:, None] * b).sum(-1),
+        lambda a, b: jnp.einsum("tsd->ts", jnp.einsum("td,sd->tsd", a, b)),
+    ],
+    "attend": [
+        lambda a, b: (a[..., None] * b).sum(1),
+        lambda a, b: jnp.einsum("tsd->td", jnp.einsum("ts,sd->tsd", a, b)),
+    ],
+}
+"""A product of elements and a sum, each with a rule of its own: the same where both share in proportion."""
+
+
 # ----------------------------------------------------------------------------------------------------------- programs
+
+
+def of_two(step):
+    numbered = isinstance(getattr(step.rule, "share", None), int)
+    proportional = step.rule is None or hasattr(step.rule, "share")
+    others = SWAPPED.get(step.op, []) + MULTIPLY_AND_SUM.get(step.op, []) * proportional
+    return TWO[step.op] + ([] if numbered else others)
 
 
 def run(step, arrays, *values):
@@ -276,7 +342,7 @@ def run(step, arrays, *values):
             lambda v: lax.reshape(v, (v.size,)),
         ],
     }
-    return pick(ways[step.op]() if step.op in ways else TWO[step.op])(*values)
+    return pick(ways[step.op]() if step.op in ways else of_two(step))(*values)
 
 
 def function(program, arrays=None, tags=()):

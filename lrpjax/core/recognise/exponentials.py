@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from lrpjax.core.dataflow import Flow
 from lrpjax.core.graph import Graph, Node, Value
+from lrpjax.core.recognise.names import size
 from lrpjax.core.units import Late
 
 EXPONENTIALS = ("exp", "exp2")
@@ -103,9 +104,10 @@ def _joined(a: Share | None, b: Share | None) -> Share | None:
 class Exponentials:
     """What of a marked graph, and of its sub-programs, belongs to softmaxes that are divided late.
 
-    exponentials: the nodes that make them. sums: the sums of what is in proportion to them. divisions: quotients
-    (and products with a reciprocal) of two such values, and products in which a quotient is undone; with how the
-    operands share. reciprocals, logarithms: of sums of them.
+    exponentials: the nodes that make them. sums: the sums of what is in proportion to them, and of what was divided
+    already if something is divided by that sum as well. divisions: quotients (and products with a reciprocal) of two
+    such values, and products in which a quotient is undone; with how the operands share. reciprocals, logarithms: of
+    sums of them.
     """
 
     def __init__(self, graph: Graph, families: Mapping[str, str]):
@@ -228,6 +230,8 @@ class Exponentials:
             return Share(share.sources, **below) if share.sum else PLAIN  # type: ignore[arg-type]
         if name in (*ADDITIONS, "max"):
             return share if share.above or share.products != {None} else PLAIN
+        if name in ("mul", "div") and share.attended and not share.above:  # by an array: what a layer does
+            return share if all(size(v) == 1 for v in node.inputs if v is not value) else PLAIN
         return share if name in ("mul", "neg", "div", "abs") else PLAIN
 
     def _product(self, node: Node, a: Value, b: Value, x: Share, y: Share) -> Share:
@@ -291,9 +295,30 @@ class Exponentials:
             if grown == dead:
                 break
             dead = grown
-        for node, sources in uses:
-            if not sources & dead:
+        taken = [node for node, sources in uses if not sources & dead]
+        renormalising = self._renormalising(taken)
+        for node in taken:
+            if node in renormalising or not self._adds_weights(node):
                 self._take(node)
+
+    def _adds_weights(self, node: Node) -> bool:
+        """Whether a node adds what has been divided and is in no product: the weights of softmaxes."""
+        shares = [self.flow[v] or PLAIN for v in node.carriers()]
+        weights = all(s.below and s.products == {None} and not (s.log or s.inverse) for s in shares)
+        return weights and node.name in (*SUMS, *ADDITIONS, "sub")
+
+    def _renormalising(self, nodes: list[Node]) -> set[Node]:
+        """Those sums of weights that weights are divided by. Others are sums as of any values, and may be layers."""
+        waiting = {n for n in nodes if self._adds_weights(n)}
+        if not waiting:
+            return set()
+        above = {n: (self._made(n) or PLAIN).above for n in waiting}
+        below: set[Sum] = set().union(*((self._made(n) or PLAIN).below for n in nodes))
+        found: set[Node] = set()
+        while added := {n for n in waiting - found if above[n] & below}:
+            found |= added
+            below |= {v for n in added for c in n.carriers() for v in (self.flow[c] or PLAIN).above}
+        return found
 
     def _across(self, node: Node, dead: set[Node]) -> None:
         """What enters and leaves a loop or branch in proportion to exponentials must stay so."""

@@ -69,7 +69,7 @@ KNOWN: Mapping[str, Callable] = {
 STRAIGHT = ("relu", "relu6", "hard_tanh", "abs", "identity")
 """Those that are lines through the origin, near it and apart from constants."""
 
-ELEMENTS = ("abs", "exp", "expm1", "log1p", "square", "identity")
+ELEMENTS = ("abs", "exp", "expm1", "log1p", "square", "identity", "clip")
 """Those that others are written with; the rest are used as a whole."""
 
 FALLING = ("falling_sigmoid", "falling_hard_sigmoid")

@@ -136,17 +136,20 @@ def affine(node: Node) -> bool:
     )
 
 
-def _negates_for_activation(draft: Draft, node: Node) -> bool:
+def _negates_for_activation(draft: Draft, node: Node, negated: bool) -> bool:
     """Whether a node, and what follows it, is a line of numbers with a negative slope in front of an activation.
 
-    The negation is that of the function (`exp(-z)`), so the layer's kernel keeps its signs.
+    The negation is that of the function (`exp(-z)`), so the layer's kernel keeps its signs. Where the layer is
+    `negated` before, `tanh(-(-b - z))`, it gives them back, but not in a sigmoid, which has a negation of its own.
     """
     slope = 1.0
     while (line := formulas.line(node)) is not None or node.name in MOVES:
         slope *= 1.0 if line is None else line[0]
         readers = {draft.unit_of.get(user) for user in node.out.users}
-        if any(unit is not None and unit.kind == "activation" for unit in readers):
-            return slope < 0
+        functions = [unit for unit in readers if unit is not None and unit.kind == "activation"]
+        if functions:
+            falls = any(formulas.falls(unit.nodes, unit.operands[0]) for unit in functions)
+            return slope < 0 and (falls or not negated)
         if len(node.out.users) != 1:
             return False
         node = node.out.users[0]
@@ -158,7 +161,7 @@ def _chain(
 ) -> list[Node]:
     """Follows the single use of a layer's output over constants (and the reshapes before them) as long as its
     kernels can absorb them: pairs (scales, which are entered; labels). None: any scale will do."""
-    nodes, pending = [node], []
+    nodes, pending, negated = [node], [], False
     value = node.out
     free = [0] * len(value.shape)
     labelled = [({}, free)] if kernels is None else kernels
@@ -175,7 +178,11 @@ def _chain(
         elif move and user.name in COLLECTIVE_SUMS and len(user.inputs) == 1:
             nodes += [*pending, user]  # a layer whose contraction is sharded: its rule needs the whole sum
             pending = []
-        elif affine(user) and user.out.shape == value.shape and not _negates_for_activation(draft, user):
+        elif (
+            affine(user)
+            and user.out.shape == value.shape
+            and not _negates_for_activation(draft, user, negated)
+        ):
             if user.name in ("add", "sub", "add_any"):
                 if not bias:
                     break
@@ -187,6 +194,7 @@ def _chain(
                     scales[user] = tuple(own[d] for d in varies)
             nodes += [*pending, user]
             pending = []
+            negated ^= _negative(user, value)
         else:
             break
         value = user.out

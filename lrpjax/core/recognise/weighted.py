@@ -337,13 +337,16 @@ class Search:
             self.ways[out] = self.through(node, pass_on)
             self.tracks[out] = tracks
         else:
+            known = [t for v in carriers for t in self.tracks[v].values()]
+            one_number = len(tracks) == 1 and not any(any(t.varies) or t.scales for t in known)
+            alike = len(carriers) == 1 or one_number
             for i, each in enumerate(node.outputs):
                 self.ways[each] = self.through(node, lambda place, way, i=i: ways.moved(node, place, i, way))
                 self.tracks[each] = own = {}
                 for v in carriers:
                     for k, track in self.tracks[v].items():
                         new = _tracked(node, track, v.shape, each.shape)
-                        if node.name == "concatenate" and len(carriers) > 1:  # of one thing and another
+                        if node.name == "concatenate" and not alike:  # of one thing and another
                             varies = [v or d == node.params["dimension"] for d, v in enumerate(new.varies)]
                             new = dataclasses.replace(new, varies=varies)
                         own[k] = own[k].joined(new) if k in own else new
