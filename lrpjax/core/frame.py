@@ -18,7 +18,7 @@ from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Propagation
 from lrpjax.core.maxima import max_pool
 from lrpjax.core.plan import Routes
-from lrpjax.core.primitives import IN_NUMPY
+from lrpjax.core.primitives import BETWEEN_DEVICES, IN_NUMPY
 from lrpjax.core.units import Level, Unit
 from lrpjax.core.vjps import (
     BROKEN,
@@ -171,7 +171,7 @@ class Frame:
             return value.constant
         if value in self.env and not isinstance(self.env[value], jax.core.Tracer):
             return self.env[value]
-        if value.node is None or value.carries or value.node.bodies:
+        if value.node is None or value.carries or value.node.bodies or value.node.name in BETWEEN_DEVICES:
             return None
         inputs = [self.known(v) for v in value.node.inputs]
         if any(i is None for i in inputs):

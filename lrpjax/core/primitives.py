@@ -157,6 +157,10 @@ IN_NUMPY = types.MappingProxyType(
 """The primitives that normalisations compute constants with, in NumPy: they are evaluated while tracing,
 where JAX would compile each one."""
 
+BETWEEN_DEVICES = frozenset(
+    (*_names("psum pmax pmin all_gather all_to_all ppermute"), "pvary", "pbroadcast", "psum_invariant")
+)
+"""The primitives that have a meaning on several devices only: they cannot be evaluated while tracing."""
 
 _erf, _erfc = (np.vectorize(f, otypes=[float]) for f in (math.erf, math.erfc))
 

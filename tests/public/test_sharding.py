@@ -79,3 +79,12 @@ def test_collectives_move_relevance():
 def test_a_value_inside_cannot_be_named():
     with pytest.raises(PathError, match="inside a shard_map"):
         lrpjax.relevance(sharded(), at="first")(X)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "epsilon_alpha2_beta1_flat"])
+def test_a_product_that_is_summed_up_with_a_kernel_that_every_device_knows(name):
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))
+    net = lambda x: jax.nn.relu((x[..., None] * W1).sum(-2)) @ W2
+    spread = jax.shard_map(net, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+    R, wanted = (lrpjax.relevance(f, COMPOSITES[name], target=1)(X) for f in (spread, net))
+    np.testing.assert_allclose(R, wanted, rtol=1e-9, atol=1e-12)

@@ -181,7 +181,7 @@ class Weighted:
         """What the region makes of x = 0: the constants that are added inside."""
         env = {self.region.x: jnp.zeros(self.region.x.shape, self.region.x.aval.dtype)}
         for node in (*self.spreads, *self.region.nodes):
-            values = [env[v] if v in env else read(v) for v in node.inputs]
+            values = compat.varying_alike(*(env[v] if v in env else read(v) for v in node.inputs))
             env.update(zip(node.outputs, node.bind(*values), strict=True))
         return env[self.region.out]
 
