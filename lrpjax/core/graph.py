@@ -380,8 +380,14 @@ def _key(eqn: Any, inputs: list[Value], path: str) -> tuple | None:
     return (
         name,
         path,
-        *(v if v.constant is None else (str(v.constant), v.aval.dtype, v.shape) for v in inputs),
+        *(v if v.constant is None else (_bits(v.constant), v.aval.dtype, v.shape) for v in inputs),
     )
+
+
+def _bits(constant: Any) -> Any:
+    """What tells a number from others, exactly; itself, if it is none."""
+    array = np.asarray(constant)
+    return id(constant) if array.dtype == object else array.tobytes()
 
 
 def _alike(a: dict, b: dict) -> bool:
@@ -393,21 +399,32 @@ def _alike(a: dict, b: dict) -> bool:
 
 
 def _as_exponential(eqn: Any, inputs: list[Value]) -> Any:
-    """The jaxpr of exp(x log c), if an equation is the power c^x of a known positive number."""
-    base = known_number(inputs[0]) if eqn.primitive.name == "pow" else None
-    x = inputs[-1].aval if inputs else None
-    if (
-        base is None
-        or np.iscomplexobj(base)
-        or not base > 0
-        or base == 1
-        or x.shape != eqn.outvars[0].aval.shape
-    ):
+    """The jaxpr of exp(x log c), if an equation is the power c^x of a known positive number. Not of an x that is known
+    while tracing (the frequencies of rotary embeddings), which can explain nothing and would be rounded otherwise."""
+    if eqn.primitive.name != "pow" or not _depends_on_inputs(inputs[1]):
+        return None
+    base, x = known_number(inputs[0]), inputs[1].aval
+    if base is None or np.iscomplexobj(base) or not base > 0 or base == 1:
+        return None
+    if not compat.is_float(x) or x.shape != eqn.outvars[0].aval.shape:
         return None
     rate = np.asarray(np.log2(base) if base == 2 else np.log(base)).astype(x.dtype)
     exponential = jnp.exp2 if base == 2 else jnp.exp
     f = lambda x: exponential(x if rate == 1 else x * rate)
     return jax.make_jaxpr(f)(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type))
+
+
+def _depends_on_inputs(value: Value) -> bool:
+    """Whether a value is computed from an input, or from an array that the program captured."""
+    seen, stack = set(), [value]
+    while stack:
+        v = stack.pop()
+        if v.node is None and v.constant is None:
+            return True
+        if v.node is not None and v.node not in seen:
+            seen.add(v.node)
+            stack.extend(v.node.inputs)
+    return False
 
 
 def _as_product(eqn: Any) -> Any:

@@ -171,9 +171,8 @@ def _round(x, rounding_method=None, **_):
 
 
 def _select(which, *cases, **_):
-    which = np.nan_to_num(which).astype(
-        int
-    )  # an integer of the program, of which only its number is known here
+    # an integer of the program, of which only its number is known here
+    which = np.nan_to_num(which).astype(int)
     return np.choose(np.clip(which, 0, len(cases) - 1), cases)
 
 

@@ -185,6 +185,21 @@ def test_a_power_of_a_number_is_an_exponential(base):
     close(jnp.power(base, X), lrpjax.value_and_relevance(lambda x: jnp.power(base, x))(X)[0], 1e-12)
 
 
+def test_powers_of_integers_and_of_what_is_known_are_left_alone():
+    known = lambda x: x @ (10_000.0 ** (-jnp.arange(6.0) / 6))
+    close(lrpjax.value_and_relevance(known)(X)[0], known(X), 0)
+    counted = lambda n: jax.lax.pow(jnp.full(6, 3.0), n.astype(jnp.int32))
+    f = lambda x: counted(jnp.round(x[0])) * x[0]
+    with pytest.warns(lrpjax.CutWarning):
+        close(lrpjax.value_and_relevance(f, composites.gradient())(X)[0], f(X), 1e-12)
+
+
+def test_numbers_that_differ_in_the_last_digits_stay_two():
+    a, b = np.array([0.123456789012]), np.array([0.123456789013])
+    f = lambda x: x * jnp.asarray(a) - x * jnp.asarray(b)
+    close(lrpjax.value_and_relevance(f, composites.gradient())(X)[0], X * (a - b), 1e-14)
+
+
 AROUND = {
     "residual": lambda z, relu: relu(z) + z,
     "difference": lambda z, relu: z - 0.1 * relu(z),
