@@ -611,50 +611,41 @@ def test_maxima_that_do_not_cancel_keep_their_relevance():
     close(*gradient(lambda x: jnp.log(e(x).sum(-1)) + x.max(-1)))
 
 
+def gated(x, low=0.0, below=lambda n, larger: n):
+    """xLSTM's exponential gates: the maximum cancels, the decay carries relevance. below: what is divided by."""
+    gates, decays, values = projected(x)
+
+    def body(carry, now):
+        c, n, m = carry
+        gate, decay, value = now
+        larger = jnp.maximum(decay + m, gate)
+        kept, let_in = jnp.exp(decay + m - larger), jnp.exp(gate - larger)
+        c, n = kept * c + let_in * jnp.tanh(value), kept * n + let_in
+        return (c, n, larger), c / below(n, larger)
+
+    start = jnp.zeros(4, x.dtype)
+    return lax.scan(body, (start, start, start + low), (gates, jax.nn.log_sigmoid(decays), values))[1]
+
+
 def test_gates_under_a_running_maximum_are_explained():
-    """xLSTM's exponential gates: the maximum cancels, the decay carries relevance."""
-
-    def f(x, low=0.0):
-        gates, decays, values = projected(x)
-
-        def body(carry, now):
-            c, n, m = carry
-            gate, decay, value = now
-            larger = jnp.maximum(decay + m, gate)
-            kept, let_in = jnp.exp(decay + m - larger), jnp.exp(gate - larger)
-            c, n = kept * c + let_in * jnp.tanh(value), kept * n + let_in
-            return (c, n, larger), c / n
-
-        start = jnp.zeros(4, x.dtype)
-        return lax.scan(body, (start, start, start + low), (gates, jax.nn.log_sigmoid(decays), values))[1]
-
     x = jnp.asarray(X)
-    R = lrpjax.relevance(f, composites.attnlrp(), target=TARGET)(x)
+    R = lrpjax.relevance(gated, composites.attnlrp(), target=TARGET)(x)
     assert jnp.isfinite(R).all()
-    close(R, lrpjax.relevance(functools.partial(f, low=-1.0), composites.attnlrp(), target=TARGET)(x))
+    close(R, lrpjax.relevance(functools.partial(gated, low=-1.0), composites.attnlrp(), target=TARGET)(x))
 
 
 @pytest.mark.parametrize("name", sorted(COMPOSITES))
 def test_a_running_maximum_cancels_behind_the_size_of_a_sum(name):
     """xLSTM divides by max(|n|, 1), in numbers that a maximum is taken off from by max(|n|, exp(−m)). Here n > 0."""
-
-    def f(x, size):
-        gates, decays, values = projected(x)
-
-        def body(carry, now):
-            c, n, m = carry
-            gate, decay, value = now
-            larger = jnp.maximum(decay + m, gate)
-            kept, let_in = jnp.exp(decay + m - larger), jnp.exp(gate - larger)
-            c, n = kept * c + let_in * jnp.tanh(value), kept * n + let_in
-            return (c, n, larger), c / jnp.maximum(size(n), jnp.exp(-larger))
-
-        start = jnp.zeros(4, x.dtype)
-        return lax.scan(body, (start, start, start), (gates, jax.nn.log_sigmoid(decays), values))[1]
-
+    floors = [
+        lambda n, larger: jnp.maximum(jnp.abs(n), jnp.exp(-larger)),
+        lambda n, larger: jnp.maximum(n, jnp.exp(-larger)),
+    ]
     ours, without = (
-        lrpjax.relevance(functools.partial(f, size=size), COMPOSITES[name], target=TARGET)(jnp.asarray(X))
-        for size in (jnp.abs, lambda n: n)
+        lrpjax.relevance(functools.partial(gated, below=floor), COMPOSITES[name], target=TARGET)(
+            jnp.asarray(X)
+        )
+        for floor in floors
     )
     assert jnp.isfinite(ours).all()
     close(ours, without)

@@ -59,7 +59,7 @@ class PassThrough(Propagation):
             if unit.name == "relu":
                 return c * (y > 0).astype(c.dtype)
             wx, wy = wide(x), wide(y)
-            wy = jnp.where((c == 0) & ~jnp.isfinite(wy), jnp.zeros_like(wy), wy)  # −∞ of a mask takes nothing
+            wy = jnp.where((c == 0) & jnp.isinf(wy), jnp.zeros_like(wy), wy)  # −∞ of a mask takes nothing
             tiny = jnp.abs(wx) < jnp.finfo(wx.dtype).tiny
             ratio = divide(wy, jnp.where(tiny, jnp.zeros_like(wx), wx))
             if limit_matters:
