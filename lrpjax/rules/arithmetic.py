@@ -68,6 +68,11 @@ def negative(x: Any) -> Any:
     )
 
 
+def uniform(w: Any) -> Any:
+    """A kernel of ones, of the shape and type of w."""
+    return (np if isinstance(w, np.ndarray) else jnp).ones_like(w)
+
+
 def is_zero(value: Any) -> bool:
     """Whether a hyper-parameter is known to be zero (a traced one is not)."""
     return isinstance(value, (int, float)) and value == 0
@@ -129,6 +134,11 @@ class Layer:
         if self.account is not None:
             self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
         return s
+
+    def evenly(self, R: jax.Array, epsilon: Any = 0.0) -> jax.Array:
+        """R_j shared among the inputs of j, each the same part (the flat rule)."""
+        ones = jax.tree.map(uniform, self.kernels[0])
+        return self.transpose(self.share(R, self.apply(self.ones(), ones), epsilon), ones)
 
     def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
         """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""

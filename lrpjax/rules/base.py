@@ -36,7 +36,8 @@ class Rule:
     ("pool", "linear", "affine"), which count as layers whose kernel is their scale. x is the layer's input, z its
     output with the bias, R the relevance of z, arrays of at least float32 in the shapes that the model has;
     `layer` is a `Layer`. It returns an array of x's shape, and the class says in `emits` what that is: PLAIN,
-    the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything). A
+    the relevance of x; or RATIO, the relevance divided by x (which neither divides by x nor loses anything); a
+    property, where that depends on a field. A
     class with a `back` but no `emits` is a RuleError. `kernels(w)`, which goes with it, makes of the kernel all
     that the formula takes from it, as a tuple that `layer.kernels` holds; it is run once and for all, in NumPy,
     where the kernel is known when tracing. Without it they are (w⁺, w⁻).
@@ -88,7 +89,8 @@ class Rule:
             cls.__setattr__,
             cls.__delattr__,
         )  # which a dataclass decorator of the user's own would stumble over
-        if "back" in vars(cls) and cls.emits not in (RATIO, PLAIN):
+        known = isinstance(cls.emits, property) or cls.emits in (RATIO, PLAIN)
+        if "back" in vars(cls) and not known:
             raise RuleError(
                 f"{cls.__name__} defines back, but not what it returns: say in the class emits = "
                 "rules.PLAIN (the relevance of x) or "

@@ -15,15 +15,54 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import PatternError, RuleError
-from lrpjax.rules.arithmetic import broadcasts, is_zero, negative, positive
-from lrpjax.rules.base import LINEAR, PLAIN, RATIO, Rule, check, rule
+from lrpjax.rules.arithmetic import broadcasts, is_zero, negative, positive, uniform
+from lrpjax.rules.base import LAYERS, LINEAR, PLAIN, RATIO, Rule, check, rule
+
+SHARE = "share"
+"""What `bias` is where the bias gives its share to the layer's inputs, evenly."""
+
+
+class _Biased(Rule):
+    """A rule whose denominator has the bias for a term, which `bias` says what to do with.
+
+    True: it keeps the share that is its own, as any contribution does, and relevance is lost to it. False: it is
+    left out of the denominator. "share": it keeps nothing, but gives its share to the layer's inputs, each the same
+    part (the bias factor of the LRP toolbox, Lapuschkin et al. 2016, and of Arras et al. 2017): the numerator x_i w_ij
+    becomes x_i w_ij + b_j / N_j, with N_j the number of inputs of j (without padding), and as much in the rules that
+    weigh contributions. Inputs that are zero get a share, too, and relevance is conserved, but for neurons that have
+    no contribution of a sign that the rule asks for (under z⁺, one that nothing excites).
+    """
+
+    kinds: ClassVar = LAYERS
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (isinstance(self.bias, bool) or self.bias == SHARE):
+            name = type(self).__name__
+            raise RuleError(f'{name}: bias is True, False or "{SHARE}", but is {self.bias!r}')
+
+    @property
+    def emits(self) -> str:  # type: ignore[override]
+        return PLAIN if self.bias == SHARE else RATIO
+
+    def given(self, layer, x, c, bias):
+        """What `back` returns: c, the relevance of x divided by x; with what the bias of each output earned added to
+        it, where it is given to the inputs."""
+        if self.bias != SHARE:
+            return c
+        return x * c if is_zero(layer.b) else x * c + layer.evenly(bias)
+
+    def kept(self, bias):
+        """The part of a denominator that no input is credited with, of the bias's part of it."""
+        return 0.0 if self.bias == SHARE else bias
 
 
 @rule("bias")
-class Epsilon(Rule):
+class Epsilon(_Biased):
     """LRP-ε: R_i = x_i Σ_j w_ij R_j / (z_j + ε sign z_j) (Bach et al. 2015, eq. 58). ε = 0 is LRP-0, with 0/0 = 0.
 
-    The bias takes its share b_j of z_j out of the sum; with `bias=False` it is left out of the denominator.
+    The bias takes its share b_j of z_j out of the sum; with `bias=False` it is left out of the denominator, and with
+    `bias="share"` every input gets the same part of it, R_i = Σ_j (x_i w_ij + b_j / N_j) R_j / (z_j + ε sign z_j).
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: x @ jnp.array([[1.0], [-3.0]])
@@ -33,21 +72,17 @@ class Epsilon(Rule):
     """
 
     epsilon: Any = 1e-6
-    bias: bool = True
+    bias: bool | str = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
-    emits: ClassVar = RATIO
 
     def kernels(self, w):
         return (w,)
 
     def back(self, layer, x, z, R):
         (w,) = layer.kernels
-        s = (
-            layer.share(R, z, self.epsilon, layer.b)
-            if self.bias
-            else layer.share(R, z - layer.b, self.epsilon)
-        )
-        return layer.transpose(s, w)
+        z, b = (z, layer.b) if self.bias else (z - layer.b, 0.0)
+        s = layer.share(R, z, self.epsilon, self.kept(b))
+        return self.given(layer, x, layer.transpose(s, w), s * b)
 
 
 class Norm(Rule):
@@ -63,7 +98,7 @@ class Norm(Rule):
     kinds: ClassVar = LINEAR
     emits: ClassVar = RATIO
     bias: ClassVar[bool] = True
-    kernels, back = Epsilon.kernels, Epsilon.back
+    kernels, back, given, kept = Epsilon.kernels, Epsilon.back, Epsilon.given, Epsilon.kept
 
 
 def is_epsilon(rule: Rule) -> bool:
@@ -74,7 +109,7 @@ def is_epsilon(rule: Rule) -> bool:
 
 
 @rule("bias")
-class Gamma(Rule):
+class Gamma(_Biased):
     """Generalised LRP-γ: positive contributions count 1 + γ times where z_j > 0, negative ones where z_j < 0
     (Andéol et al. 2021).
 
@@ -96,11 +131,10 @@ class Gamma(Rule):
 
     gamma: Any = 0.25
     epsilon: Any = 1e-6
-    bias: bool = True
-    emits: ClassVar = RATIO
+    bias: bool | str = True
 
     def __post_init__(self):
-        Rule.__post_init__(self)
+        super().__post_init__()
         check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
 
     def kernels(self, w):
@@ -118,7 +152,7 @@ class Gamma(Rule):
             b_gamma = jnp.where(z > 0, b_gamma, b + g * negative(b))
             below = linear + g * negative(linear - z_above) + b_gamma
             denominator = jnp.where(z > 0, denominator, below)
-        s = layer.share(jnp.where(z == 0, 0.0, R), denominator, self.epsilon, b_gamma)
+        s = layer.share(jnp.where(z == 0, 0.0, R), denominator, self.epsilon, self.kept(b_gamma))
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
 
         def pull(
@@ -127,11 +161,11 @@ class Gamma(Rule):
             c = layer.transpose(s_above, w_above)
             return c if layer.rectified else c + layer.transpose(s_below, w_below)
 
-        return layer.pull(x, pull, w_above, w_below)
+        return self.given(layer, x, layer.pull(x, pull, w_above, w_below), s * b_gamma)
 
 
 @rule("bias")
-class AlphaBeta(Rule):
+class AlphaBeta(_Biased):
     """LRP-αβ: R_i = Σ_j (α (x_i w_ij)⁺ / z⁺_j − β (x_i w_ij)⁻ / z⁻_j) R_j, α − β = 1 (Bach et al. 2015, eq. 60,
     there with β of the other sign).
 
@@ -146,11 +180,10 @@ class AlphaBeta(Rule):
     alpha: Any = 2.0
     beta: Any = 1.0
     epsilon: Any = 1e-6
-    bias: bool = True
-    emits: ClassVar = RATIO
+    bias: bool | str = True
 
     def __post_init__(self):
-        Rule.__post_init__(self)
+        super().__post_init__()
         check(
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
@@ -172,22 +205,28 @@ class AlphaBeta(Rule):
         above = layer.positive(x, w_above, w_below)
         b = jnp.asarray(layer.b, z.dtype)
         b_above, b_below = (positive(b), negative(b)) if self.bias else (jnp.zeros_like(b),) * 2
-        s_above = layer.share(jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, b_above)
+        s_above = layer.share(
+            jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, self.kept(b_above)
+        )
         if is_zero(self.beta):
-            return layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
+            c = layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
+            return self.given(layer, x, c, s_above * b_above)
         if layer.coarse:
             below = layer.positive(x, w_below, w_above)  # with the kernels exchanged: Σ_i (x_i w_ij)⁻
         else:
             # without a second forward pass; where it drowns in the rounding of that difference, it counts as
             # large as the rounding
             below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
-        s_below = layer.share(-jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, b_below)
+        s_below = layer.share(
+            -jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, self.kept(b_below)
+        )
         pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
-        return layer.pull(x, pull, w_above, w_below)
+        c = layer.pull(x, pull, w_above, w_below)
+        return self.given(layer, x, c, s_above * b_above + s_below * b_below)
 
 
 @rule("bias")
-class ZPlus(Rule):
+class ZPlus(_Biased):
     """The z⁺-rule: R_i = Σ_j (x_i w_ij)⁺ / (Σ_i (x_i w_ij)⁺ + b⁺_j) R_j (Montavon et al. 2017, eq. 15; αβ with
     α = 1, β = 0).
 
@@ -200,8 +239,7 @@ class ZPlus(Rule):
     """
 
     epsilon: Any = 1e-6
-    bias: bool = True
-    emits: ClassVar = RATIO
+    bias: bool | str = True
 
     def back(self, layer, x, z, R):
         return AlphaBeta(1.0, 0.0, self.epsilon, self.bias).back(layer, x, z, R)
@@ -254,7 +292,7 @@ class ZBox(Rule):
 
 
 @rule("bias")
-class WSquare(Rule):
+class WSquare(_Biased):
     """The w²-rule: R_i = Σ_j w²_ij / (Σ_i w²_ij + b²_j) R_j, for unbounded inputs (Montavon et al. 2017, eq.
     12; b² as zennit has it).
 
@@ -268,7 +306,7 @@ class WSquare(Rule):
     """
 
     epsilon: Any = 1e-6
-    bias: bool = True
+    bias: bool | str = True
     emits: ClassVar = PLAIN
 
     def kernels(self, w):
@@ -277,7 +315,8 @@ class WSquare(Rule):
     def back(self, layer, x, z, R):
         (squared,) = layer.kernels
         total, b = layer.apply(layer.ones(), squared), layer.b * layer.b if self.bias else 0.0
-        return layer.transpose(layer.share(R, total + b, self.epsilon, b), squared)
+        s = layer.share(R, total + b, self.epsilon, self.kept(b))
+        return self.given(layer, jnp.ones((), z.dtype), layer.transpose(s, squared), s * b)
 
 
 class Flat(Rule):
@@ -294,11 +333,10 @@ class Flat(Rule):
     emits: ClassVar = PLAIN
 
     def kernels(self, w):
-        return ((np if isinstance(w, np.ndarray) else jnp).ones_like(w),)
+        return (uniform(w),)
 
     def back(self, layer, x, z, R):
-        (ones,) = layer.kernels
-        return layer.transpose(layer.share(R, layer.apply(layer.ones(), ones), self.epsilon), ones)
+        return layer.evenly(R, self.epsilon)
 
 
 @rule("attribution", "path", "mark")

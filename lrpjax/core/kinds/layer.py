@@ -30,7 +30,7 @@ class _Weighted(Kind):
     takes = "weighted layers take rules that define back(layer, x, z, R)"
 
     def carry_out(self, unit, rule):
-        if is_epsilon(rule) and rule.bias and not unit.out.narrow:
+        if is_epsilon(rule) and rule.bias is True and not unit.out.narrow:
             return Proportional(unit, str(rule), epsilon=rule.epsilon, bias_takes_rest=True)
         if hasattr(rule, "back"):
             return Ruled(unit, rule)

@@ -24,7 +24,7 @@ class _Linear(Kind):
         return Proportional(unit, PROPORTIONAL)
 
     def carry_out(self, unit, rule):
-        if is_epsilon(rule) and (rule.bias or not self.shifts(unit)):
+        if is_epsilon(rule) and (rule.bias is True or not self.shifts(unit)):
             return Proportional(unit, str(rule), epsilon=rule.epsilon, bias_takes_rest=self.shifts(unit))
         if hasattr(rule, "back"):
             return WithoutKernel(unit, rule)
