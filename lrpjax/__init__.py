@@ -14,9 +14,11 @@ from lrpjax.analysis import bilrp as _bilrp
 from lrpjax.analysis import concepts as concepts
 from lrpjax.analysis import gradients as gradients
 from lrpjax.analysis import taylor as taylor
+from lrpjax.analysis import tuning as tuning
 from lrpjax.analysis.audit import Audit as Audit
 from lrpjax.analysis.audit import audit as audit
 from lrpjax.analysis.audit import messages as messages
+from lrpjax.analysis.tuning import tune as tune
 from lrpjax.composites import Composite as Composite
 from lrpjax.custom import custom_relevance as custom_relevance
 from lrpjax.custom import tag as tag
@@ -68,5 +70,6 @@ _aliases.install(
         "lrpjax.similarity": "lrpjax.analysis.bilrp",
         "lrpjax.store": "lrpjax.data.store",
         "lrpjax.taylor": "lrpjax.analysis.taylor",
+        "lrpjax.tuning": "lrpjax.analysis.tuning",
     }
 )

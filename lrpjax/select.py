@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from lrpjax.errors import RuleError
 
-__all__ = ["Selector", "first", "kind", "last", "matches", "path"]
+__all__ = ["Selector", "between", "first", "kind", "last", "matches", "path"]
 
 
 class Selectable(Protocol):
@@ -139,6 +139,36 @@ class End(Selector):
         return f"{self.which}({', '.join(self.kinds)})"
 
 
+@dataclasses.dataclass(frozen=True)
+class Between(Selector):
+    """Units of certain kinds within a part of the way from the input to the output."""
+
+    start: float
+    stop: float
+    kinds: tuple[str, ...]
+    names_units: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 <= self.start <= self.stop <= 1:
+            raise RuleError(
+                "between: start and stop are parts of the way, 0 ≤ start ≤ stop ≤ 1, but are "
+                f"{self.start} and {self.stop}"
+            )
+
+    def choose(self, units):
+        of_kind = Kind(self.kinds).choose(units)
+        count, before = sum(of_kind), 0
+        start, stop = (round(part * count, 6) for part in (self.start, self.stop))  # 0.7 · 10 is more than 7
+        chosen = []
+        for is_one in of_kind:
+            chosen.append(is_one and start <= before < stop)
+            before += is_one
+        return chosen
+
+    def __str__(self) -> str:
+        return f"between({self.start:g}, {self.stop:g}, {', '.join(self.kinds)})"
+
+
 def _holders(unit: Any) -> Sequence[tuple[Any, int]]:
     """The loops, branches, … that a unit stands in, outermost first, each with the number of its sub-program."""
     return getattr(unit, "within", ())
@@ -244,6 +274,29 @@ def last(*kinds: str) -> Selector:
     [False, True, False]
     """
     return End("last", kinds)
+
+
+def between(start: float, stop: float, *kinds: str) -> Selector:
+    """The units of these kinds in a part of the way from the input (0) to the output (1): of n such units in the order
+    in which they are executed, counted from 0, those with start · n ≤ place < stop · n.
+
+    For rules by stage, as Montavon et al. 2019 advise (LRP overview, section 10.3: ε above, γ in the middle, …),
+    whatever the depth of a network. A unit in the body of a loop counts once.
+
+    Args:
+        start, stop: 0 ≤ start ≤ stop ≤ 1. kinds: as for `kind`.
+
+    Raises:
+        RuleError: start and stop are not in this order, or outside [0, 1].
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path=str(i), kind='conv', name='') for i in range(5)]
+    >>> between(0.0, 0.5, 'conv').choose(units)
+    [True, True, True, False, False]
+    >>> between(0.5, 1.0, 'conv').choose(units)
+    [False, False, False, True, True]
+    """
+    return Between(float(start), float(stop), kinds)
 
 
 def as_selector(selector: "Selector | str") -> Selector:

@@ -135,6 +135,13 @@ class Layer:
             self.account.append(((s * jnp.asarray(bias, s.dtype)).sum(), (R - s * z).sum()))
         return s
 
+    def lose(self, R: jax.Array, part: jax.Array) -> jax.Array:
+        """R without this part of it, which the bias absorbs."""
+        lost = R * part
+        if self.account is not None:
+            self.account.append((lost.sum(), jnp.zeros((), lost.dtype)))
+        return R - lost
+
     def evenly(self, R: jax.Array, epsilon: Any = 0.0) -> jax.Array:
         """R_j shared among the inputs of j, each the same part (the flat rule)."""
         ones = jax.tree.map(uniform, self.kernels[0])

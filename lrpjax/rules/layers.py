@@ -15,35 +15,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import PatternError, RuleError
-from lrpjax.rules.arithmetic import broadcasts, is_zero, negative, positive, uniform
+from lrpjax.rules.arithmetic import broadcasts, divide, is_zero, negative, positive, uniform
 from lrpjax.rules.base import LAYERS, LINEAR, PLAIN, RATIO, Rule, check, rule
 
 SHARE = "share"
 """What `bias` is where the bias gives its share to the layer's inputs, evenly."""
 
+MAGNITUDE = "magnitude"
+"""What `bias` is where bias and inputs share by magnitude."""
+
 
 class _Biased(Rule):
-    """A rule whose denominator has the bias for a term, which `bias` says what to do with.
-
-    True: it keeps the share that is its own, as any contribution does, and relevance is lost to it. False: it is
-    left out of the denominator. "share": it keeps nothing, but gives its share to the layer's inputs, each the same
-    part (the bias factor of the LRP toolbox, Lapuschkin et al. 2016, and of Arras et al. 2017): the numerator x_i w_ij
-    becomes x_i w_ij + b_j / N_j, with N_j the number of inputs of j (without padding), and as much in the rules that
-    weigh contributions. Inputs that are zero get a share, too, and relevance is conserved, but for neurons that have
-    no contribution of a sign that the rule asks for (under z⁺, one that nothing excites).
-    """
+    """A rule whose denominator has the bias for a term; `Epsilon` says what its field `bias` chooses."""
 
     kinds: ClassVar = LAYERS
 
     def __post_init__(self):
         super().__post_init__()
-        if not (isinstance(self.bias, bool) or self.bias == SHARE):
+        if not (isinstance(self.bias, bool) or self.bias in (SHARE, MAGNITUDE)):
             name = type(self).__name__
-            raise RuleError(f'{name}: bias is True, False or "{SHARE}", but is {self.bias!r}')
+            raise RuleError(f'{name}: bias is True, False, "{SHARE}" or "{MAGNITUDE}", but is {self.bias!r}')
 
     @property
     def emits(self) -> str:  # type: ignore[override]
         return PLAIN if self.bias == SHARE else RATIO
+
+    def split(self, layer, z, R):
+        """(the relevance that the rule shares, the bias in its denominator)."""
+        if self.bias != MAGNITUDE:
+            return R, layer.b if self.bias else 0.0
+        u, b = abs(z - layer.b), abs(jnp.asarray(layer.b, z.dtype))
+        return layer.lose(R, divide(b, u + b)), 0.0
+
+    def kept(self, bias):
+        """The part of a denominator that no input is credited with, of the bias's part of it."""
+        return 0.0 if self.bias == SHARE else bias
 
     def given(self, layer, x, c, bias):
         """What `back` returns: c, the relevance of x divided by x; with what the bias of each output earned added to
@@ -52,17 +58,23 @@ class _Biased(Rule):
             return c
         return x * c if is_zero(layer.b) else x * c + layer.evenly(bias)
 
-    def kept(self, bias):
-        """The part of a denominator that no input is credited with, of the bias's part of it."""
-        return 0.0 if self.bias == SHARE else bias
-
 
 @rule("bias")
 class Epsilon(_Biased):
     """LRP-ε: R_i = x_i Σ_j w_ij R_j / (z_j + ε sign z_j) (Bach et al. 2015, eq. 58). ε = 0 is LRP-0, with 0/0 = 0.
 
-    The bias takes its share b_j of z_j out of the sum; with `bias=False` it is left out of the denominator, and with
-    `bias="share"` every input gets the same part of it, R_i = Σ_j (x_i w_ij + b_j / N_j) R_j / (z_j + ε sign z_j).
+    What `bias` says of the bias b_j, which includes what a BatchNorm adds, here and in the other rules that have it:
+
+    - True: it keeps the share that is its own, as a contribution does, and relevance is lost to it.
+    - False: it is left out of the denominator.
+    - "share": it gives its share to the inputs, each the same part (the bias factor of the LRP toolbox, Lapuschkin et
+      al. 2016, and of Arras et al. 2017): R_i = Σ_j (x_i w_ij + b_j / N_j) R_j / (z_j + ε sign z_j), with N_j the
+      number of inputs of j, without padding; other rules weigh b_j first as they do contributions. Inputs that are
+      zero get a share, too. Nothing is lost, but by neurons without a contribution of the sign that a rule asks for
+      (under z⁺ those that nothing excites).
+    - "magnitude": the inputs' sum u_j = z_j − b_j and the bias share R_j as |u_j| : |b_j|, and the rule divides the
+      first part as if there was no bias (Hui & Binder 2019, for the shift of a BatchNorm). Neither part can exceed
+      R_j where the two all but cancel.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: x @ jnp.array([[1.0], [-3.0]])
@@ -80,8 +92,8 @@ class Epsilon(_Biased):
 
     def back(self, layer, x, z, R):
         (w,) = layer.kernels
-        z, b = (z, layer.b) if self.bias else (z - layer.b, 0.0)
-        s = layer.share(R, z, self.epsilon, self.kept(b))
+        R, b = self.split(layer, z, R)
+        s = layer.share(R, z if b is layer.b else z - layer.b, self.epsilon, self.kept(b))
         return self.given(layer, x, layer.transpose(s, w), s * b)
 
 
@@ -98,7 +110,8 @@ class Norm(Rule):
     kinds: ClassVar = LINEAR
     emits: ClassVar = RATIO
     bias: ClassVar[bool] = True
-    kernels, back, given, kept = Epsilon.kernels, Epsilon.back, Epsilon.given, Epsilon.kept
+    kernels, back = Epsilon.kernels, Epsilon.back
+    split, kept, given = Epsilon.split, Epsilon.kept, Epsilon.given
 
 
 def is_epsilon(rule: Rule) -> bool:
@@ -144,7 +157,8 @@ class Gamma(_Biased):
     def back(self, layer, x, z, R):
         above, below, w_above, w_below = layer.kernels
         g = jnp.asarray(self.gamma, z.dtype)
-        linear, b = z - layer.b, jnp.asarray(layer.b if self.bias else 0.0, z.dtype)
+        R, b = self.split(layer, z, R)
+        linear, b = z - layer.b, jnp.asarray(b, z.dtype)
         z_above = layer.positive(x, above, below)
         b_gamma = b + g * positive(b)
         denominator = linear + g * z_above + b_gamma
@@ -203,8 +217,8 @@ class AlphaBeta(_Biased):
     def back(self, layer, x, z, R):
         w_above, w_below = layer.kernels
         above = layer.positive(x, w_above, w_below)
-        b = jnp.asarray(layer.b, z.dtype)
-        b_above, b_below = (positive(b), negative(b)) if self.bias else (jnp.zeros_like(b),) * 2
+        R, b = self.split(layer, z, R)
+        b_above, b_below = positive(jnp.asarray(b, z.dtype)), negative(jnp.asarray(b, z.dtype))
         s_above = layer.share(
             jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, self.kept(b_above)
         )
@@ -216,7 +230,7 @@ class AlphaBeta(_Biased):
         else:
             # without a second forward pass; where it drowns in the rounding of that difference, it counts as
             # large as the rounding
-            below = jnp.minimum(negative(z - b - above), -jnp.asarray(layer.noise, z.dtype) * above)
+            below = jnp.minimum(negative(z - layer.b - above), -jnp.asarray(layer.noise, z.dtype) * above)
         s_below = layer.share(
             -jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, self.kept(b_below)
         )
@@ -307,14 +321,15 @@ class WSquare(_Biased):
 
     epsilon: Any = 1e-6
     bias: bool | str = True
-    emits: ClassVar = PLAIN
+    emits: ClassVar = PLAIN  # type: ignore[assignment]
 
     def kernels(self, w):
         return (w * w,)
 
     def back(self, layer, x, z, R):
         (squared,) = layer.kernels
-        total, b = layer.apply(layer.ones(), squared), layer.b * layer.b if self.bias else 0.0
+        R, b = self.split(layer, z, R)
+        total, b = layer.apply(layer.ones(), squared), b * b
         s = layer.share(R, total + b, self.epsilon, self.kept(b))
         return self.given(layer, jnp.ones((), z.dtype), layer.transpose(s, squared), s * b)
 

@@ -54,6 +54,11 @@ UNITS = [
         (select.last("conv", "dense"), [6]),
         (select.last("conv"), [2]),
         (select.first("nothing"), []),
+        (select.between(0.0, 0.5, "conv", "dense"), [0, 2]),
+        (select.between(0.5, 1.0, "conv", "dense"), [4, 6]),
+        (select.between(0.25, 0.7, "conv", "dense"), [2, 4]),
+        (select.between(0.0, 0.0, "conv"), []),
+        (select.between(0.0, 1.0, "nothing"), []),
         (select.kind("conv") & ~select.first("conv"), [2]),
         (select.kind("conv") | select.path("head/*"), [0, 2, 4, 6]),
         (select.kind("dense") & "*_1", [6]),
@@ -72,10 +77,25 @@ def test_selectors(selector, chosen):
         (select.path("a/*"), "'a/*'"),
         (select.kind("conv", "dense") & ~select.first("conv"), "(kind(conv, dense) & ~first(conv))"),
         (select.last("sum") | "x", "(last(sum) | 'x')"),
+        (select.between(0.0, 0.5, "conv"), "between(0, 0.5, conv)"),
     ],
 )
 def test_selectors_print_as_they_are_written(selector, text):
     assert str(selector) == text
+
+
+def test_parts_of_the_way_leave_no_unit_out_and_take_none_twice():
+    units = [Fake(str(i), "conv") for i in range(10)]
+    for cut in (0.1, 0.3, 0.35, 0.7, 0.95):
+        below, above = (select.between(*part, "conv").choose(units) for part in ((0, cut), (cut, 1)))
+        assert [a != b for a, b in zip(below, above, strict=True)] == [True] * 10
+        assert sum(below) == int(np.ceil(round(cut * 10, 6)))
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_no_part_of_the_way(part):
+    with pytest.raises(lrpjax.RuleError, match="between: start and stop are parts of the way"):
+        select.between(*part, "conv")
 
 
 def test_selectors_are_values():

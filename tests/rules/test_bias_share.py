@@ -1,4 +1,4 @@
-"""A bias that gives its share to the layer's inputs (`bias="share"`): against slow loops, and what is conserved."""
+"""What rules do with the bias: it gives its share to the layer's inputs (`bias="share"`), or shares with them by magnitude."""
 
 import dataclasses
 
@@ -17,13 +17,14 @@ RNG = np.random.default_rng(11)
 LAYERS = select.kind("dense", "conv")
 EPSILON = 1e-3
 
-RULES = {
-    "epsilon": rules.Epsilon(EPSILON, bias="share"),
-    "gamma": rules.Gamma(0.5, EPSILON, bias="share"),
-    "alpha_beta": rules.AlphaBeta(2.0, 1.0, EPSILON, bias="share"),
-    "z_plus": rules.ZPlus(EPSILON, bias="share"),
-    "w_square": rules.WSquare(EPSILON, bias="share"),
+MAKE = {
+    "epsilon": lambda bias: rules.Epsilon(EPSILON, bias=bias),
+    "gamma": lambda bias: rules.Gamma(0.5, EPSILON, bias=bias),
+    "alpha_beta": lambda bias: rules.AlphaBeta(2.0, 1.0, EPSILON, bias=bias),
+    "z_plus": lambda bias: rules.ZPlus(EPSILON, bias=bias),
+    "w_square": lambda bias: rules.WSquare(EPSILON, bias=bias),
 }
+RULES = {name: make("share") for name, make in MAKE.items()}
 
 
 def stabilized(z):
@@ -78,6 +79,28 @@ def test_convolution_by_loops(name):
         weights = np.array([w[1 + j - i] for i in inputs])
         wanted[inputs] += shares(name, x[inputs] * weights, weights, b) * R[j]
     close(found, wanted, 1e-9)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_by_magnitude_the_inputs_divide_their_part_as_if_there_was_no_bias(name):
+    x, w, b, R = RNG.normal(size=5), RNG.normal(size=(5, 4)), RNG.normal(size=4), RNG.normal(size=4)
+    b[2], b[3] = 0.0, -(x @ w)[3] * (1 + 1e-9)  # no bias, and one that all but cancels its neuron
+    u = x @ w
+    part = np.abs(u) / (np.abs(u) + np.abs(b))
+    explain = lambda f, bias, R: lrpjax.relevance(
+        f, Composite([("*", MAKE[name](bias))]), target=jnp.asarray(R)
+    )
+    found = explain(lambda x: x @ w + b, "magnitude", R)(jnp.asarray(x))
+    if name == "gamma":  # whose sign is that of z, with its bias
+        wanted = explain(lambda x: x @ w + b, False, R * part)(jnp.asarray(x))
+    else:
+        wanted = explain(lambda x: x @ w, True, R * part)(jnp.asarray(x))
+    close(found, wanted, 1e-9)
+    audit = lrpjax.audit(
+        lambda x: x @ w + b, Composite([("*", MAKE[name]("magnitude"))]), target=jnp.asarray(R)
+    )
+    entry = audit(jnp.asarray(x)).units[0]
+    close(entry.bias, (R * (1 - part)).sum(), 1e-9)
 
 
 class Net(nn.Module):
@@ -172,5 +195,7 @@ def test_scanned_and_unrolled_agree():
 
 
 def test_anything_else_is_an_error():
-    with pytest.raises(RuleError, match=r'ZPlus: bias is True, False or "share", but is \'keep\''):
+    with pytest.raises(
+        RuleError, match=r'ZPlus: bias is True, False, "share" or "magnitude", but is \'keep\''
+    ):
         rules.ZPlus(bias="keep")
