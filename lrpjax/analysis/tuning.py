@@ -129,8 +129,8 @@ def spread(e: Explained) -> jax.Array:
 
 
 def contrast(e: Explained) -> jax.Array:
-    """The correlation (Pearson) of the relevances of the target and of its strongest rival, the channels (last axis) of
-    images summed: 1 where both have one map, whatever the class.
+    """The correlation (Pearson) of the relevances of the target and of its strongest rival: 1 where both have one map,
+    whatever the class. Of inputs [B, positions, …, channels] the last axis is summed first.
 
     Raises:
         TargetError: f has no second class.
@@ -144,7 +144,7 @@ def contrast(e: Explained) -> jax.Array:
         raise TargetError(
             "contrast needs a rival class: f must return scores [B, classes], with two classes or more"
         )
-    map_of = lambda R: R.sum(-1) if R.ndim == 4 else R
+    map_of = lambda R: R.sum(-1) if R.ndim > 2 else R
     return metrics.pearson(map_of(e.relevance), map_of(e.rival))
 
 
@@ -304,9 +304,9 @@ def tune(
 ) -> Tuning:
     """Measures every candidate on a user's own model and inputs: a search over composites and hyper-parameters.
 
-    Each candidate is compiled once for each choice of its settings that are no floats (switches, names); over floats,
-    such as γ and ε, it is vmapped, with the forward pass shared where it does not depend on them. The classes that are
-    explained, the target and its strongest rival, share it too.
+    Each candidate is compiled once for each choice of the settings that a rule's formula does not compute with
+    (switches, names, places); over the others, such as γ and ε, it is vmapped. The forward pass is shared by the
+    settings, where it does not depend on them, and by the target and its strongest rival.
 
     Args:
         f: x -> scores [B, classes], or [B] with `target=None`; samples must not depend on each other.
@@ -376,12 +376,24 @@ def _families(
     for key, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise TuningError(f"{name}: the values of {key} to try are a list, but are {values!r}")
-    swept = [key for key, values in grid.items() if all(isinstance(v, float) for v in values)]
+    swept = [key for key in grid if _is_swept(make, grid, key)]
     fixed = [key for key in grid if key not in swept]
     settings = [dict(zip(swept, v, strict=True)) for v in itertools.product(*(grid[k] for k in swept))]
     for values in itertools.product(*(grid[k] for k in fixed)):
         chosen = dict(zip(fixed, values, strict=True))
         yield lambda chosen=chosen, **floats: make(**chosen, **floats), settings, chosen
+
+
+def _is_swept(make: Callable, grid: Mapping[str, Sequence[Any]], key: str) -> bool:
+    """Whether an argument is a float that may be traced, as ε and γ may, and a part of the way may not."""
+    if not all(isinstance(v, float) for v in grid[key]):
+        return False
+    others = {k: values[0] for k, values in grid.items() if k != key}
+    try:
+        jax.eval_shape(lambda v: jax.tree.leaves(make(**others, **{key: v})), grid[key][0])
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
 
 
 def _measured(f, x, scores, index, make, settings, measures, batch, together) -> list[dict[str, np.ndarray]]:

@@ -43,6 +43,8 @@ COMPOSITES = {
     "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(),
     "epsilon_gamma_box": composites.epsilon_gamma_box(-3.0, 3.0),
     "deep_taylor": composites.deep_taylor(),
+    "gamma_stages": composites.gamma_stages(-3.0, 3.0),
+    "gamma_shared": composites.gamma_shared(),
     "excitation_backprop": composites.excitation_backprop(),
 }
 

@@ -124,6 +124,20 @@ def test_settings_share_a_compilation():
     assert len(traces) == few
 
 
+def test_floats_that_no_formula_computes_with_are_not_traced():
+    def staged(cut, gamma):
+        return lrpjax.Composite(
+            [(select.between(0, cut, "conv", "dense"), rules.Gamma(gamma)), ("*", rules.Epsilon())]
+        )
+
+    result = lrpjax.tune(f, X, {"staged": (staged, {"cut": [0.5, 1.0], "gamma": [0.1, 1.0]})})
+    assert [row.settings for row in result.rows] == [
+        {"cut": c, "gamma": g} for c in (0.5, 1.0) for g in (0.1, 1.0)
+    ]
+    kept = [row.median("kept") for row in result.rows]
+    assert len(set(kept)) == 4
+
+
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [

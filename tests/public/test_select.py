@@ -149,6 +149,10 @@ def test_network_is_as_described():
         (composites.epsilon_alpha2_beta1(), "AlphaBeta Pass AlphaBeta Norm winner Norm Epsilon Pass Epsilon"),
         (composites.epsilon_alpha2_beta1_flat(), "Flat Pass AlphaBeta Norm winner Norm Epsilon Pass Epsilon"),
         (composites.epsilon_gamma_box(-1.0, 1.0), "ZBox Pass Gamma Norm winner Norm Epsilon Pass Epsilon"),
+        (composites.gamma_stages(), "Gamma Pass Epsilon Norm winner Norm Epsilon Pass Epsilon"),
+        (composites.gamma_stages(-1.0, 1.0), "ZBox Pass Epsilon Norm winner Norm Epsilon Pass Epsilon"),
+        (composites.gamma_shared(), "Gamma Pass Gamma Norm winner Norm Gamma Pass Gamma"),
+        (composites.gamma_shared(-1.0, 1.0), "ZBox Pass Gamma Norm winner Norm Gamma Pass Gamma"),
         (composites.excitation_backprop(), "ZPlus Gradient ZPlus Norm winner Norm ZPlus Gradient ZPlus"),
         (composites.gradient(), "Gradient " * 9),
         (composites.input_x_gradient(), "Gradient " * 9),
@@ -162,6 +166,26 @@ def test_network_is_as_described():
 )
 def test_presets(composite, found):
     assert [rule.split(" ")[0] for rule in rules_of(composite)] == found.split()
+
+
+def test_stages_of_gamma():
+    """ε in the last of six convolutions, the small γ in the last third before it, γ below, the box in the first."""
+
+    def f(x):
+        for _ in range(6):
+            x = jax.nn.relu(jnp.convolve(x, jnp.array([1.0, 0.5, -0.2]), "valid"))
+        return x @ jnp.array([1.0, 2.0])
+
+    composite = composites.gamma_stages(0.0, 1.0, gamma=0.5, upper=0.1, start=0.6)
+    layers = [u.rule for u in lrpjax.plan(f, composite, jnp.ones(14)) if u.kind in ("conv", "dense")]
+    wanted = [rules.ZBox(0.0, 1.0), *[rules.Gamma(0.5)] * 3, rules.Gamma(0.1), *[rules.Epsilon()] * 2]
+    assert layers == [str(rule) for rule in wanted]
+
+
+@pytest.mark.parametrize("preset", [composites.deep_taylor, composites.gamma_stages, composites.gamma_shared])
+def test_one_bound_is_none(preset):
+    with pytest.raises(lrpjax.RuleError, match=f"{preset.__name__}: give both low and high, or neither"):
+        preset(low=0.0)
 
 
 @pytest.mark.parametrize(

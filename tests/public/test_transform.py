@@ -239,6 +239,8 @@ EVERY = {
     "epsilon_alpha2_beta1": composites.epsilon_alpha2_beta1(),
     "epsilon_alpha2_beta1_flat": composites.epsilon_alpha2_beta1_flat(),
     "epsilon_gamma_box": composites.epsilon_gamma_box(-3.0, 3.0),
+    "gamma_stages": composites.gamma_stages(-3.0, 3.0, start=0.0),
+    "gamma_shared": composites.gamma_shared(),
     "excitation_backprop": composites.excitation_backprop(),
     "deep_taylor": composites.deep_taylor(),
     "deep_taylor, box": composites.deep_taylor(-3.0, 3.0),
@@ -420,6 +422,7 @@ LRP = {
         "deep_taylor",
         "gradient",
         "excitation_backprop",
+        "gamma_shared",
     )
 }
 
