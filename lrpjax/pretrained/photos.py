@@ -19,7 +19,6 @@ PLACES = {
     "cat": ("skimage", "data/chelsea.png"),
     "coffee": ("skimage", "data/coffee.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
-    "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "china": ("sklearn", "datasets/images/china.jpg"),
     "flower": ("sklearn", "datasets/images/flower.jpg"),
 }
@@ -29,10 +28,9 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
     """Real photographs in colour that lie inside of scikit-image and scikit-learn; nothing is downloaded.
 
     From scikit-image: "astronaut" (Eileen Collins; NASA, public domain), "cat" (Chelsea, by Stéfan van der Walt;
-    CC0), "coffee" (by Rachel Michetti; CC0), "rocket" (Falcon 9 with DSCOVR, by SpaceX; public domain) and
-    "motorcycle" (the left picture of a stereo pair of the Middlebury 2014 data set; CC0). From scikit-learn: "china"
-    (the Summer Palace) and "flower" (a dahlia), both CC BY 2.0, attributed there to danielbuechele and vultilion of
-    Flickr.
+    CC0), "coffee" (by Rachel Michetti; CC0) and "rocket" (Falcon 9 with DSCOVR, by SpaceX; public domain). From
+    scikit-learn: "china" (a pagoda in China) and "flower" (a dahlia), both CC BY 2.0, from danielbuechele's and
+    vultilion's pages on Flickr.
 
     Returns:
         {name: picture}, uint8 (height, width, 3), each in its own size.
