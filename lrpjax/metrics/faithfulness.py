@@ -1,8 +1,7 @@
 """Faithfulness: does the model's score depend on what the explanation calls relevant?"""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,167 +12,15 @@ from jax.typing import ArrayLike
 from lrpjax._evaluate import (
     Target,
     apply,
-    as_callable,
     check_broadcast,
-    check_positive,
     check_range,
-    fill_like,
     map_batched,
     read,
     target_index,
 )
-from lrpjax.metrics.agreement import pearson
-from lrpjax.metrics.perturb import patches
-
-
-class Curve(NamedTuple):
-    """A perturbation curve: `scores[b, s]` is f of sample b with `counts[s]` of its regions flipped.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> Curve(counts=jnp.array([0, 1]), scores=jnp.array([[3.0, 1.0]])).scores.shape
-        (1, 2)
-    """
-
-    counts: jax.Array
-    scores: jax.Array
-
-
-def flipping(
-    f: Callable,
-    x: ArrayLike,
-    relevance: ArrayLike,
-    *,
-    target: Target = "max",
-    order: str = "morf",
-    regions: int | ArrayLike | None = None,
-    fill: ArrayLike = 0.0,
-    steps: int | Sequence[int] | None = None,
-    key: jax.Array | None = None,
-    batch: int = 8,
-) -> Curve:
-    """Pixel and region flipping: the class score as regions are replaced in the order of their relevance.
-
-    x⁽⁰⁾ = x, and x⁽ᵏ⁾ is x with its k first regions replaced by `fill`; a region's relevance is the sum
-    over its elements. Bach et al., PLOS ONE 10(7), 2015 (pixel flipping); Samek et al., IEEE TNNLS 28(11),
-    2017, section III (region perturbation: most relevant first).
-
-    Does not show: whether a score falls because evidence is gone or because the flipped image is unlike any
-    that the model was trained on; curves of different fill-ins are different questions. Does not show that
-    the relevance of any single element is right (only the order counts), nor anything about features that
-    act only jointly. On the digits CNN of this package's tests LRP beats sensitivity where flipping erases
-    ink and loses to it, all but z^B, where uniform noise adds ink.
-
-    Args:
-        f: x -> scores [B, classes], or [B] with `target=None`. Logits and probabilities give different
-            curves.
-        x: input, [B, ...].
-        relevance: of the shape of x, or with axes of size 1 that broadcast to it (one value per pixel).
-            Unused, and still needed, for `order="random"`.
-        target: class whose score is read: "max" (the largest for the unperturbed x), an integer, or
-            integers [B].
-        order: "morf" (most relevant first), "lerf" (least relevant first) or "random".
-        regions: None, patch size, or labels that broadcast to `x.shape[1:]` or to `x.shape` (see the module).
-        fill: broadcasts to x.
-        steps: None evaluates after every single region; an integer S at S + 1 evenly spaced numbers of
-            regions from 0 to all; a sequence at exactly these numbers of flipped regions.
-        key: random key; orders "random", and decides between regions of equal relevance, which otherwise
-            go in the order of their labels (top left first).
-        batch: number of perturbed copies of x that are evaluated at once.
-
-    Returns:
-        `Curve(counts [S], scores [B, S])`.
-
-    Raises:
-        ValueError: on shapes that do not fit, an unknown order, `order="random"` without key, steps out of
-            range.
-        TargetError: if the target is no class.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lrpjax import metrics
-        >>> x = jnp.array([[3.0, 1.0, 2.0]])
-        >>> f = lambda x: x.sum(1, keepdims=True)
-        >>> counts, scores = metrics.flipping(f, x, relevance=x)
-        >>> print(counts, scores)
-        [0 1 2 3] [[6. 3. 1. 0.]]
-    """
-    f, x, relevance, labels, regions_n = _prepare(f, x, relevance, regions)
-    if order not in ("morf", "lerf", "random"):
-        raise ValueError(f"order must be 'morf', 'lerf' or 'random', not {order!r}")
-    if order == "random" and key is None:
-        raise ValueError("order='random' needs a key")
-    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
-    counts = _counts(steps, regions_n)
-    scores = _flipping(f, x, relevance, index, labels, fill, counts, key, order, regions_n, batch)
-    return Curve(counts, scores)
-
-
-@functools.partial(jax.jit, static_argnames=("order", "regions_n", "batch"))
-def _flipping(f, x, relevance, index, labels, fill, counts, key, order, regions_n, batch):
-    sums = _region_sums(relevance, labels, regions_n)
-    value = {"morf": -sums, "lerf": sums, "random": jnp.zeros_like(sums)}[order]
-    tie = jnp.zeros_like(sums) if key is None else jax.random.uniform(key, sums.shape, sums.dtype)
-    rows, positions = jnp.arange(len(x))[:, None], jnp.arange(regions_n, dtype=counts.dtype)
-    rank = jnp.zeros(sums.shape, counts.dtype).at[rows, jnp.lexsort((tie, value))].set(positions)
-    rank = jnp.take_along_axis(rank, labels, axis=1).reshape(x.shape)
-    score = lambda count: read(f(jnp.where(rank < count, fill, x)), index)
-    return map_batched(score, counts, batch).T
-
-
-def aopc(scores: ArrayLike) -> jax.Array:
-    """Area over a perturbation curve, AOPC = 1/(L+1) Σ_{k=0..L} (f(x⁽⁰⁾) − f(x⁽ᵏ⁾)), per sample.
-
-    Samek et al., IEEE TNNLS 28(11), 2017, section III; the paper averages it over samples. Large is good
-    for MoRF.
-
-    Does not show: more than the curve (see `flipping`). Its size depends on the model's output scale, on the
-    fill-in and on how many regions are flipped; compare only values obtained alike.
-
-    Args:
-        scores: [..., L + 1], the first being the unperturbed score; the points should be evenly spaced.
-
-    Returns:
-        [...], in the unit of f.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lrpjax import metrics
-        >>> print(metrics.aopc(jnp.array([[6.0, 3.0, 1.0, 0.0]])))
-        [3.5]
-    """
-    scores = jnp.asarray(scores)
-    return jnp.mean(scores[..., :1] - scores, -1)
-
-
-def abpc(morf: ArrayLike, lerf: ArrayLike) -> jax.Array:
-    """Area between perturbation curves, ABPC = 1/(L+1) Σ_{k=0..L} (f(x⁽ᵏ⁾ LeRF) − f(x⁽ᵏ⁾ MoRF)), per sample.
-
-    Samek et al., IEEE TNNLS 28(11), 2017, appendix. Large is good; the expectation for a random order is 0.
-    That the fill-in pushes the score down shows in both curves and cancels in part.
-
-    Does not show: more than the two curves (see `flipping`); the scale is that of f.
-
-    Args:
-        morf: scores [..., L + 1] of order "morf".
-        lerf: scores [..., L + 1] of order "lerf", at the same steps with the same fill-in.
-
-    Returns:
-        [...], in the unit of f.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from lrpjax import metrics
-        >>> print(metrics.abpc(jnp.array([6.0, 3.0, 1.0, 0.0]), jnp.array([6.0, 5.0, 3.0, 0.0])))
-        1.0
-    """
-    morf, lerf = jnp.asarray(morf), jnp.asarray(lerf)
-    if morf.shape != lerf.shape:
-        raise ValueError(f"the curves differ in shape: morf {morf.shape}, lerf {lerf.shape}")
-    return jnp.mean(lerf - morf, -1)
+from lrpjax.metrics._noise import perturbations
+from lrpjax.metrics._regions import as_fill, of_elements, prepare, region_sums, replace
+from lrpjax.metrics.agreement import pearson, spearman
 
 
 def sensitivity_n(
@@ -186,7 +33,7 @@ def sensitivity_n(
     subsets: int = 100,
     target: Target = "max",
     regions: int | ArrayLike | None = None,
-    fill: ArrayLike = 0.0,
+    fill: ArrayLike | Callable = 0.0,
     batch: int = 8,
 ) -> jax.Array:
     """Correlation between the relevance of random sets of n regions and the score lost when they are removed.
@@ -223,12 +70,12 @@ def sensitivity_n(
         >>> print(metrics.sensitivity_n(f, x, 5 * x, n=2, key=jax.random.key(0)).round(4))
         [1.]
     """
-    f, x, relevance, labels, regions_n = _prepare(f, x, relevance, regions)
+    f, x, relevance, labels, regions_n = prepare(f, x, relevance, regions)
     if not 1 <= n < regions_n:
         raise ValueError(f"n must lie between 1 and {regions_n - 1} (one less than the regions), not {n}")
     if subsets < 2:
         raise ValueError(f"a correlation needs at least 2 subsets, not {subsets}")
-    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
+    index, fill = target_index(apply(f, x), target), as_fill(fill, x)
     keys = jax.random.split(key, subsets)
     return _correlation(f, x, relevance, index, labels, fill, keys, regions_n, n, batch)
 
@@ -241,7 +88,7 @@ def faithfulness_correlation(
     *,
     target: Target = "max",
     regions: int | ArrayLike | None = None,
-    fill: ArrayLike = 0.0,
+    fill: ArrayLike | Callable = 0.0,
     batch: int = 8,
 ) -> jax.Array:
     """Correlation of relevance and score lost, as `sensitivity_n`, over sets of regions that are given.
@@ -269,113 +116,252 @@ def faithfulness_correlation(
         >>> print(metrics.faithfulness_correlation(f, x, x, [[[0, 1]], [[1, 2]]]).round(4))
         [1.]
     """
-    f, x, relevance, labels, regions_n = _prepare(f, x, relevance, regions)
+    f, x, relevance, labels, regions_n = prepare(f, x, relevance, regions)
     subsets = subsets if isinstance(subsets, Tracer) else np.asarray(subsets)
     if subsets.ndim != 3 or subsets.shape[0] < 2 or subsets.shape[1] not in (1, x.shape[0]):
         raise ValueError(f"subsets must be [M ≥ 2, {x.shape[0]} or 1, n], not {subsets.shape}")
     check_range("region numbers in subsets", subsets, regions_n)
     subsets = jnp.broadcast_to(subsets, (subsets.shape[0], x.shape[0], subsets.shape[2]))
-    index, fill = target_index(apply(f, x), target), fill_like(fill, x)
+    index, fill = target_index(apply(f, x), target), as_fill(fill, x)
     return _correlation(f, x, relevance, index, labels, fill, subsets, regions_n, None, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("regions_n", "n", "batch"))
 def _correlation(f, x, relevance, index, labels, fill, seeds, regions_n, n, batch):
     """`seeds` are the subsets [M, B, n], or, with n, keys to draw them."""
-    sums = _region_sums(relevance, labels, regions_n)
+    sums = region_sums(relevance, labels, regions_n)
     rows = jnp.arange(len(x))[:, None]
 
     def one(seed):
         subset = seed if n is None else jnp.argsort(jax.random.uniform(seed, sums.shape))[:, :n]
         removed = jnp.zeros(sums.shape, bool).at[rows, subset].set(True)
-        inside = jnp.take_along_axis(removed, labels, axis=1).reshape(x.shape)
-        score = read(f(jnp.where(inside, fill, x)), index)
+        score = read(f(replace(x, of_elements(removed, labels, x.shape), fill)), index)
         return jnp.sum(jnp.where(removed, sums, jnp.zeros_like(sums)), 1), score
 
     removed, scores = map_batched(one, seeds, batch)
     return -pearson(removed.T, scores.T)  # of f(x) − score: the constant does not change a correlation
 
 
-def completeness_gap(
+def infidelity(
     f: Callable,
     x: ArrayLike,
     relevance: ArrayLike,
     *,
+    noise: float | ArrayLike,
+    samples: int | None = None,
+    key: jax.Array | None = None,
     target: Target = "max",
-    baseline: ArrayLike | None = None,
+    shares: bool = False,
+    batch: int = 8,
 ) -> jax.Array:
-    """How much relevance is missing or too much: Σ_i R_i − (f(x) − f(baseline)).
+    """Infidelity: mean squared error of the score's change as the explanation predicts it.
 
-    Without baseline it is the gap of conservation, Σ_i R_i = f(x), Bach et al. 2015, Eq. (2); with one that
-    of completeness, Sundararajan et al., ICML 2017, Proposition 1. Quantus' `Completeness` says whether it
-    is exactly 0.
+    E_I (Iᵀ Φ − (f(x) − f(x − I)))², I a perturbation and Φ the explanation as a slope. Yeh et al., NeurIPS 2019
+    (arXiv 1901.09392), definition 2.1, Eq. (1). For what comes in shares of the score (LRP, gradient × input) Φ is
+    R / x (`shares=True`, captum's `multiply_by_inputs`). The perturbation of the paper's "square removal" is
+    I = x − x with the square filled in. Quantus' `Infidelity` agrees for the same I and `shares=False`; its own I
+    pile up: every square is removed from an image that lacks all squares before.
 
-    Does not show: whether relevance went to the right places: R_1 = f(x) and 0 elsewhere has no gap. A gap
-    need not be a fault either: biases and stabilisers absorb relevance by design.
+    Does not show: whether the explanation is good for changes of another size or kind: for small normal noise
+    the gradient is optimal, whatever it looks like. The paper scales Φ by its best factor before; a wrong scale
+    dominates the number otherwise.
 
     Args:
-        f, x, target: as in `flipping`. relevance: [B, ...], of any shape.
-        baseline: broadcasts to x, or None.
+        f, x, target: as in `flipping`; x is floating.
+        relevance: of the shape of x, or broadcasts to it.
+        noise: standard deviation of normal I, in the unit of x, or the I themselves, [K, *x.shape].
+        samples: number K of perturbations, with a standard deviation.
+        key: random key, with a standard deviation.
+        shares: whether relevance holds shares of the score; elements that are 0 then predict no change.
+        batch: number of perturbed copies of x that are evaluated at once.
 
     Returns:
-        [B], in the unit of f; positive if there is more relevance than there is score to explain.
+        [B], in the squared unit of f.
 
     Raises:
-        ValueError: if the batch sizes differ.
+        ValueError: on shapes that do not fit; a standard deviation that is not positive or without samples or key.
+        TargetError: if the target is no class.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lrpjax import metrics
+        >>> x, f = jnp.array([[3.0, 1.0]]), lambda x: x.sum(1, keepdims=True)
+        >>> noise = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> slope = jnp.array([[1.0, 2.0]])
+        >>> print(metrics.infidelity(f, x, slope, noise=noise), metrics.infidelity(f, x, x, noise=noise, shares=True))
+        [0.5] [0.]
+    """
+    f, x, relevance, _, _ = prepare(f, x, relevance, None)
+    index = target_index(apply(f, x), target)
+    seeds, scale = perturbations(x, noise, samples, key)
+    if shares:
+        relevance = jnp.where(x == 0, jnp.zeros_like(x), relevance / jnp.where(x == 0, jnp.ones_like(x), x))
+    return _infidelity(f, x, relevance, index, seeds, scale, batch)
+
+
+@functools.partial(jax.jit, static_argnames="batch")
+def _infidelity(f, x, slope, index, seeds, scale, batch):
+    scores = read(f(x), index)
+
+    def one(seed):
+        change = seed if scale is None else scale * jax.random.normal(seed, x.shape, x.dtype)
+        predicted = jnp.sum((change * slope).reshape(len(x), -1), 1)
+        return jnp.square(predicted - (scores - read(f(x - change), index)))
+
+    return map_batched(one, seeds, batch).mean(0)
+
+
+def monotonicity_correlation(
+    f: Callable,
+    x: ArrayLike,
+    relevance: ArrayLike,
+    *,
+    fills: ArrayLike,
+    target: Target = "max",
+    regions: int | ArrayLike | None = None,
+    batch: int = 8,
+) -> jax.Array:
+    """Monotonicity of Nguyen & Martínez: rank correlation of |R| of a region and what is lost if it is unknown.
+
+    Spearman correlation over regions i of |Σ_{j∈i} R_j| and E_z (f(x) − f(x with x_i = z_i))². Nguyen & Martínez
+    2020 (arXiv 2007.07584), section 2.3, with the squared loss. Quantus' `MonotonicityCorrelation` agrees for the
+    same draws of z; it divides the loss by f(x)², which changes no ranks.
+
+    Does not show: what regions do jointly: one that another can stand in for loses nothing alone. The ranks of
+    many irrelevant regions, which are noise, count as much as those of the few relevant ones.
+
+    Args:
+        f, x, relevance, target, regions: as in `flipping`.
+        fills: draws of z, [K, ...]; each broadcasts to x. `uniform_noise` for K keys for instance.
+        batch: number of perturbed copies of x that are evaluated at once.
+
+    Returns:
+        [B], in [−1, 1]; NaN where all regions lose the same.
+
+    Raises:
+        ValueError: on shapes that do not fit.
         TargetError: if the target is no class.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from lrpjax import metrics
-        >>> x = jnp.array([[3.0, 1.0]])
-        >>> f = lambda x: x.sum(1, keepdims=True) + 1.0
-        >>> print(metrics.completeness_gap(f, x, x), metrics.completeness_gap(f, x, x, baseline=0.0))
-        [-1.] [0.]
+        >>> x, f = jnp.array([[3.0, 1.0, -2.0]]), lambda x: x.sum(1, keepdims=True)
+        >>> print(metrics.monotonicity_correlation(f, x, x, fills=[0.0]).round(4))
+        [1.]
     """
-    f, x, relevance = as_callable(f), jnp.asarray(x), jnp.asarray(relevance)
-    if relevance.shape[:1] != x.shape[:1]:
-        raise ValueError(f"x has batch size {x.shape[:1]}, relevance {relevance.shape[:1]}")
-    scores = apply(f, x)
-    index = target_index(scores, target)
-    explained = read(scores, index)
-    if baseline is not None:
-        reference = jnp.broadcast_to(fill_like(baseline, x, "baseline"), x.shape)
-        explained = explained - read(apply(f, reference), index)
-    return relevance.reshape(len(x), -1).sum(1) - explained
+    f, x, relevance, labels, count = prepare(f, x, relevance, regions)
+    index, fills = target_index(apply(f, x), target), jnp.asarray(fills, x.dtype)
+    if fills.ndim == 0 or len(fills) == 0:
+        raise ValueError(f"fills must be [K, ...], one or more draws, not of shape {fills.shape}")
+    check_broadcast("each of the fills", fills.shape[1:], x.shape)
+    return _monotonicity_correlation(f, x, relevance, index, labels, fills, count, batch)
 
 
-def _prepare(f, x, relevance, regions):
-    """f as a pytree, x and relevance as arrays of one shape, labels [B, elements], number of regions."""
-    x, relevance = jnp.asarray(x), jnp.asarray(relevance)
-    if x.ndim < 2 or relevance.ndim != x.ndim:
+@functools.partial(jax.jit, static_argnames=("count", "batch"))
+def _monotonicity_correlation(f, x, relevance, index, labels, fills, count, batch):
+    scores, draws = read(f(x), index), len(fills)
+
+    def one(seed):
+        region, draw = seed // draws, seed % draws
+        inside = (labels == region).reshape(x.shape)
+        return jnp.square(scores - read(f(jnp.where(inside, fills[draw], x)), index))
+
+    lost = map_batched(one, jnp.arange(count * draws, dtype=labels.dtype), batch)
+    lost = lost.reshape(count, draws, len(x)).mean(1)
+    return spearman(jnp.abs(region_sums(relevance, labels, count)), lost.T)
+
+
+@jax.jit
+def consistency(explanations: ArrayLike, classes: ArrayLike) -> jax.Array:
+    """Consistency: how many of the other samples with the very same explanation have the same predicted class.
+
+    Pr_j(ŷ_j = ŷ_i | e_j = e_i), j ≠ i. Dasgupta et al., ICML 2022 (arXiv 2202.00734), section 3. Maps of real
+    numbers are never the same: discretise them before, to signs, to the top regions, to ranks. Quantus'
+    `Consistency` compares the signs of the *first* five elements unless told otherwise, and gives 0 where no
+    other sample has the explanation.
+
+    Does not show: whether the explanation says why: the predicted class itself, as an explanation, is perfectly
+    consistent.
+
+    Args:
+        explanations: discretised, [B, ...].
+        classes: that the model predicts, integers [B].
+
+    Returns:
+        [B], in [0, 1]; NaN where no other sample has the same explanation. In float32, or the type of floating
+        explanations.
+
+    Raises:
+        ValueError: if the batch sizes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import metrics
+        >>> signs = jnp.sign(jnp.array([[3.0, -1.0], [2.0, -5.0], [1.0, -1.0], [1.0, 1.0]]))
+        >>> print(metrics.consistency(signs, jnp.array([0, 0, 1, 0])))
+        [0.5 0.5 0.  nan]
+    """
+    flat = _flat_with_classes(explanations, classes)
+    return _agreeing(lambda row: jnp.all(flat == row, 1), flat, classes)
+
+
+@jax.jit
+def sufficiency(relevance: ArrayLike, classes: ArrayLike, *, threshold: ArrayLike = 0.6) -> jax.Array:
+    """Sufficiency: how many of the other samples that are explained alike have the same predicted class.
+
+    Pr_j(ŷ_j = ŷ_i | d(R_i, R_j) ≤ threshold · max d), j ≠ i, d the Euclidean distance after every element was
+    divided by its standard deviation over the samples. Dasgupta et al., ICML 2022 (arXiv 2202.00734), section 3,
+    where an explanation is a set of samples; distances stand for it in Quantus' `Sufficiency`, which agrees, but
+    gives 0 where no other sample is explained alike.
+
+    Does not show: see `consistency`. The number depends on which samples are given, how many classes are among
+    them, and on the threshold.
+
+    Args:
+        relevance: [B, ...].
+        classes: that the model predicts, integers [B].
+        threshold: in shares of the largest distance.
+
+    Returns:
+        [B], in [0, 1]; NaN where no other sample is explained alike.
+
+    Raises:
+        ValueError: if the batch sizes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lrpjax import metrics
+        >>> maps = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [9.0, 9.0]])
+        >>> print(metrics.sufficiency(maps, jnp.array([0, 0, 1, 0])))
+        [0.5 0.5 0.  nan]
+    """
+    flat = _flat_with_classes(relevance, classes)
+    deviation = jnp.std(flat, 0, ddof=1)
+    scaled = flat / jnp.where(deviation == 0, jnp.inf, deviation)  # what never varies tells nothing apart
+    distance = lambda row: jnp.linalg.norm(scaled - row, axis=1)
+    largest = jax.lax.map(lambda row: distance(row).max(), scaled).max()
+    return _agreeing(
+        lambda row: distance(row) <= jnp.asarray(threshold, flat.dtype) * largest, scaled, classes
+    )
+
+
+def _flat_with_classes(explanations, classes):
+    explanations = jnp.asarray(explanations)
+    if jnp.shape(classes) != explanations.shape[:1]:
         raise ValueError(
-            f"x and relevance need a batch axis and the same rank, not {x.shape} and {relevance.shape}"
+            f"classes must be [{len(explanations)}], one for each sample, not {jnp.shape(classes)}"
         )
-    check_broadcast("relevance", relevance.shape, x.shape)
-    if regions is None:
-        labels = np.arange(x[0].size).reshape(x.shape[1:])
-    else:
-        labels = patches(x.shape, regions) if isinstance(regions, int) else np.asarray(regions)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"regions must be labels 0, 1, …, integers, not {labels.dtype} from {labels.min()}")
-    check_broadcast("regions", labels.shape, x.shape if labels.ndim == x.ndim else x.shape[1:])
-    count = int(labels.max()) + 1
-    labels = np.broadcast_to(labels, x.shape).reshape(len(x), -1)
-    return as_callable(f), x, jnp.broadcast_to(relevance, x.shape), jnp.asarray(labels, jnp.int32), count
+    return explanations.reshape(len(explanations), -1)
 
 
-def _region_sums(relevance, labels, count):
-    flat = relevance.reshape(len(relevance), -1)
-    return jax.vmap(lambda r, label: jax.ops.segment_sum(r, label, count))(flat, labels)
+def _agreeing(alike, rows, classes):
+    """Of the other samples that are alike, the share with the same class; one row at a time, to keep memory small."""
+    classes, numbers = jnp.asarray(classes), jnp.arange(len(rows))
+    dtype = jnp.result_type(rows) if jnp.issubdtype(rows.dtype, jnp.floating) else jnp.float32
 
+    def one(sample):
+        number, row, label = sample
+        others = alike(row) & (numbers != number)
+        return jnp.sum(others & (classes == label)).astype(dtype) / jnp.sum(others).astype(dtype)
 
-def _counts(steps, count):
-    """Numbers of flipped regions at which the score is read."""
-    if steps is None:
-        steps = count
-    if isinstance(steps, int):
-        check_positive("steps", steps)
-        return jnp.asarray(np.linspace(0, count, steps + 1).round(), jnp.int32)
-    steps = np.asarray(steps)
-    check_range("steps", steps, count + 1)
-    return jnp.asarray(steps, jnp.int32)
+    return jax.lax.map(one, (numbers, rows, classes))

@@ -1,4 +1,4 @@
-"""lrpjax.metrics against hand-computed numbers, slow NumPy loops, scipy, and Quantus (references/quantus.npz)."""
+"""lrpjax.metrics against hand-computed numbers, slow NumPy loops and scipy."""
 
 import chex
 import jax
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.stats
-from helpers import REFERENCES
 from jax.tree_util import Partial
 
 import lrpjax
@@ -432,144 +431,3 @@ TWICE = lambda p, x: x * p["a"]
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-# ---- Quantus
-
-
-@pytest.fixture(scope="module")
-def quantus():
-    with np.load(REFERENCES / "quantus.npz") as file:
-        return dict(file)
-
-
-def torch_net(params, x):
-    """The network of make_quantus.py, channels first."""
-    conv = lambda x, w, pad: jax.lax.conv_general_dilated(
-        x, w, (1, 1), pad, dimension_numbers=("NCHW", "OIHW", "NCHW")
-    )
-    bias = lambda name: params[name]["bias"][:, None, None]
-    h = jnp.tanh(conv(x, params["0"]["weight"], "SAME") + bias("0"))
-    h = jax.nn.softplus(conv(h, params["2"]["weight"], "VALID") + bias("2"))
-    return h.reshape(len(x), -1) @ params["5"]["weight"].T + params["5"]["bias"]
-
-
-def tree(arrays, prefix):
-    layers = {}
-    for name, value in arrays.items():
-        if name.startswith(prefix):
-            _, layer, leaf = name.split("/")
-            layers.setdefault(layer, {})[leaf] = jnp.asarray(value)
-    return layers
-
-
-@pytest.fixture(scope="module")
-def model(quantus):
-    params = tree(quantus, "params/")
-    return Partial(torch_net, params), params
-
-
-def gradient(y, params, x):
-    return jax.grad(lambda x: jnp.take_along_axis(torch_net(params, x), y[:, None], 1).sum())(x)
-
-
-def test_quantus_network_is_rebuilt(quantus, model):
-    np.testing.assert_allclose(model[0](jnp.asarray(quantus["x"])), quantus["logits"], rtol=1e-10)
-
-
-def test_quantus_pixel_flipping(quantus, model):
-    """Quantus leaves out the unperturbed score; its 'black' is the smallest value of the sample."""
-    x, y, a = (quantus[k] for k in "xya")
-    steps = list(range(7, 85, 7))
-    got = metrics.flipping(model[0], x, a, target=y, steps=steps, fill=0.25).scores
-    np.testing.assert_allclose(got, quantus["pixel_flipping"], rtol=1e-10, atol=1e-12)
-    black = x.min((1, 2, 3), keepdims=True)
-    got = metrics.flipping(model[0], x, a, target=y, steps=steps, fill=black).scores
-    np.testing.assert_allclose(got, quantus["pixel_flipping_black"], rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("order", ["morf", "lerf"])
-@pytest.mark.parametrize("patch", [1, 3])
-def test_quantus_region_perturbation(quantus, model, patch, order):
-    """Quantus returns drops f(x⁽⁰⁾) − f(x⁽ᵏ⁾), k ≥ 1, of the first 100 regions; it centres the patches."""
-    x, y, a = (quantus[k] for k in "xya")
-    column = np.arange(7) if patch == 1 else np.array([0, 0, 1, 1, 1, 2, 2])
-    labels = (np.arange(6) // patch)[:, None] * (column[-1] + 1) + column
-    scores = metrics.flipping(model[0], x, a, target=y, order=order, regions=labels[None], fill=0.25).scores
-    np.testing.assert_allclose(
-        scores[:, :1] - scores[:, 1:], quantus[f"region_{patch}_{order}"], rtol=1e-9, atol=1e-12
-    )
-    if patch == 1:
-        np.testing.assert_array_equal(metrics.patches(x.shape, 1, channel_axis=1), labels[None])
-
-
-def test_quantus_faithfulness_correlation(quantus, model):
-    x, y, a = (quantus[k] for k in "xya")
-    got = metrics.faithfulness_correlation(model[0], x, a, quantus["faithfulness_subsets"], target=y)
-    np.testing.assert_allclose(got, quantus["faithfulness_correlation"], rtol=1e-9)
-
-
-def test_quantus_sensitivity_n_is_the_quantity_that_the_docstring_says(quantus, model):
-    """Over samples, step by step: correlation of the relevance removed in it and of the score lost so far.
-
-    Quantus drops the steps beyond its count of features, which leaves out the channels: 6 · 7 = 42 of 84.
-    """
-    x, y, a = (quantus[k] for k in "xya")
-    scores = metrics.flipping(model[0], x, a, target=y).scores
-    lost = scores[:, :1] - scores[:, 1:]
-    removed = -np.sort(-a.reshape(len(a), -1))
-    got = metrics.pearson(removed.T, lost.T)
-    np.testing.assert_allclose(got[:42], quantus["sensitivity_n"], rtol=1e-9)
-
-
-def test_quantus_completeness_is_a_gap_of_zero(quantus):
-    x, y, w = quantus["linear_x"], quantus["y"], jnp.asarray(quantus["linear_weight"])
-    gap = metrics.completeness_gap(
-        lambda x: x.reshape(len(x), -1) @ w.T, x, quantus["linear_a"], target=y, baseline=0.0
-    )
-    np.testing.assert_array_equal(gap == 0, quantus["Completeness"])
-    np.testing.assert_array_equal(gap, [1, 0, 1, 0, 1, 0, 1])
-
-
-def test_quantus_localisation(quantus):
-    maps, masks = quantus["maps"], quantus["masks"]
-    np.testing.assert_allclose(
-        metrics.mass_accuracy(maps, masks), quantus["RelevanceMassAccuracy"], rtol=1e-12
-    )
-    np.testing.assert_allclose(
-        metrics.rank_accuracy(maps, masks), quantus["RelevanceRankAccuracy"], rtol=1e-12
-    )
-    hits = quantus["PointingGame"]
-    assert set(hits) == {0.0, 1.0}
-    np.testing.assert_array_equal(metrics.pointing_game(maps, masks), hits)
-
-
-def test_quantus_complexity(quantus):
-    """Quantus adds 1e-7 to |R| (sparseness) and 1e-12 inside of the logarithm (complexity)."""
-    maps = quantus["maps"]
-    np.testing.assert_allclose(metrics.sparseness(np.abs(maps) + 1e-7), quantus["Sparseness"], rtol=1e-12)
-    np.testing.assert_allclose(metrics.sparseness(maps), quantus["Sparseness"], rtol=1e-6)
-    np.testing.assert_allclose(metrics.complexity(maps), quantus["Complexity"], rtol=1e-9)
-
-
-def test_quantus_robustness(quantus, model):
-    x, y = quantus["x"], jnp.asarray(quantus["y"])
-    explain = Partial(Partial(gradient, y), model[1])
-    worst = metrics.robustness(explain, x, noise=quantus["MaxSensitivity_noise"]).maximum
-    np.testing.assert_allclose(worst, quantus["MaxSensitivity"], rtol=1e-8)
-    mean = metrics.robustness(explain, x, noise=quantus["AvgSensitivity_noise"]).mean
-    np.testing.assert_allclose(mean, quantus["AvgSensitivity"], rtol=1e-8)
-
-
-@pytest.mark.parametrize("order", ["top_down", "independent"])
-def test_quantus_randomisation(quantus, model, order):
-    x, y, params = quantus["x"], jnp.asarray(quantus["y"]), model[1]
-    layers = quantus[f"mprt_{order}_layers"].tolist()
-    got = metrics.randomisation(
-        Partial(gradient, y), params, tree(quantus, "fresh/"), x, layers=layers, cascade=order == "top_down"
-    )
-    np.testing.assert_allclose(got, quantus[f"mprt_{order}"], rtol=1e-9)
-
-
-def test_ssim_equals_scikit_image(quantus):
-    np.testing.assert_allclose(metrics.ssim(*quantus["ssim_images"]), quantus["ssim"], rtol=1e-10)

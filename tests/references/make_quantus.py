@@ -1,4 +1,4 @@
-"""Regenerates quantus.npz: what Quantus says of fixed arrays, for tests/metrics/test_metrics.py.
+"""Regenerates quantus.npz: what Quantus says of fixed arrays, for tests/metrics/test_quantus.py.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 quantus==0.6.0
     venv/bin/python tests/references/make_quantus.py
@@ -7,6 +7,7 @@ Made in float64 with quantus 0.6.0, torch 2.13.0 (CPU), scikit-image 0.26.0, sci
 draws of Quantus (subsets, noise, fresh parameters) are recorded, so that lrpjax can be given the same.
 """
 
+import itertools
 import pathlib
 import warnings
 
@@ -18,6 +19,7 @@ from quantus.helpers.model.pytorch_model import PyTorchModel
 
 torch.set_default_dtype(torch.float64)  # Quantus converts inputs to the default dtype
 warnings.simplefilter("ignore")
+np.trapz, np.NaN = np.trapezoid, np.nan  # Quantus calls names that numpy has dropped
 COMMON = {"normalise": False, "abs": False, "disable_warnings": True}
 
 
@@ -45,6 +47,10 @@ def gradient(model, inputs, targets, **_):
     return torch.autograd.grad(picked, x)[0].numpy()
 
 
+def gradient_times_input(model, inputs, targets, **_):
+    return gradient(model, inputs, targets) * np.asarray(inputs)
+
+
 class Recorder:
     """Stands in for a function of numpy.random and keeps what it returned."""
 
@@ -61,6 +67,152 @@ class Recorder:
 
     def __exit__(self, *_):
         setattr(np.random, self.name, self.original)
+
+
+class Watched:
+    """An explanation that keeps the inputs and targets that it was asked for."""
+
+    def __init__(self, explain):
+        self.explain, self.inputs, self.targets = explain, [], []
+
+    def __call__(self, model, inputs, targets, **kwargs):
+        self.inputs.append(np.array(inputs))
+        self.targets.append(np.array(targets))
+        return self.explain(model, inputs, targets, **kwargs)
+
+
+def more_faithfulness(model, x, y, a, run):
+    """Infidelity, both monotonicities, selectivity. Patches are of size 1: others are not those of lrpjax."""
+    out = {}
+    perturbed, predict = [], PyTorchModel.predict
+
+    def watch(self, inputs, **kwargs):
+        perturbed.append(np.array(inputs))
+        return predict(self, inputs, **kwargs)
+
+    PyTorchModel.predict = watch
+    options = {"perturb_patch_sizes": [1], "n_perturb_samples": 1, "perturb_baseline": 0.25, **COMMON}
+    out["Infidelity"] = run(quantus.Infidelity(**options), a)
+    PyTorchModel.predict = predict
+    out["Infidelity_noise"] = x - np.asarray(perturbed[1:])
+
+    np.random.seed(4)
+    options = {"nr_samples": 2, "features_in_step": 1, "perturb_baseline": "uniform", **COMMON, "abs": True}
+    with Recorder("uniform") as uniform:
+        out["MonotonicityCorrelation"] = run(quantus.MonotonicityCorrelation(**options), a)
+    drawn = np.asarray(uniform.drawn).reshape(84, 2, 7, -1)
+    order = np.argsort(np.abs(a).reshape(7, -1), axis=1)
+    fills = np.empty((2, 7, 84))
+    for step in range(84):
+        fills[:, np.arange(7), order[:, step]] = drawn[step][..., 0]
+    out["MonotonicityCorrelation_fills"] = fills.reshape(2, *x.shape)
+    options = {"features_in_step": 1, "perturb_baseline": 0.0, **COMMON}
+    out["Monotonicity"] = run(quantus.Monotonicity(**options), a)
+
+    metric = quantus.Selectivity(patch_size=1, perturb_baseline=0.25, **COMMON)
+    out["Selectivity"] = run(metric, a)
+    out["Selectivity_area"] = np.asarray(metric.get_auc_score)
+
+    return out
+
+
+def more_robustness(model, x, y, explained, run):
+    """Lipschitz estimate, continuity, and the three relative stabilities."""
+    out = {}
+    np.random.seed(6)
+    still = {"return_nan_when_prediction_changes": False, **COMMON}
+    for name, options in {
+        "LocalLipschitzEstimate": {"nr_samples": 4, "perturb_std": 0.2},
+        "RelativeInputStability": {"nr_samples": 4},
+        "RelativeOutputStability": {"nr_samples": 4},
+        "RelativeRepresentationStability": {"nr_samples": 4, "layer_names": ["0"]},
+        "Continuity": {"nr_steps": 4, "perturb_baseline": "black"},
+    }.items():
+        watched = Watched(gradient)
+        out[name] = run(getattr(quantus, name)(**options, **still), explained, explain_func=watched)
+        seen = [inputs for inputs in watched.inputs if not np.array_equal(inputs, x)]
+        out[f"{name}_inputs"] = np.asarray(seen)
+    return out
+
+
+def more_sanity(model, x, y, explained):
+    """Random logit, efficient and smooth MPRT; the fresh parameters are those of MPRT."""
+    call = {"model": model, "x_batch": x, "y_batch": y, "a_batch": explained, "device": "cpu"}
+    watched = Watched(gradient)
+    out = {"RandomLogit": quantus.RandomLogit(num_classes=5, seed=7, **COMMON)(**call, explain_func=watched)}
+    out["RandomLogit_classes"] = watched.targets[-1]
+
+    metric = quantus.EfficientMPRT(
+        layer_order="bottom_up", seed=5, complexity_func_kwargs={"n_bins": 20}, skip_layers=True, **COMMON
+    )
+    out["EfficientMPRT"] = metric(**call, explain_func=gradient)
+
+    noise = np.random.default_rng(8).normal(size=(2, *x.shape))
+    draws = itertools.cycle(noise)
+    original, np.random.randn = np.random.randn, lambda *_: next(draws)
+    quantus.explain = gradient  # SmoothMPRT asks it, whatever explain_func is
+    metric = quantus.SmoothMPRT(layer_order="bottom_up", seed=5, nr_samples=3, noise_magnitude=0.1, **COMMON)
+    scores = metric(**call | {"a_batch": None}, explain_func=gradient)
+    np.random.randn = original
+    layers = [name for name in scores if name != "original"]
+    out["SmoothMPRT"] = np.asarray([scores[name] for name in layers])
+    out["SmoothMPRT_layers"] = np.asarray(layers)
+    span = x.max((1, 2, 3), keepdims=True) - x.min((1, 2, 3), keepdims=True)
+    out["SmoothMPRT_noise"] = np.concatenate([0.1 * span * noise, np.zeros((1, *x.shape))])
+    return {name: np.asarray(value) for name, value in out.items()}
+
+
+def more_maps(a, maps, masks, run):
+    """What is asked of maps alone: localisation, effective complexity."""
+    out = {"signed_maps": a[:, :1]}
+    options = {"positive_attributions": True, **COMMON}
+    out["AttributionLocalisation"] = run(quantus.AttributionLocalisation(**options), a[:, :1], s_batch=masks)
+    for name, options in {"AUC": {}, "TopKIntersection": {"k": 9}}.items():
+        out[name] = run(getattr(quantus, name)(**options, **COMMON), maps, s_batch=masks)
+    out["EffectiveComplexity"] = run(quantus.EffectiveComplexity(eps=0.8, **COMMON | {"abs": True}), a)
+    return out
+
+
+def images_of_one_channel():
+    """ROAD, IROF, input invariance: Quantus can do them, or has them right, for one channel and a first layer without padding."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 3, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(60, 5)
+    ).eval()
+    with torch.no_grad():
+        model[0].weight[:, :, 0, 0] = 0.0  # what the first pixel is worth: Quantus shifts all but that one
+    rng = np.random.default_rng(9)
+    x, a = rng.normal(size=(2, 7, 1, 6, 7))
+    y = model(torch.tensor(x)).argmax(1).numpy()
+    call = {"model": model, "x_batch": x.copy(), "y_batch": y, "a_batch": a.copy(), "device": "cpu"}
+    percentages = [0, 10, 30, 50, 80]
+    metric = quantus.ROAD(percentages=percentages, noise=0.0, **COMMON)
+    out = {"ROAD": np.asarray([metric(**call)[p] for p in percentages])}
+    out["ROAD_counts"] = np.asarray([int(42 * p / 100) for p in percentages])
+    indices = np.argsort(-a[0].ravel())[:30]
+    out["imputed"] = quantus.functions.perturb_func.noisy_linear_imputation(x[0], indices, noise=0.0)
+    out["imputed_indices"] = indices
+
+    segments = np.arange(42).reshape(6, 7) // 5
+    quantus.helpers.utils.get_superpixel_segments = lambda **_: segments
+    options = {"perturb_baseline": 0.25, "return_aggregate": False, **COMMON}
+    out["IROF"] = quantus.IROF(**options)(**call, softmax=True)
+    out["IROF_segments"] = segments
+
+    out["one_classes"] = y
+    out["Sufficiency"] = quantus.Sufficiency(threshold=0.85, **COMMON)(**call)
+    few = np.where(np.arange(7)[:, None, None, None] < 4, -np.abs(a), a)
+    few[3:, 0, 0, :5] = 1.0
+    out["Consistency"] = quantus.Consistency(**COMMON)(**call | {"a_batch": few})
+    out["Consistency_maps"] = few
+
+    for name, explain in {"gradient": gradient, "gradient_times_input": gradient_times_input}.items():
+        metric = quantus.InputInvariance(input_shift=-1, **COMMON)
+        explained = explain(model, x, y)
+        found = metric(**call | {"a_batch": explained}, explain_func=explain)
+        out[f"InputInvariance_{name}"] = np.asarray(found, float)
+    out |= {f"one_params/{k}": v for k, v in parameters(model).items()}
+    return out | {"one_x": x, "one_a": a}
 
 
 def main():
@@ -128,6 +280,12 @@ def main():
     for name, randomised in PyTorchModel(model).get_random_layer_generator(order="independent", seed=5):
         fresh = parameters(randomised)
         out |= {f"fresh/{k}": v for k, v in fresh.items() if k.startswith(f"{name}/")}
+
+    out |= more_faithfulness(model, x, y, a, run)
+    out |= more_robustness(model, x, y, explained, run)
+    out |= more_sanity(model, x, y, explained)
+    out |= more_maps(a, maps, masks, run)
+    out |= images_of_one_channel()
 
     images = rng.normal(size=(2, 3, 12, 11))
     images[1] += images[0]
