@@ -230,6 +230,7 @@ def audit(
     argnums: int | Sequence[int] = 0,
     target: Any = None,
     at: str | Sequence[str] | None = None,
+    with_relevance: bool = False,
 ) -> Callable:
     """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance
     in and out and what absorbed the difference, in − out = bias + ε + other; and what ended at constants that enter by
@@ -240,6 +241,7 @@ def audit(
     Args:
         f, composite, argnums, target, at: as in `lrpjax.relevance`. With `at` the units are those between the output
             and the named values, at which relevance ends, and those on ways around them.
+        with_relevance: give (relevance, audit), the relevance as `lrpjax.relevance` does, from the same passes.
 
     Raises:
         As `lrpjax.relevance`.
@@ -263,7 +265,7 @@ def audit(
     """
 
     @functools.wraps(f)
-    def explain(*args: Any, **kwargs: Any) -> Audit:
+    def explain(*args: Any, **kwargs: Any) -> Any:
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
         made = run(program, target, closing=True)
         hows = [program.assignment.propagations[unit] for unit in made.units]
@@ -275,7 +277,8 @@ def audit(
         sums = total(made.R) if single else {name: total(R) for name, R in made.R.items()}
         constants = [_constant(end, own) for end, own in made.ended]
         size = total(made.seed, jnp.abs)
-        return Audit(entries, constants, total(made.seed), sums, _ended(program, made), size)
+        audit = Audit(entries, constants, total(made.seed), sums, _ended(program, made), size)
+        return (made.R, audit) if with_relevance else audit
 
     return explain
 

@@ -70,6 +70,15 @@ def test_the_accounts_add_up(name):
     ]
 
 
+def test_the_relevance_comes_with_it():
+    f = net()
+    R, audit = lrpjax.audit(f, COMPOSITES["epsilon"], target=1, with_relevance=True)(X)
+    np.testing.assert_allclose(
+        R, lrpjax.relevance(f, COMPOSITES["epsilon"], target=1)(X), rtol=1e-9, atol=1e-12
+    )
+    assert str(audit) == str(lrpjax.audit(f, COMPOSITES["epsilon"], target=1)(X))
+
+
 def test_without_biases_nothing_is_lost_but_to_epsilon():
     audit = lrpjax.audit(net(bias=False), composites.epsilon(0.1), target=2)(X)
     assert all(abs(u.bias) < 1e-9 for u in audit.units)

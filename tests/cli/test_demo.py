@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lrpjax
-from lrpjax import cli, demo, errors
+from lrpjax import cli, composites, demo, errors
 from lrpjax.cli.demos import digits as handwritten
 
 
@@ -43,6 +43,33 @@ def test_the_demo_trains_explains_prints_and_writes_a_picture(tmp_path, capfd, m
     assert (redness > 0.3).mean() > 0.1, "relevance for the classes"
     assert (redness < -0.3).mean() > 0.005, "relevance against the classes"
     assert (picture.max(-1) < 0.1).mean() > 0.02, "the background of the digits"
+
+
+def test_the_demo_explains_a_photograph(tmp_path, capfd, monkeypatch):
+    from lrpjax.cli.demos import photo
+
+    two = {"z": composites.epsilon_plus(), "shared": composites.gamma_shared()}
+    monkeypatch.setattr(photo, "methods", lambda low, high: two)
+    out = tmp_path / "photo.png"
+    with jax.enable_x64(False):  # as users run it
+        assert cli.main(["demo", "--photo", "--images", "1", "--out", str(out)]) == 0
+    printed = capfd.readouterr().out
+    assert re.search(r"cat +│ tiger cat +│ +3[0-9]\.", printed) and "Egyptian cat" in printed
+    rows = {cells[0].strip(): [float(cell) for cell in cells[1:]] for cells in _rows(printed)[2:]}
+    assert list(rows) == list(two)
+    kept, biases, stabilisers, size, alike, _ = zip(*rows.values(), strict=True)
+    assert kept[0] < 1e-3 and biases[0] > 0.99, "under z⁺ the biases take nearly all"
+    assert kept[1] == pytest.approx(1, abs=0.02) and abs(biases[1]) < 1e-3 and abs(stabilisers[1]) < 0.02
+    assert size[0] == pytest.approx(1) and min(alike) > 0.9
+    assert list(tmp_path.iterdir()) == [out]
+    picture = matplotlib.image.imread(out)[..., :3]
+    redness = picture[..., 0] - picture[..., 2]
+    assert (redness > 0.3).mean() > 0.01
+
+
+def test_a_number_of_photographs_out_of_range(tmp_path, capfd):
+    assert cli.main(["demo", "--photo", "--images", "8", "--out", str(tmp_path / "photo.png")]) == 2
+    assert "images must be from 1 to 7; it is 8" in capfd.readouterr().err
 
 
 def _rows(printed):

@@ -142,17 +142,27 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training images")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--images", type=int, default=4, help=f"how many digits to show, 1 to {len(PAIRS)}")
-    parser.add_argument(
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
         "--bow",
         action="store_true",
         help="explain a bag-of-words model with a kernel SVM next to the network",
+    )
+    others.add_argument(
+        "--photo",
+        action="store_true",
+        help="explain photographs with a network trained on ImageNet, in place of digits (needs lrpjax[photo])",
     )
     parser.set_defaults(run=_run)
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.bow:
+    if args.photo:
+        from lrpjax.cli.demos.photo import photo_demo
+
+        photo_demo(args.out, args.images)
+    elif args.bow:
         from lrpjax.cli.demos.bag_of_words import bow_demo
 
         bow_demo(args.out, args.epochs, args.seed, args.images)
