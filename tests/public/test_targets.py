@@ -189,6 +189,54 @@ def test_bilrp_of_several_outputs():
         similarity.bilrp(lambda x: (x, x))(X[0], X[0])
 
 
+# Two sentences: embeddings [T, D] of different lengths, a block of attention without biases, the mean over tokens.
+SHORT, LONG = jnp.asarray(RNG.normal(size=(3, 4))), jnp.asarray(RNG.normal(size=(5, 4)))
+PROJECTIONS = jnp.asarray(RNG.normal(size=(5, 4, 4)))
+
+
+def sentence(x):
+    q, k, v = (x @ w for w in PROJECTIONS[:3])
+    x = x + jax.nn.softmax(q @ k.T / 2.0, axis=-1) @ v
+    return (x + jax.nn.relu(x @ PROJECTIONS[3]) @ PROJECTIONS[4]).mean(0)
+
+
+def of_tokens(shape):
+    return np.arange(shape[0])[:, None]
+
+
+@pytest.mark.parametrize(
+    "regions", [of_tokens, (np.arange(3)[:, None], np.arange(5)[:, None]), (of_tokens, np.arange(5)[:, None])]
+)
+def test_bilrp_token_by_token_of_inputs_of_different_lengths(regions):
+    composite = composites.cp_lrp(epsilon=0.0)
+    R = similarity.bilrp(sentence, composite, regions=regions)(SHORT, LONG)
+    expected = np.zeros((3, 5))
+    for m in range(4):
+        a, b = (lrpjax.relevance(sentence, composite, target=m)(x).sum(1) for x in (SHORT, LONG))
+        expected += np.outer(a, b)
+    close(R, expected)
+    close(R.sum(), sentence(SHORT) @ sentence(LONG), tolerance=1e-10)
+
+
+def test_bilrp_of_different_lengths_with_regions_for_one_input_only():
+    R = similarity.bilrp(sentence, ZERO, regions=(None, of_tokens))(SHORT, LONG)
+    assert R.shape == (12, 5)
+    close(R.reshape(3, 4, 5).sum(1), similarity.bilrp(sentence, ZERO, regions=of_tokens)(SHORT, LONG))
+
+
+def test_regions_that_do_not_fit_two_lengths():
+    with pytest.raises(
+        RegionError, match=r"regions have shape \(3, 1\), which does not broadcast to \(5, 4\)"
+    ):
+        similarity.bilrp(sentence, ZERO, regions=np.arange(3)[:, None])(SHORT, LONG)
+    with pytest.raises(RegionError, match="one entry for each of the two inputs, but this has 3"):
+        similarity.bilrp(sentence, ZERO, regions=(of_tokens,) * 3)
+    with pytest.raises(
+        lrpjax.TargetError, match=r"embeddings of the two inputs differ in shape: \(12,\) and \(20,\)"
+    ):
+        similarity.bilrp(lambda x: x.reshape(-1))(SHORT, LONG)
+
+
 # -------------------------------------------------------------------------------------------------------------- types of class targets
 
 WIDE = jnp.asarray(RNG.normal(size=(6, 300)))
