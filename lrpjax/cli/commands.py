@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,8 @@ the model (--model package.module:build):
         graph, state = nnx.split(nnx.eval_shape(lambda: CNN(rngs=nnx.Rngs(0))))
         return (lambda state, x: nnx.merge(graph, state)(x)), state
 
-  Relevance is that of x: what belongs between a picture's pixels and the network, such as a normalisation, is
-  part of f.
+  Relevance is that of x, as f gets it: after --size, --crop, --mean and --std. What else belongs between a picture's
+  pixels and the network is part of f.
 """
 EXPLAIN = """\
 inputs:
@@ -68,8 +69,13 @@ def add_explain_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         default="max",
-        help="what is explained: max, the largest output (default); all of them; a class number; a .npy file "
-        "with a class number for each input",
+        help="what is explained: max, the largest output (default); all of them; a class number, or its name in "
+        "--labels; a .npy file with a class number for each input",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="text with the names of classes 0, 1, ..., one in a line; kept for show",
     )
     parser.add_argument(
         "--at", metavar="PATH", help="relevance of this named value instead of the input's; see plan"
@@ -144,7 +150,20 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="array that is read from .npz files (default: the only one)")
-    parser.add_argument("--size", metavar="HxW", help="resize the pictures to this height and width")
+    parser.add_argument(
+        "--size",
+        metavar="HxW",
+        help="resize the pictures to this height and width, or N: their shorter side to N",
+    )
+    parser.add_argument("--crop", metavar="HxW", help="then cut out their middle")
+    parser.add_argument(
+        "--mean", metavar="N,...", help="take this from the inputs, one for each channel or for all"
+    )
+    parser.add_argument("--std", metavar="N,...", help="then divide them by this, such as 0.229,0.224,0.225")
+
+
+def _inputs(args: argparse.Namespace) -> loading.Inputs:
+    return loading.Inputs(args.inputs, args.key, args.size, args.crop, args.mean, args.std)
 
 
 def run_explain(args: argparse.Namespace) -> int:
@@ -163,12 +182,15 @@ def run_explain(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise ValueError(f"--batch must be 1 or more, not {args.batch}")
     _join(args.distributed)
-    inputs = loading.Inputs(args.inputs, args.key, args.size)
+    inputs = _inputs(args)
+    names = loading.class_names(args.labels) if args.labels else None
     mesh = _mesh(args.mesh)
     f, params = loading.load_model(args.model, args.params, mesh)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
-    target, labels = _target(args.target, inputs.rows)
-    _check_model(f, params, inputs[0:1], args.model)
+    target, labels = _target(args.target, inputs.rows, names or [])
+    y = _check_model(f, params, inputs[0:1], args.model)
+    if names and getattr(y, "shape", ())[-1:] != (len(names),):
+        raise ValueError(f"--labels {args.labels} has {len(names)} names, but the outputs are {y}")
 
     @jax.jit
     def explain(params, batch):
@@ -180,7 +202,8 @@ def run_explain(args: argparse.Namespace) -> int:
     start, stop = inputs.rows * index // count, inputs.rows * (index + 1) // count
     slices = (slice(i, min(i + args.batch, stop)) for i in range(start, stop, args.batch))
     data = (inputs[rows] if labels is None else (inputs[rows], labels[rows]) for rows in slices)
-    settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at}
+    settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at, "labels": names}
+    settings |= {option: getattr(args, option) for option in ("size", "crop", "mean", "std")}
     began, done = time.monotonic(), start
     with _warnings_in_a_line("explain"):
         for result in batching.explain_batches(
@@ -220,7 +243,7 @@ def run_plan(args: argparse.Namespace) -> int:
       says it.
     """
     if args.inputs:
-        x = loading.Inputs(args.inputs, args.key, args.size)[0:1]
+        x = _inputs(args)[0:1]
     else:
         x = jax.ShapeDtypeStruct(loading.numbers(args.shape, ",", "--shape"), np.float32)
     f, params = loading.load_model(args.model, args.params, shapes=True)
@@ -276,7 +299,8 @@ def run_show(args: argparse.Namespace) -> int:
     captions = [str(row) for row in rows]
     if "output" in results and results["output"].ndim == 2:
         classes = np.asarray(results["output"][rows.start : rows.stop]).argmax(1)
-        captions = [f"{row}: class {c}" for row, c in zip(rows, classes, strict=True)]
+        names = results.settings.get("labels") or [f"class {c}" for c in range(results["output"].shape[1])]
+        captions = [f"{row}: {names[c]}" for row, c in zip(rows, classes, strict=True)]
     columns = min(args.columns, len(pictures))
     empty = -len(pictures) % columns
     pictures, captions = pictures + [None] * empty, captions + [""] * empty
@@ -306,7 +330,9 @@ def describe(results: store.Store) -> str:
     lines = [f"{results.path}: {results.rows} rows, {'complete' if results.complete else 'not complete'}"]
     lines += [f"  {name}: {array.dtype.name}{list(array.shape)}" for name, array in results.items()]
     about = {**results.settings, **results.versions}
-    lines += [f"  {key} = {value}" for key, value in about.items() if value is not None]
+    lines += [
+        f"  {key} = {textwrap.shorten(str(value), 100)}" for key, value in about.items() if value is not None
+    ]
     bad = results.batches[:, 1]
     if bad.any():
         lines.append(f"  not finite: {bad.sum()} rows, in batches {_listed(np.flatnonzero(bad))}")
@@ -340,16 +366,21 @@ def _mesh(devices: str | None) -> Mesh | None:
     return Mesh(np.array(there[: int(devices)]), ("data",))
 
 
-def _target(target: str, rows: int) -> tuple[Any, np.ndarray | None]:
-    """The target for all inputs, and that of each input if it is in a file."""
+def _target(target: str, rows: int, names: Sequence[str]) -> tuple[Any, np.ndarray | None]:
+    """The target for all inputs, and that of each input if it is in a file. names: those of the classes."""
     if target == "max":
         return "max", None
     if target == "all":
         return None, None
     if re.fullmatch(r"-?\d+", target):
         return int(target), None
+    if target in names:
+        return names.index(target), None
     if not target.endswith(".npy"):
-        raise ValueError(f"--target must be max, all, a class number or a .npy file, not {target!r}")
+        raise ValueError(
+            f"--target must be max, all, a class number or a .npy file, not {target!r}"
+            + ("; there is no such name in --labels" if names else "")
+        )
     with loading.readable(Path(target)):
         labels = np.load(target)
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
@@ -358,10 +389,12 @@ def _target(target: str, rows: int) -> tuple[Any, np.ndarray | None]:
     return None, labels
 
 
-def _check_model(f: Callable[..., Any], params: Any, x: Any, spec: str) -> None:
-    """Runs the model on shapes, so that what its author has to mend is told from what lrpjax finds."""
+def _check_model(f: Callable[..., Any], params: Any, x: Any, spec: str) -> Any:
+    """Runs the model on shapes, so that what its author has to mend is told from what lrpjax finds; the output's."""
     try:
-        jax.eval_shape(f, params, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)))
+        return jax.eval_shape(
+            f, params, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        )
     except Exception as error:
         reason = f"for x of {x.dtype}{list(x.shape)} with {type(error).__name__}: {error}"
         raise ValueError(f"--model {spec}: f(params, x) failed {reason}") from error

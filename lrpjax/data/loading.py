@@ -29,18 +29,37 @@ class Inputs:
     Args:
       patterns: file names, or globs (whose files are sorted by name).
       key: array of .npz files that is meant; `None`: the only one.
-      size: "HxW" to resize pictures to; `None`: as they are.
+      size: "HxW" to resize pictures to, or "N" to resize them to so many pixels along their shorter side; `None`: as
+        they are.
+      crop: "HxW", the middle that is cut out of the pictures then; `None`: all of them.
+      mean, std: numbers with commas between them, one for each channel (the last axis) or one for all; inputs become
+        (x - mean) / std. `None`: 0 and 1.
 
     Raises:
       FileNotFoundError: a pattern without a file.
-      ValueError: files of another kind, without rows, with rows of another shape than the first file's.
+      ValueError: files of another kind, without rows, with rows of another shape than the first file's; pictures
+        smaller than the crop; a mean or std that does not fit the channels.
     """
 
-    def __init__(self, patterns: Sequence[str], key: str | None = None, size: str | None = None):
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        key: str | None = None,
+        size: str | None = None,
+        crop: str | None = None,
+        mean: str | None = None,
+        std: str | None = None,
+    ):
         self._key = key
         self._size = numbers(size, "x", "--size") if size else None
-        if self._size and len(self._size) != 2:
-            raise ValueError(f"--size must be HxW, such as 224x224, not {size!r}")
+        if self._size and len(self._size) > 2:
+            raise ValueError(f"--size must be HxW, such as 224x224, or the shorter side, not {size!r}")
+        self._crop = numbers(crop, "x", "--crop") if crop else None
+        if self._crop and len(self._crop) != 2:
+            raise ValueError(f"--crop must be HxW, such as 224x224, not {crop!r}")
+        self._mean, self._std = _channels(mean, "--mean"), _channels(std, "--std")
+        if self._std is not None and not (self._std > 0).all():
+            raise ValueError(f"--std must be above 0, not {std!r}")
         self.paths = [path for pattern in patterns for path in _matching(pattern)]
         self._load = functools.lru_cache(maxsize=1)(self._load_file)
         self._ends = np.cumsum([self._count(path) for path in self.paths])
@@ -52,7 +71,7 @@ class Inputs:
         for path, end in zip(self.paths[first:], self._ends[first:], strict=True):
             array, begin = self._load(path), 0
             begin = end - array.shape[0]
-            parts.append(_as_input(array[max(rows.start - begin, 0) : rows.stop - begin]))
+            parts.append(self._normalised(array[max(rows.start - begin, 0) : rows.stop - begin], path))
             if parts[-1].shape[1:] != parts[0].shape[1:]:
                 shape, other = parts[0].shape[1:], parts[-1].shape[1:]
                 raise ValueError(
@@ -62,6 +81,23 @@ class Inputs:
             if end >= rows.stop:
                 break
         return np.concatenate(parts)
+
+    def _normalised(self, array: np.ndarray, path: Path) -> np.ndarray:
+        array = _as_input(array)
+        for name, values in (("--mean", self._mean), ("--std", self._std)):
+            if values is None:
+                continue
+            if array.dtype.kind != "f":
+                raise ValueError(
+                    f"{name}: {path} has {array.dtype}, and only floats and bytes are normalised"
+                )
+            if len(values) not in (1, array.shape[-1]):
+                raise ValueError(
+                    f"{name} has {len(values)} numbers, but {path} has {array.shape[-1]} channels"
+                )
+        if self._mean is not None:
+            array = array - self._mean.astype(array.dtype)
+        return array if self._std is None else array / self._std.astype(array.dtype)
 
     def _count(self, path: Path) -> int:
         """How many inputs a file has, from its header."""
@@ -108,8 +144,9 @@ class Inputs:
             deep = picture.mode.startswith("I")  # 16 bits
             picture = picture.convert("F" if deep else "L" if picture.mode in ("1", "L") else "RGB")
             if self._size:
-                height, width = self._size
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+                picture = picture.resize(_resized(picture.size, self._size), Image.Resampling.BILINEAR)
+            if self._crop:
+                picture = picture.crop(_middle(picture.size, self._crop, path))
             array = np.asarray(picture)
         array = array / np.float32(65535) if deep else array
         return array.reshape(1, *array.shape[:2], -1)
@@ -286,6 +323,58 @@ def _matching(pattern: str) -> list[Path]:
 
 def _as_input(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else np.asarray(array)
+
+
+def _resized(size: tuple[int, int], wanted: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of a picture after resizing. A shorter side is given alone: the longer one is rounded down then,
+    as torchvision's `Resize` does, with which most networks were evaluated."""
+    if len(wanted) == 2:
+        return wanted[1], wanted[0]
+    width, height = (side * wanted[0] // min(size) for side in size)
+    return width, height
+
+
+def _middle(size: tuple[int, int], crop: tuple[int, ...], path: Path) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) in the middle of a picture of this width and height."""
+    (width, height), (rows, columns) = size, crop
+    if rows > height or columns > width:
+        raise ValueError(
+            f"--crop {rows}x{columns}: {path} is {height}x{width} there; --size makes it larger before"
+        )
+    left, top = round((width - columns) / 2), round((height - rows) / 2)
+    return left, top, left + columns, top + rows
+
+
+def _channels(text: str | None, option: str) -> np.ndarray | None:
+    """The numbers of an option, one for each channel."""
+    if text is None:
+        return None
+    try:
+        values = np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{option} must be numbers with commas between them, such as 0.5,0.4,0.4, not {text!r}"
+        )
+    return values
+
+
+def class_names(path: str) -> list[str]:
+    """The names of classes 0, 1, ... in a text file, one in each line.
+
+    Args:
+      path: the file, UTF-8.
+
+    Raises:
+      OSError, ValueError: it cannot be read, is empty, or leaves a line empty.
+    """
+    with readable(Path(path)):
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    if not names or not all(names):
+        empty = f"{names.count('')} of {len(names)} is empty" if names else "it is empty"
+        raise ValueError(f"--labels {path} must name a class in every line, but {empty}")
+    return names
 
 
 def numbers(text: str, separator: str, option: str) -> tuple[int, ...]:

@@ -218,6 +218,67 @@ def test_coloured_pictures_and_sizes():
     )
 
 
+def test_photographs_are_resized_along_their_shorter_side_cropped_and_normalised():
+    colours = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+    Image.fromarray(colours).save("wide.png")
+    Image.fromarray(np.moveaxis(colours, 0, 1)).save("high.png")
+    pixels = lambda path, **options: loading.Inputs([path], **options)[0:1]
+    assert pixels("wide.png", size="6").shape == (1, 6, 8, 3)  # 6 * 13 / 9 is 8.67
+    assert pixels("high.png", size="6").shape == (1, 8, 6, 3)
+    np.testing.assert_array_equal(pixels("wide.png", size="6"), pixels("wide.png", size="6x8"))
+    middle = pixels("wide.png", crop="5x3")
+    np.testing.assert_allclose(middle, colours[None, 2:7, 5:8] / 255, rtol=1e-6)
+    both = loading.Inputs(["wide.png", "high.png"], size="6", crop="6x6", mean="0.5,0.4,0.3", std="0.25")
+    whole = pixels("wide.png", size="6x8")[:, :, 1:7]
+    for c, mean in enumerate((0.5, 0.4, 0.3)):
+        np.testing.assert_allclose(both[0:2][:1, ..., c], (whole[..., c] - mean) / 0.25, atol=1e-6)
+    assert both[0:2].shape == (2, 6, 6, 3) and both[0:2].dtype == np.float32
+    np.save("bytes.npy", np.uint8([[0, 255]]))
+    np.testing.assert_allclose(pixels("bytes.npy", mean="0.5", std="0.5"), [[-1, 1]])
+    np.testing.assert_allclose(pixels("bytes.npy", std="1,2"), [[0, 0.5]])
+    with pytest.raises(ValueError, match=r"--crop 6x9: .*wide.png is 6x8 there; --size makes it larger"):
+        pixels("wide.png", size="6", crop="6x9")
+    with pytest.raises(ValueError, match=r"--mean has 2 numbers, but wide.png has 3 channels"):
+        pixels("wide.png", mean="1,2")
+    np.save("tokens.npy", np.int32([[0, 255]]))
+    with pytest.raises(ValueError, match=r"--std: tokens.npy has int32, and only floats and bytes are"):
+        pixels("tokens.npy", std="2")
+
+
+def test_relevance_is_that_of_the_normalised_input():
+    assert explain("--mean", "0.25", "--std", "0.5") == 0
+    f, params = digits()["filled"]()
+    R = lrpjax.relevance(f, lrpjax.composites.epsilon_plus(), argnums=1, target="max")
+    close(stored(), np.asarray(R(params, (np.load("x.npy") - np.float32(0.25)) / np.float32(0.5))))
+    assert open_store("out").settings["mean"] == "0.25"
+    with pytest.raises(StoreError, match=r"other settings .*std: '0.5' there, '1' now"):
+        explain("--mean", "0.25", "--std", "1")
+
+
+def test_classes_have_names(capsys):
+    Path("names.txt").write_text("tabby cat\nrocket\nvase\n")
+    assert explain("--labels", "names.txt", "--target", "rocket") == 0
+    close(stored(), expected(lrpjax.composites.epsilon_plus(), 1)[1])
+    assert open_store("out").settings["labels"] == ["tabby cat", "rocket", "vase"]
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lrpjax.viz.sheet", lambda *_, captions, **__: drawn.extend(captions))
+        assert command("show", "out", "--rows", "0:8") == 0
+    top = [["tabby cat", "rocket", "vase"][c] for c in stored("output").argmax(1)]
+    assert drawn == [[f"{row}: {name}" for row, name in enumerate(top[:8])]]
+    Path("names.txt").write_text("cat\n\nvase\n")
+    with pytest.raises(
+        ValueError, match=r"--labels names.txt must name a class in every line, but 1 of 3 is"
+    ):
+        explain("--labels", "names.txt", out="other")
+    Path("names.txt").write_text("cat\nvase\n")
+    with pytest.raises(ValueError, match=r"--labels names.txt has 2 names, but the outputs are .*3"):
+        explain("--labels", "names.txt", out="other")
+    with pytest.raises(ValueError, match=r"--target must be max, .*; there is no such name in --labels"):
+        explain("--labels", "names.txt", "--target", "dog", out="other")
+    capsys.readouterr()
+
+
 def test_rows_of_several_files_are_put_one_after_the_other():
     numbers = np.arange(24.0, dtype=np.float32).reshape(12, 2)
     np.save("1.npy", numbers[:5])
@@ -367,7 +428,15 @@ MISTAKES = [
         r"small.npy has inputs of shape \(5, 6, 1\), x.npy of .* --size",
     ),
     (["--inputs", "ab.npz", "--key", "c"], ValueError, "ab.npz has the arrays a, b, not 'c'"),
-    (["--size", "16"], ValueError, "--size must be HxW, such as 224x224, not '16'"),
+    (
+        ["--size", "1x2x3"],
+        ValueError,
+        "--size must be HxW, such as 224x224, or the shorter side, not '1x2x3'",
+    ),
+    (["--crop", "16"], ValueError, "--crop must be HxW, such as 224x224, not '16'"),
+    (["--mean", "0,x"], ValueError, "--mean must be numbers with commas between them, such as .*, not '0,x'"),
+    (["--std", "1,0"], ValueError, "--std must be above 0, not '1,0'"),
+    (["--labels", "nowhere.txt"], OSError, "nowhere.txt"),
     (["--size", "16xa"], ValueError, "--size must be whole numbers with 'x' between them, not '16xa'"),
     (
         ["--target", "first"],
