@@ -22,6 +22,7 @@ def relevance(
     argnums: int | Sequence[int] = 0,
     target: Any = None,
     at: str | Sequence[str] | None = None,
+    inspect: tuple[Callable, Callable] | None = None,
     has_aux: bool = False,
     check: bool | float = False,
 ) -> Callable:
@@ -42,6 +43,12 @@ def relevance(
         at: a module path, or several: explain with respect to the value that leaves that scope last, in place
             of the argument. Several paths,
             or a glob such as "encoder/*" or "*", give a dict.
+        inspect: functions (to, back): explain the coordinates z = to(x) in place of the argument x = back(z), such as
+            frequencies (`jnp.fft.rfft`), time and frequency (`jax.scipy.signal.stft`), principal components or
+            wavelets. `back` undoes `to` and is linear, with or without a constant added. It shares relevance in
+            proportion, R_z = z ⊙ Jᵀ(R_x / x) with J its Jacobian, under every composite (virtual inspection layers,
+            Vielhaben et al. 2024); Σ R_z = Σ R_x, but for the share of a constant, and for what rules that look at
+            no value (flat, z^B) give to an x of exactly 0.
         has_aux: whether f returns (output, auxiliary data).
         check: whether to warn (`lrpjax.ConservationWarning`, which names the unit) where Σ|R| at a unit, or at the
             argument, exceeds 1000 times (or a factor given here) that of the output; where relevance is not finite;
@@ -51,10 +58,15 @@ def relevance(
 
     Returns:
         A function of the same arguments as f, which returns relevances: the structure, shapes and dtypes of the
-            argument explained (a tuple for several argnums; (relevance, aux) with has_aux).
+            argument explained (a tuple for several argnums; (relevance, aux) with has_aux). With `inspect` those of
+            z = to(x), which may be a pytree; the relevance of a complex number is real, and the sum of that of its real
+            and imaginary parts.
 
     Raises:
-        InputError: the argument is not floating-point. UnsupportedError: something on the way has no rule (all
+        InputError: the argument is not floating-point; or `inspect` comes with `at` or several argnums, back(to(x))
+            differs from x in structure, shape or dtype, or (checked only outside of `jax.jit` and other transforms)
+            in value by more than √ε of the largest, ε being the dtype's rounding, or `back` is not linear; or `to`
+            gives complex numbers and the composite gradients. UnsupportedError: something on the way has no rule (all
             places are listed at once). TargetError: the target does not fit. PathError: `at` names nothing.
 
     >>> import jax.numpy as jnp, lrpjax
@@ -63,9 +75,24 @@ def relevance(
     >>> R = lrpjax.relevance(f)(jnp.array([2.0, 1.0]))
     >>> print(R.round(2), R.sum().round(2))
     [6. 0.] 6.0
+
+    A network that hears a tone of one period in 4 samples, and the frequency that it hears it at:
+
+    >>> tone = jnp.array([1.0, 0.0, -1.0, 0.0])
+    >>> hears = lambda x: jnp.maximum(x @ tone, 0.0)
+    >>> dft = (jnp.fft.rfft, lambda z: jnp.fft.irfft(z, 4))
+    >>> print(lrpjax.relevance(hears, inspect=dft)(tone + 5.0).round(2))
+    [0. 2. 0.]
     """
     both = value_and_relevance(
-        f, composite, argnums=argnums, target=target, at=at, has_aux=has_aux, check=check
+        f,
+        composite,
+        argnums=argnums,
+        target=target,
+        at=at,
+        inspect=inspect,
+        has_aux=has_aux,
+        check=check,
     )
 
     @functools.wraps(f)
@@ -83,6 +110,7 @@ def value_and_relevance(
     argnums: int | Sequence[int] = 0,
     target: Any = None,
     at: str | Sequence[str] | None = None,
+    inspect: tuple[Callable, Callable] | None = None,
     has_aux: bool = False,
     check: bool | float = False,
 ) -> Callable:
@@ -98,7 +126,7 @@ def value_and_relevance(
 
     @functools.wraps(f)
     def explain(*args: Any, **kwargs: Any) -> Any:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux)
+        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux, inspect=inspect)
         if bound is not None:
             accounts = run(program, target)
             watch(accounts, bound, conserves=at is None and program.composite.method == "relevance")

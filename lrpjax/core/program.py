@@ -23,6 +23,7 @@ from lrpjax.core import (
 )
 from lrpjax.core.frame import Rewritten
 from lrpjax.core.graph import Value
+from lrpjax.core.inspection import Inspection
 from lrpjax.core.nnx import nnx_scopes
 from lrpjax.core.recognise.softmax import is_probability
 from lrpjax.core.units import Unit
@@ -36,7 +37,7 @@ from lrpjax.errors import (
     TargetError,
     UnsupportedError,
 )
-from lrpjax.rules import PLAIN, Rule
+from lrpjax.rules import PLAIN, Rule, divide
 
 
 @runtime_checkable
@@ -79,8 +80,10 @@ class Program:
         has_aux: bool,
         conditions: Sequence[str] = (),
         inlined: bool = False,
+        inspect: Any = None,
     ):
-        """inlined: all calls are, also those that their own derivative would explain."""
+        """inlined: all calls are, also those that their own derivative would explain. inspect: None, or the functions
+        (to, back) of the coordinates that are explained in place of the argument."""
         if not isinstance(composite, Chooses):
             raise TypeError(
                 f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
@@ -107,7 +110,17 @@ class Program:
         self.consts = compat.open_jaxpr(self.jaxpr)[1]
         if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
             raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
+        self.inspection = None
+        if inspect is not None:
+            self.inspection = self.inspected(inspect, at)
         self.prepare(at, conditions, inlined)
+
+    def inspected(self, inspect: Any, at: Any) -> Inspection:
+        explained = jax.tree.unflatten(self.treedef, self.leaves)
+        if at is not None or len(explained) != 1:
+            what = "leave out `at`" if at is not None else f"argnums={self.argnums!r} names {len(explained)}"
+            raise InputError(f"inspect explains one argument in other coordinates: {what}")
+        return Inspection(inspect, explained[0], derivative=self.composite.method == "gradient")
 
     def prepare(self, at: Any, conditions: Sequence[str], inlined: bool) -> None:
         everything = at is None and not conditions and not inlined and self.composite.derives
@@ -303,8 +316,11 @@ class Program:
                 read = {i: self.read(v, seen[i], cotangents[i]) for i, v in enumerate(self.tapped)}
                 named = {name: read[self.tapped.index(v)] for name, v in self.taps.items()}
                 return (next(iter(named.values())) if self.single else named), accounts
-            R = [self.read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
+            read = self.read if self.inspection is None else self.ratio
+            R = [read(v, x, c) for v, x, c in zip(inputs, self.leaves, cotangents, strict=True)]
             explained = jax.tree.unflatten(self.treedef, R)
+            if self.inspection is not None:
+                explained = [self.inspection.relevance(*explained)]
             explained = tuple(explained) if isinstance(self.argnums, Sequence) else explained[0]
             return explained, (accounts, [])
 
@@ -340,6 +356,13 @@ class Program:
             return jnp.zeros_like(x)
         plain = self.routes.form.get(value) == PLAIN and self.composite.method != "input_x_gradient"
         return c if plain else c * x
+
+    def ratio(self, value: Value, x: Any, c: Any) -> Any:
+        """The relevance of a value divided by the value, and 0 where that is 0; or its derivative."""
+        if value not in self.routes.reached:
+            return jnp.zeros_like(x)
+        plain = self.routes.form.get(value) == PLAIN and self.composite.method == "relevance"
+        return divide(c, x) if plain else c
 
 
 def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ LAYERS = (
     "core.plan core.paths core.references",
     "core.calls core.cuts core.ends core.turns",
     "core.frame",
-    "core.program core.seeds",
+    "core.inspection core.program core.seeds",
     "core.accounts",
     "core",
     "composites custom targets viz _evaluate",
