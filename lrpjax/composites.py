@@ -252,7 +252,8 @@ def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.2
     """z^B in the first convolution, γ in the others, ε in dense layers (zennit's `EpsilonGammaBox`).
 
     `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers,
-    or arrays that broadcast against the input.
+    or arrays that broadcast against the input. `epsilon_gamma_box(*rules.box(mean, std))` takes them from how inputs
+    are normalised.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])
@@ -286,7 +287,8 @@ def gamma_stages(
     `lrpjax.tune` finds what is best for a model and images of your own.
 
     Args:
-        low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none.
+        low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:
+            `gamma_stages(*rules.box(mean, std))`.
         gamma, upper: γ below `start`, and from there on. start: a part of the convolutions, from the input (0) to the
             output (1). epsilon: of all layers.
 
@@ -318,7 +320,8 @@ def gamma_shared(low: Any = None, high: Any = None, gamma: Any = 1.0, epsilon: A
     are smooth, and tell classes apart less still.
 
     Args:
-        low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none.
+        low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:
+            `gamma_shared(*rules.box(mean, std))`.
         gamma: γ ≥ 1 keeps relevance bounded. epsilon: of all layers; small, for it takes relevance too.
 
     >>> import jax, jax.numpy as jnp, lrpjax
@@ -360,8 +363,8 @@ def excitation_backprop() -> Composite:
 
 
 def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
-    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given, else
-    w². No biases anywhere.
+    """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given
+    (`deep_taylor(*rules.box(mean, std))`), else w². No biases anywhere.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])

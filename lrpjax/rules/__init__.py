@@ -36,6 +36,7 @@ from lrpjax.rules.layers import Pattern as Pattern
 from lrpjax.rules.layers import WSquare as WSquare
 from lrpjax.rules.layers import ZBox as ZBox
 from lrpjax.rules.layers import ZPlus as ZPlus
+from lrpjax.rules.layers import box as box
 from lrpjax.rules.layers import is_epsilon as is_epsilon
 from lrpjax.rules.layers import mark_of as mark_of
 from lrpjax.rules.layers import same_mark as same_mark
@@ -68,6 +69,7 @@ __all__ = [
     "WSquare",
     "ZBox",
     "ZPlus",
+    "box",
     "check",
     "divide",
     "negative",

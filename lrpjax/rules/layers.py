@@ -305,6 +305,41 @@ class ZBox(Rule):
         return (x - low) * layer.transpose(s, above) + (x - high) * layer.transpose(s, below)
 
 
+def box(mean: Any, std: Any, lowest: Any = 0.0, highest: Any = 1.0) -> tuple[Any, Any]:
+    """The bounds of z^B for inputs that are normalised by (x − mean) / std: `ZBox(*box(mean, std))`.
+
+    low = (lowest − mean) / std and high = (highest − mean) / std, which is how far pixels can go (Montavon et al. 2017,
+    eq. 19, asks for such bounds).
+
+    Args:
+        mean, std: what inputs are normalised with: numbers, or arrays or lists with an entry for each channel. These
+            broadcast against inputs whose channels come last; give those of shape (C, 1, 1) where they come first.
+        lowest, highest: the range before the normalisation: 0 and 1, or 0 and 255 for bytes.
+
+    Returns:
+        (low, high), numbers or arrays, of the shapes to which mean, std, lowest and highest broadcast.
+
+    Raises:
+        RuleError: a std is not positive, lowest exceeds highest, or the shapes do not broadcast against each other.
+
+    >>> low, high = box(mean=[0.5, 0.25], std=[0.5, 0.25])
+    >>> print(low, high)
+    [-1. -1.] [1. 3.]
+    """
+    values = [np.asarray(v) if isinstance(v, (list, tuple)) else v for v in (mean, std, lowest, highest)]
+    try:
+        np.broadcast_shapes(*map(np.shape, values))
+    except ValueError:
+        shapes = ", ".join(str(np.shape(v)) for v in values)
+        raise RuleError(
+            f"box: mean, std, lowest and highest have shapes {shapes}, which do not broadcast against each other"
+        ) from None
+    mean, std, lowest, highest = values
+    check(lambda std: std > 0, std, message=f"box: std must be positive, but is {std}")
+    check(lambda a, b: a <= b, lowest, highest, message="box: lowest must not exceed highest")
+    return (lowest - mean) / std, (highest - mean) / std
+
+
 @rule("bias")
 class WSquare(_Biased):
     """The w²-rule: R_i = Σ_j w²_ij / (Σ_i w²_ij + b²_j) R_j, for unbounded inputs (Montavon et al. 2017, eq.

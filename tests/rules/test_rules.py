@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import lrpjax
-from lrpjax import rules, select
+from lrpjax import composites, rules, select
 
 close = functools.partial(helpers.close, tolerance=1e-10, relative=1e-9)
 
@@ -389,6 +389,24 @@ def test_box_bounds_may_differ_for_each_channel_and_pixel(rng):
         shares = x.ravel()[:, None] * w - l * np.maximum(w, 0.0) - h * np.minimum(w, 0.0)
         wanted = (shares / (shares.sum(0) + 1e-6) @ R.ravel()).reshape(x.shape)
         close(explain(conv.function(kernel, np.ones(3)), rules.ZBox(low, high), x[None], R[None])[0], wanted)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1)], ids=str)
+def test_the_box_of_normalised_pixels_is_where_their_range_goes(rng, shape):
+    mean, std = rng.uniform(0.3, 0.6, size=shape), rng.uniform(0.1, 0.3, size=shape)
+    for lowest, highest in [(0.0, 1.0), (0, 255), (-np.ones(shape), 2.0)]:
+        low, high = rules.box(mean, std, lowest, highest)
+        assert np.shape(low) == np.shape(high) == shape
+        close(std * low + mean, np.broadcast_to(lowest, shape))
+        close(std * high + mean, np.broadcast_to(highest, shape))
+    assert np.shape(rules.box(mean, 0.5)[0]) == np.shape(rules.box(0.5, std)[1]) == shape
+
+
+def test_the_box_of_numbers_is_numbers_and_goes_into_presets(rng):
+    assert rules.box(0.5, 0.25) == (-2.0, 2.0) and all(type(v) is float for v in rules.box(0.5, 0.25))
+    f, x = lambda x: jnp.maximum(x @ jnp.array([[1.0], [-2.0]]), 0.0).sum(), jnp.array([[1.5, -0.5]])
+    by_hand = lrpjax.relevance(f, composites.deep_taylor(-2.0, 2.0))(x)
+    close(lrpjax.relevance(f, composites.deep_taylor(*rules.box(0.5, 0.25)))(x), by_hand)
 
 
 # ------------------------------------------------------------------------------------------------- rules of sums, products and the others
