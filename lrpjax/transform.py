@@ -47,8 +47,9 @@ def relevance(
             frequencies (`jnp.fft.rfft`), time and frequency (`jax.scipy.signal.stft`), principal components or
             wavelets. `back` undoes `to` and is linear, with or without a constant added. It shares relevance in
             proportion, R_z = z ⊙ Jᵀ(R_x / x) with J its Jacobian, under every composite (virtual inspection layers,
-            Vielhaben et al. 2024); Σ R_z = Σ R_x, but for the share of a constant, and for what rules that look at
-            no value (flat, z^B) give to an x of exactly 0.
+            Vielhaben et al. 2024); Σ R_z = Σ R_x, but for the share of a constant. A rule of the first layer that gives
+            relevance to values near 0 (flat, w², z^B) makes R_x / x large there, and relevances of z that cancel; what
+            it gives to an x of exactly 0 is lost.
         has_aux: whether f returns (output, auxiliary data).
         check: whether to warn (`lrpjax.ConservationWarning`, which names the unit) where Σ|R| at a unit, or at the
             argument, exceeds 1000 times (or a factor given here) that of the output; where relevance is not finite;
