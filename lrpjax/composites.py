@@ -273,7 +273,7 @@ def gamma_stages(
     low: Any = None,
     high: Any = None,
     gamma: Any = 0.25,
-    upper: Any = 0.05,
+    upper: Any = 0.04,
     start: float = 2 / 3,
     epsilon: Any = 1e-6,
 ) -> Composite:
@@ -282,9 +282,10 @@ def gamma_stages(
     al. 2019, section 10.3, who advise a rule for each stage).
 
     With one γ, or z⁺, in all convolutions, the maps of all classes of a deep network with BatchNorm are nearly one
-    (EfficientNet-Lite0: a correlation of 0.997 between the top class and the runner-up, the median of six photographs);
-    with a small one everywhere they are noise. Here it is 0.86, at no lower faithfulness to flipped patches.
-    `lrpjax.tune` finds what is best for a model and images of your own.
+    (EfficientNet-Lite0 on six photographs: a correlation of 0.97 between the top class and the runner-up, median 0.99);
+    with a small one everywhere they are noise. Here it is 0.66, median 0.88, and flipping patches in the order of
+    relevance separates the curves more (area 0.50 of the logit against 0.44). `lrpjax.tune` finds what is best for a
+    model and images of your own.
 
     Args:
         low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:
@@ -477,7 +478,7 @@ def pattern_attribution(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 
-def attnlrp(epsilon: Any = 1e-6, share: str = "gate") -> Composite:
+def attnlrp(epsilon: Any = 1e-6, share: str = "gate", gamma: Any = None) -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, products shared uniformly, softmax by its Taylor expansion,
     normalisations with their statistics held fixed, activations passed through.
 
@@ -487,6 +488,8 @@ def attnlrp(epsilon: Any = 1e-6, share: str = "gate") -> Composite:
     Recurrent networks do that at every step, and nothing bounds it: over 256 steps of an LSTM or GRU, Σ|R| came to
     10⁴⁷ times the output with "uniform" in float64, beyond what float32 holds.
 
+    With a `gamma`, the generalised γ-rule in linear layers, as the paper takes it for vision transformers.
+
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
     >>> R = lrpjax.relevance(f, attnlrp(), target=1)(jnp.array([[1.0, 1.0], [0.0, 1.0]]))
@@ -495,14 +498,18 @@ def attnlrp(epsilon: Any = 1e-6, share: str = "gate") -> Composite:
     """
     return _preset(
         "attnlrp",
-        (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        (select.kind("conv", "dense"), _epsilon_or_gamma(epsilon, gamma)),
         (select.kind("product"), rules.Product(share)),
     )
 
 
-def cp_lrp(epsilon: Any = 1e-6) -> Composite:
+def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the
     activated factor of gated MLPs.
+
+    With a `gamma`, the generalised γ-rule in linear layers. On the sentence transformer MiniLM (ten pairs of sentences;
+    medians) γ = 0.05 keeps 95 % of the similarity, where ε keeps 88 %, with Σ|R| / |Σ R| 1.3 in place of 2.2, and is
+    more faithful to the removal of words (area between the curves 0.28 of the similarity, against 0.25).
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
@@ -513,7 +520,7 @@ def cp_lrp(epsilon: Any = 1e-6) -> Composite:
     return _preset(
         "cp_lrp",
         (select.kind("softmax"), rules.Stop()),
-        (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        (select.kind("conv", "dense"), _epsilon_or_gamma(epsilon, gamma)),
         (select.kind("product"), rules.Product("activated")),
     )
 
@@ -530,9 +537,12 @@ def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     [[0.5 1. ]
      [0.  0. ]]
     """
-    layer = rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)
     return _preset(
         "mambalrp",
-        (select.kind("conv", "dense"), layer),
+        (select.kind("conv", "dense"), _epsilon_or_gamma(epsilon, gamma)),
         (select.kind("product"), rules.Product("selective")),
     )
+
+
+def _epsilon_or_gamma(epsilon: Any, gamma: Any) -> Rule:
+    return rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)

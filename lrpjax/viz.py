@@ -41,7 +41,7 @@ _COLDNHOT = [
     (1.0, "#ffffff"),
 ]
 
-__all__ = ["BAD", "check_path", "curves", "heatmap", "overlay", "save", "sheet", "tokens"]
+__all__ = ["BAD", "check_path", "curves", "heatmap", "overlay", "save", "shared_limit", "sheet", "tokens"]
 
 
 def _matplotlib():
@@ -51,6 +51,7 @@ def _matplotlib():
         import matplotlib.cm
         import matplotlib.colors
         import matplotlib.figure
+        import matplotlib.image
         import matplotlib.layout_engine
     except ImportError as error:
         raise ImportError('lrpjax.viz needs matplotlib: pip install "lrpjax[viz]"') from error
@@ -85,15 +86,21 @@ def _sum_channels(R: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(
             f"R must have shape (H, W), (H, W, C) or (N, H, W, C), none of them empty; it has {R.shape}"
         )
+    if R.ndim > 2 and R.shape[-3] in (1, 3) and min(R.shape[-2:]) > 4:
+        raise ValueError(
+            f"R has its channels first, {R.shape}: move them last, jnp.moveaxis(R, -3, -1). If {R.shape[-1]} are its "
+            "channels, sum over them, R.sum(-1)"
+        )
     with np.errstate(invalid="ignore"):  # inf − inf: the NaN it makes is painted as such
         return R if R.ndim == 2 else R.sum(-1)
 
 
-def _scaled(R: NDArray[np.float64], limit: ArrayLike | None, axes: tuple[int, ...]) -> NDArray[np.float64]:
-    """R divided by its limit (by default its largest finite magnitude over `axes`); zeros stay zeros."""
+def _scaled(R: NDArray[np.float64], limit: ArrayLike | None, quantile: float = 1.0) -> NDArray[np.float64]:
+    """R divided by its limit (by default the quantile of each picture's finite magnitudes); zeros stay zeros."""
     if limit is None:
-        bound = np.max(np.abs(R), axis=axes, keepdims=True, where=np.isfinite(R), initial=0.0)
-        return R / np.where(bound > 0, bound, 1.0)
+        pictures = R[None] if R.ndim == 2 else R
+        bounds = [_bound(picture, quantile) for picture in pictures]
+        return R / np.reshape(bounds, (*R.shape[:-2], 1, 1))
     bound = _floats(limit, "limit")
     if not (np.isfinite(bound) & (bound > 0)).all():
         raise ValueError(
@@ -104,6 +111,41 @@ def _scaled(R: NDArray[np.float64], limit: ArrayLike | None, axes: tuple[int, ..
             f"limit must be a number or one number per picture; it has shape {bound.shape} for {R.shape}"
         )
     return R / (bound[:, None, None] if bound.ndim else bound)
+
+
+def _bound(R: NDArray[np.float64], quantile: float) -> float:
+    """The quantile of the finite magnitudes; the largest where that is zero, and 1 where all are."""
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile must be above 0 and at most 1; it is {quantile}")
+    finite = np.abs(R[np.isfinite(R)])
+    if not finite.size:
+        return 1.0
+    return float(np.quantile(finite, quantile) or finite.max() or 1.0)
+
+
+def shared_limit(*maps: ArrayLike, quantile: float = 1.0) -> float:
+    """One limit for several maps, to be given to `heatmap` and `overlay`: a colour means the same in all of them then.
+
+    Args:
+        maps: relevances, each as for `heatmap`; of whatever sizes.
+        quantile: of the magnitudes |Σ_c R_c| of all pixels of all maps; 1 is the largest, which a single pixel decides.
+
+    Returns:
+        The limit, in R's unit; 1 where all relevance is zero.
+
+    Raises:
+        ValueError: no maps, a quantile outside (0, 1], and what `heatmap` raises.
+
+    Example:
+        >>> import numpy as np
+        >>> from lrpjax import viz
+        >>> a, b = np.array([[1.0, -2.0]]), np.array([[4.0]])
+        >>> viz.shared_limit(a, b), viz.shared_limit(a, b, quantile=0.5)
+        (4.0, 2.0)
+    """
+    if not maps:
+        raise ValueError("give at least one map")
+    return _bound(np.concatenate([_sum_channels(R).reshape(-1) for R in maps]), quantile)
 
 
 def _paint(scaled: NDArray[np.float64], symmetric: bool, cmap: str | None) -> NDArray[np.uint8]:
@@ -118,6 +160,7 @@ def heatmap(
     limit: ArrayLike | None = None,
     symmetric: bool = True,
     cmap: str | None = None,
+    quantile: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Relevance as an RGB picture, its channels summed.
 
@@ -127,18 +170,22 @@ def heatmap(
     Args:
         R: relevance, shape (H, W), (H, W, C) or (N, H, W, C), any real dtype.
         limit: the magnitude at the end of the map, in R's unit: a number, or an array of shape (N,) for a
-            batch. None takes each picture's own largest finite |Σ_c R_c|; give a limit to compare pictures.
+            batch. None takes each picture's own, see `quantile`; give a limit, such as `shared_limit`, to compare
+            pictures.
         symmetric: True for the range [−limit, limit], False for [0, limit], in which negative values have the
             colour of zero.
         cmap: a matplotlib name or ``"coldnhot"``; None is ``"seismic"`` (blue, white at zero, red) for
             symmetric and ``"hot_r"`` (white at zero, yellow, red, black) for one-sided ranges.
+        quantile: without a limit, the quantile of a picture's finite |Σ_c R_c| that is taken: 1 is the largest, which a
+            single pixel decides; 0.99 lets one in a hundred exceed the range.
 
     Returns:
         uint8 array of shape (H, W, 3) or (N, H, W, 3). An all-zero R has the colour of zero everywhere; NaN
         and infinite pixels have the colour `BAD`.
 
     Raises:
-        ValueError: unknown map, R of another rank or empty, limit not positive or of the wrong shape.
+        ValueError: unknown map, R of another rank or empty, or with its channels first; limit not positive or of the
+            wrong shape; quantile outside (0, 1].
         TypeError: complex R.
         ImportError: matplotlib is not installed.
 
@@ -149,7 +196,7 @@ def heatmap(
         [[[0, 0, 255], [255, 255, 255], [127, 0, 0]]]
     """
     R = _sum_channels(R)
-    return _paint(_scaled(R, limit, axes=(-2, -1)), symmetric, cmap)
+    return _paint(_scaled(R, limit, quantile), symmetric, cmap)
 
 
 def overlay(
@@ -159,6 +206,7 @@ def overlay(
     symmetric: bool = True,
     cmap: str | None = None,
     opacity: float = 1.0,
+    quantile: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Relevance painted over the image it explains, which shows through in grey where there is none.
 
@@ -169,7 +217,7 @@ def overlay(
     Args:
         image: shape (H, W), (H, W, 1) or (H, W, 3), or with a leading N as `R`; floats in [0, 1] or uint8.
         R: relevance of the same height and width, as for `heatmap`.
-        limit, symmetric, cmap: as for `heatmap`.
+        limit, symmetric, cmap, quantile: as for `heatmap`.
         opacity: 0 shows the image alone, 1 covers it entirely where |relevance| reaches the limit.
 
     Returns:
@@ -194,7 +242,7 @@ def overlay(
         raise ValueError(
             f"image is {grey.shape} and R is {R.shape}: resize one of them first (jax.image.resize)"
         )
-    scaled = _scaled(R, limit, axes=(-2, -1))
+    scaled = _scaled(R, limit, quantile)
     weight = opacity * np.sqrt(np.clip(np.abs(scaled) if symmetric else scaled, 0.0, 1.0))
     weight = np.where(np.isfinite(R), weight, 1.0)[..., None]
     background = 255 * (0.125 + 0.75 * grey[..., None])
@@ -390,7 +438,7 @@ def tokens(
         )
     if mode not in ("ansi", "html"):
         raise ValueError(f"mode must be 'ansi' or 'html'; it is {mode!r}")
-    colors = _paint(_scaled(values, limit, axes=(0,)), symmetric, cmap)
+    colors = _paint(_scaled(values[None], limit)[0], symmetric, cmap)
     light = _luminance(colors, colors.ndim - 1) > 0.45
     pieces = []
     for token, value, (r, g, b), black in zip(tokens, values, colors.tolist(), light, strict=True):
@@ -462,30 +510,42 @@ def curves(
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure, in the format of the path's ending; the file appears whole or not at all.
+def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int = 1) -> None:
+    """Write a figure, or a single heatmap, in the format of the path's ending; the file appears whole or not at all.
 
     Args:
-        figure: a matplotlib figure.
+        picture: a matplotlib figure; or a picture as `heatmap` and `overlay` give it, uint8 or floats in [0, 1], shape
+            (H, W, 3) or (H, W, 4), of which each element becomes one pixel.
         path: where to; an existing file is replaced. Its folder must exist.
+        magnify: the side in pixels of each element of an array; a figure has its own size.
 
     Raises:
-        ValueError, OSError: as `check_path`; what the path held before is untouched.
+        ValueError, OSError: as `check_path`; what the path held before is untouched. ValueError: an array that is no
+            picture, or magnify below 1.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> import numpy as np
         >>> from lrpjax import viz
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     viz.save(viz.curves([0, 1], {"a": [0, 1]}), Path(folder, "curve.png"))
-        ...     print([file.name for file in Path(folder).iterdir()])
-        ['curve.png']
+        ...     viz.save(viz.heatmap(np.eye(8)), Path(folder, "heatmap.png"), magnify=4)
+        ...     print(sorted(file.name for file in Path(folder).iterdir()))
+        ['curve.png', 'heatmap.png']
     """
     path = check_path(path)
+    if hasattr(picture, "savefig"):
+        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1)
+    else:
+        if magnify < 1:
+            raise ValueError(f"magnify must be a whole number of at least 1; it is {magnify}")
+        pixels = _picture(picture).repeat(magnify, axis=0).repeat(magnify, axis=1)
+        write = lambda to: _matplotlib().image.imsave(to, np.ascontiguousarray(pixels))
     # In a temporary folder beside the target, for os.replace is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         written = Path(folder, path.name)
-        figure.savefig(written, bbox_inches="tight", pad_inches=0.1)
+        write(written)
         os.replace(written, path)
 
 

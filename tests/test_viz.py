@@ -60,6 +60,54 @@ def test_a_limit_saturates_and_makes_pictures_comparable():
     assert common[1, 0, 0].tolist() == [127, 0, 0], "10 saturates at 4"
 
 
+def test_a_quantile_keeps_one_pixel_from_deciding_the_range():
+    R = np.full((10, 10), 0.5)
+    R[3, 4] = 50.0
+    R[0, 0] = np.nan
+    pale, strong = viz.heatmap(R), viz.heatmap(R, quantile=0.9)
+    np.testing.assert_array_equal(strong, viz.heatmap(R, limit=0.5))
+    np.testing.assert_array_equal(pale, viz.heatmap(R, limit=50.0))
+    np.testing.assert_array_equal(strong[3, 4], strong[5, 5])
+    image = np.zeros((10, 10))
+    np.testing.assert_array_equal(viz.overlay(image, R, quantile=0.9), viz.overlay(image, R, limit=0.5))
+    batch = viz.heatmap(np.stack([R, 2 * R])[..., None], quantile=0.9)
+    np.testing.assert_array_equal(batch[0], batch[1])
+    sparse = np.zeros((10, 10))
+    sparse[2, 2] = 3.0  # the quantile is zero: the largest then
+    np.testing.assert_array_equal(viz.heatmap(sparse, quantile=0.5), viz.heatmap(sparse))
+
+
+def test_a_limit_for_several_maps():
+    a, b = np.array([[1.0, -8.0], [np.inf, 2.0]]), np.ones((1, 2, 3))
+    assert viz.shared_limit(a, b) == 8.0
+    assert viz.shared_limit(a, b, quantile=0.5) == np.median([1, 8, 2, 3, 3])
+    assert viz.shared_limit(np.zeros((2, 2))) == 1.0
+    with pytest.raises(ValueError, match="give at least one map"):
+        viz.shared_limit()
+    for quantile in (0.0, 1.5):
+        with pytest.raises(ValueError, match="quantile must be above 0 and at most 1"):
+            viz.shared_limit(a, quantile=quantile)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 9), (5, 3, 8, 8), (2, 1, 16, 16)])
+def test_channels_first_are_refused(shape):
+    with pytest.raises(ValueError, match=r"channels first.*jnp.moveaxis\(R, -3, -1\)"):
+        viz.heatmap(np.ones(shape))
+    assert viz.heatmap(np.moveaxis(np.ones(shape), -3, -1)).shape[-1] == 3
+
+
+def test_a_single_heatmap_is_written_element_by_element(tmp_path):
+    picture = viz.heatmap(np.arange(6.0).reshape(2, 3) - 2)
+    viz.save(picture, tmp_path / "map.png", magnify=3)
+    written = matplotlib.image.imread(tmp_path / "map.png")[..., :3]
+    np.testing.assert_array_equal(np.rint(255 * written), picture.repeat(3, axis=0).repeat(3, axis=1))
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+    with pytest.raises(ValueError, match="magnify must be a whole number of at least 1; it is 0"):
+        viz.save(picture, tmp_path / "map.png", magnify=0)
+    with pytest.raises(ValueError, match="a picture of a sheet must have shape"):
+        viz.save(np.ones((2, 2)), tmp_path / "map.png")
+
+
 def test_channels_are_summed():
     R = np.array([[[1.0, -1.0, 0.0], [1.0, 2.0, 1.0]]])  # sums 0 and 4
     np.testing.assert_array_equal(viz.heatmap(R), viz.heatmap(np.array([[0.0, 4.0]])))

@@ -38,10 +38,10 @@ __all__ = [
     "Row",
     "Tuning",
     "TuningError",
-    "contrast",
+    "alike",
     "flipping",
     "kept",
-    "spread",
+    "size",
     "tune",
 ]
 
@@ -117,32 +117,33 @@ def kept(e: Explained) -> jax.Array:
     return _sum(e.relevance) / e.score
 
 
-def spread(e: Explained) -> jax.Array:
+def size(e: Explained) -> jax.Array:
     """Σ|R| / |Σ R|: 1 where all relevance has one sign; large where it is a small difference of large parts.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([[3.0, -1.0]])
-    >>> print(spread(Explained(None, x, x, None, jnp.array([2.0]), None)))
+    >>> print(size(Explained(None, x, x, None, jnp.array([2.0]), None)))
     [2.]
     """
     return _sum(jnp.abs(e.relevance)) / jnp.abs(_sum(e.relevance))
 
 
-def contrast(e: Explained) -> jax.Array:
+def alike(e: Explained) -> jax.Array:
     """The correlation (Pearson) of the relevances of the target and of its strongest rival: 1 where both have one map,
-    whatever the class. Of inputs [B, positions, …, channels] the last axis is summed first.
+    whatever the class (1 − `lrpjax.metrics.class_contrast`). Of inputs [B, positions, …, channels] the last axis is
+    summed first.
 
     Raises:
         TargetError: f has no second class.
 
     >>> import jax.numpy as jnp
     >>> R = jnp.array([[3.0, -1.0, 0.0]])
-    >>> print(contrast(Explained(None, R, R, -R, jnp.array([2.0]), None)).round(6))
+    >>> print(alike(Explained(None, R, R, -R, jnp.array([2.0]), None)).round(6))
     [-1.]
     """
     if e.rival is None:
         raise TargetError(
-            "contrast needs a rival class: f must return scores [B, classes], with two classes or more"
+            "alike needs a rival class: f must return scores [B, classes], with two classes or more"
         )
     map_of = lambda R: R.sum(-1) if R.ndim > 2 else R
     return metrics.pearson(map_of(e.relevance), map_of(e.rival))
@@ -191,8 +192,8 @@ def _sum(R: jax.Array) -> jax.Array:
 
 MEASURES: Mapping[str, Measure] = {
     "kept": Measure(kept, 1.0),
-    "spread": Measure(spread, "min"),
-    "contrast": Measure(contrast, "min"),
+    "size": Measure(size, "min"),
+    "alike": Measure(alike, "min"),
 }
 """The measures of `tune` that are for every model with two classes or more. For images add a `flipping`."""
 
@@ -244,10 +245,10 @@ class Tuning:
     >>> candidates = {"z": composites.epsilon(0.0), "ε": (composites.epsilon, {"epsilon": [1.0, 3.0]})}
     >>> result = lrpjax.tune(lambda x: x @ jnp.array([[2.0, -1.0], [0.0, 1.0]]), jnp.array([[1.0, 2.0]]), candidates)
     >>> print(result)
-    candidate       kept spread contrast
-    z             *    1      1       -1
-    ε(epsilon=1)   0.667      1       -1
-    ε(epsilon=3)     0.4      1       -1
+    candidate       kept size alike
+    z             *    1    1    -1
+    ε(epsilon=1)   0.667    1    -1
+    ε(epsilon=3)     0.4    1    -1
     >>> result.best("kept").name
     'z'
     """
@@ -313,7 +314,7 @@ def tune(
         x: inputs, [B, ...], floating.
         candidates: by name, a composite, or a pair of a function that makes one and the values to try of each of its
             arguments, {name: [value, …]}; all combinations are tried.
-        measures: by name; None: `MEASURES` (kept, spread, contrast), or kept and spread with `target=None`.
+        measures: by name; None: `MEASURES` (kept, size, alike), or kept and size with `target=None`.
         target: the class that is explained: "max", an int, ints [B], or None.
         batch: how many samples are explained at once. together: how many settings at once.
 
@@ -338,7 +339,7 @@ def tune(
         raise TuningError("tune: give at least one candidate")
     x = jnp.asarray(x)
     if measures is None:
-        measures = {name: m for name, m in MEASURES.items() if target is not None or m.of is not contrast}
+        measures = {name: m for name, m in MEASURES.items() if target is not None or m.of is not alike}
     scores = jnp.concatenate([apply(as_callable(f), part) for part in _parts(x, batch)])
     index = target_index(scores, target)
     rows = []

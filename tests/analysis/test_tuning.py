@@ -57,9 +57,9 @@ def test_measures_are_those_of_single_explanations(result):
         R, Q = (lrpjax.relevance(f, row.composite, target=t)(X) for t in (top, rival))
         total = R.sum((1, 2, 3))
         close(row.values["kept"], total / y.max(1), 1e-6)
-        close(row.values["spread"], jnp.abs(R).sum((1, 2, 3)) / jnp.abs(total), 1e-6)
+        close(row.values["size"], jnp.abs(R).sum((1, 2, 3)) / jnp.abs(total), 1e-6)
         maps = [np.asarray(m.sum(-1)).reshape(5, -1) for m in (R, Q)]
-        close(row.values["contrast"], [np.corrcoef(a, b)[0, 1] for a, b in zip(*maps, strict=True)], 1e-6)
+        close(row.values["alike"], [np.corrcoef(a, b)[0, 1] for a, b in zip(*maps, strict=True)], 1e-6)
         curves = [
             metrics.flipping(f, X, R, target=top, order=order, regions=2, steps=3).scores
             for order in ("morf", "lerf")
@@ -83,16 +83,16 @@ def test_the_front_is_what_nothing_beats(result):
 def test_costs_are_distances_from_the_goal(result):
     row = result.rows[0]
     assert row.costs["kept"] == pytest.approx(abs(np.median(row.values["kept"]) - 1))
-    assert row.costs["spread"] == np.median(row.values["spread"])
+    assert row.costs["size"] == np.median(row.values["size"])
     assert row.costs["abpc"] == -np.median(row.values["abpc"])
     assert Measure(tuning.kept, "max").cost(np.array([1.0, np.nan])).tolist() == [-1.0, np.inf]
 
 
 def test_best_under_a_condition(result):
     keeps = lambda row: row.costs["kept"] < 0.01
-    best = result.best("spread", keeps)
-    assert keeps(best) and best.costs["spread"] == min(r.costs["spread"] for r in result.rows if keeps(r))
-    with pytest.raises(TuningError, match="there is no measure 'beauty', only kept, spread"):
+    best = result.best("size", keeps)
+    assert keeps(best) and best.costs["size"] == min(r.costs["size"] for r in result.rows if keeps(r))
+    with pytest.raises(TuningError, match="there is no measure 'beauty', only kept, size"):
         result.best("beauty")
     with pytest.raises(TuningError, match="the condition holds of no candidate"):
         result.best("kept", lambda row: False)
@@ -101,11 +101,11 @@ def test_best_under_a_condition(result):
 def test_scores_of_one_class():
     g = lambda x: f(x)[:, 0]
     result = lrpjax.tune(g, X, {"z": composites.epsilon(0.0)}, target=None)
-    assert list(result.measures) == ["kept", "spread"]
+    assert list(result.measures) == ["kept", "size"]
     R = lrpjax.relevance(g, composites.epsilon(0.0))(X)
     close(result.rows[0].values["kept"], R.sum((1, 2, 3)) / g(X), 1e-9)
-    with pytest.raises(TargetError, match="contrast needs a rival class"):
-        tuning.contrast(Explained(g, X, R, None, g(X), None))
+    with pytest.raises(TargetError, match="alike needs a rival class"):
+        tuning.alike(Explained(g, X, R, None, g(X), None))
 
 
 def test_settings_share_a_compilation():

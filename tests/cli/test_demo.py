@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lrpjax
-from lrpjax import cli, composites, demo, errors
+from lrpjax import cli, composites, demo, errors, pretrained
 from lrpjax.cli.demos import digits as handwritten
 
 
@@ -68,8 +68,11 @@ def test_the_demo_explains_a_photograph(tmp_path, capfd, monkeypatch):
 
 
 def test_a_number_of_photographs_out_of_range(tmp_path, capfd):
-    assert cli.main(["demo", "--photo", "--images", "8", "--out", str(tmp_path / "photo.png")]) == 2
-    assert "images must be from 1 to 7; it is 8" in capfd.readouterr().err
+    from lrpjax.cli.demos import photo
+
+    assert set(photo.PHOTOS) == set(pretrained.photographs())
+    assert cli.main(["demo", "--photo", "--images", "7", "--out", str(tmp_path / "photo.png")]) == 2
+    assert "images must be from 1 to 6; it is 7" in capfd.readouterr().err
 
 
 def _rows(printed):

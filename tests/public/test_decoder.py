@@ -206,6 +206,18 @@ def test_relevance_of_the_embedded_tokens_is_that_of_lxt(writing, method, rng):
     np.testing.assert_allclose(f(x, d=derivatives), f(TOKEN_IDS), rtol=1e-12)
 
 
+@pytest.mark.parametrize("preset", [composites.attnlrp, composites.cp_lrp, composites.mambalrp])
+def test_gamma_in_linear_layers_and_nowhere_else(preset, rng):
+    params = parameters(rng)
+    f = lambda x: decoder(params, x)[0]
+    x = params["embedding"][TOKEN_IDS]
+    plain, ruled = (lrpjax.plan(f, preset(1e-9, gamma=g), x).units for g in (None, 0.25))
+    assert {u.rule for u in ruled if u.kind == "dense"} == {"Gamma(gamma=0.25, epsilon=1e-09)"}
+    assert [u.rule for u in plain if u.kind != "dense"] == [u.rule for u in ruled if u.kind != "dense"]
+    none, small = (lrpjax.relevance(f, preset(1e-9, gamma=g), target=6)(x) for g in (None, 0.0))
+    np.testing.assert_allclose(small, none, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("loop", [False, True], ids=["unrolled", "scanned"])
 def test_relevance_of_the_residual_stream_is_that_of_lxt(loop, method, rng):

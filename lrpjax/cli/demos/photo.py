@@ -19,7 +19,7 @@ from lrpjax import composites, pretrained, viz
 from lrpjax.analysis.audit import audit
 from lrpjax.composites import Composite
 
-PHOTOS = ("cat", "coffee", "china", "flower", "rocket", "motorcycle", "astronaut")
+PHOTOS = ("cat", "coffee", "china", "flower", "rocket", "astronaut")
 """The photographs in the order in which they are shown."""
 
 QUANTILE = 0.995
@@ -183,7 +183,10 @@ def _picture(
     for i, picture in enumerate(pictures):
         probabilities = _probabilities(logits[i])
         for k, c in enumerate(classes[i]):
-            maps = [viz.heatmap(each.R[i, k], limit=_limit(each.R[i])) for each in shown.values()]
+            maps = [
+                viz.heatmap(each.R[i, k], limit=viz.shared_limit(*each.R[i], quantile=QUANTILE))
+                for each in shown.values()
+            ]
             rows.append([None if k else picture, *maps])
             captions.append(["", *(f"Σ R = {each.kept[i, k]:.2%}" for each in shown.values())])
             row_labels.append(f"why {labels[c]}?\n{probabilities[c]:.0%}, logit {logits[i, c]:.1f}")
@@ -200,7 +203,3 @@ def _picture(
         cell=1.35,
         path=out,
     )
-
-
-def _limit(R: NDArray) -> float:
-    return float(np.quantile(np.abs(R), QUANTILE)) or 1.0
