@@ -1,8 +1,10 @@
 """Where relevance went: an account for every unit of the plan, and the messages of single layers."""
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from posixpath import commonpath
 from typing import Any
 
 import jax
@@ -76,7 +78,7 @@ class Account:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("relevance",),
-    meta_fields=("path", "name", "shape", "source"),
+    meta_fields=("path", "name", "shape", "source", "place"),
 )
 @dataclasses.dataclass
 class Constant:
@@ -84,19 +86,70 @@ class Constant:
     what the program detaches), summed like an `Account`.
 
     relevance: the relevance that came to it. path, source: where it enters. name: the primitive there, "output" for a
-    part of the output that does not depend on what is explained. shape: the constant's.
+    part of the output that does not depend on what is explained. shape: the constant's. place: how many of the audit's
+    units run before it enters.
     """
 
     path: str
     name: str
     shape: tuple[int, ...]
     source: str
+    place: int
     relevance: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Units that run one after another in one part of a network.
+
+    path: of the modules. units: their numbers in the audit. relevance: what is left of the output's when it has come
+    through this stage and all that run after it; kept: the share that this is. bias, epsilon, other, constants: what
+    was lost in this stage, so that relevance + bias + epsilon + other + constants is what had come to it.
+    """
+
+    path: str
+    units: range
+    relevance: jax.Array
+    kept: jax.Array
+    bias: jax.Array
+    epsilon: jax.Array
+    other: jax.Array
+    constants: jax.Array
+
+
+class Stages(tuple[Stage, ...]):
+    """The stages of an audit, from the output to the input, as a tuple; `str(stages)` is a table, of sums over the
+    batch."""
+
+    def __str__(self) -> str:
+        columns = ("relevance", "bias", "epsilon", "other", "constants")
+        rows, seed = [("path", "units", "left", "kept", *columns[1:])], 0.0
+        for stage in self:
+            left, *lost = (float(np.sum(np.asarray(getattr(stage, c)))) for c in columns)
+            seed = seed or left + sum(lost)
+            share = f"{left / seed:.1%}" if seed else "-"
+            rows.append((stage.path or "-", str(len(stage.units)), _number(left), share, *map(_number, lost)))
+        return "\n".join(_aligned(rows, left=1))
+
+
+def _number(a: Any) -> str:
+    return f"{float(np.sum(np.asarray(a))):.4g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The lines of a table, its first columns aligned on the left and the others, numbers, on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            v.ljust(w) if c < left else v.rjust(w) for c, (v, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("units", "constants", "seed", "relevance", "ended", "size"),
+    data_fields=("units", "constants", "seed", "relevance", "ended", "size", "size_ended"),
     meta_fields=(),
 )
 @dataclasses.dataclass
@@ -108,7 +161,9 @@ class Audit:
 
     The sums close: seed = ended + Σ units (bias + epsilon + other) + Σ constants, up to rounding. `ended` is what came
     to the arguments; with `at`, what came to the named values (to the lowest of them, where one lies below another)
-    or, beside them, to the arguments. `rest` is what these sums leave. `size` is the sum of |R| over the output.
+    or, beside them, to the arguments. `rest` is what these sums leave. `size` is the sum of |R| over the output,
+    `size_ended` that over what `ended` sums. `kept` and `cancelled` say in two numbers how much of the output the
+    relevance accounts for; `stages` where the rest went.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -124,6 +179,18 @@ class Audit:
     relevance: Any
     ended: jax.Array
     size: jax.Array
+    size_ended: jax.Array
+
+    @property
+    def kept(self) -> jax.Array:
+        """The share Σ R / f(x) of the output's relevance that arrived: 1 where it is conserved."""
+        return jnp.divide(self.ended, self.seed)
+
+    @property
+    def cancelled(self) -> jax.Array:
+        """Σ|R| / |Σ R| of what arrived, at least 1: large where relevance of one sign cancels that of the other, and
+        single elements claim more than the output has."""
+        return jnp.divide(self.size_ended, jnp.abs(self.ended))
 
     @property
     def absorbed(self) -> jax.Array:
@@ -138,6 +205,44 @@ class Audit:
 
     def __getitem__(self, index: Any) -> "Audit":
         return jax.tree.map(lambda a: a[index], self)
+
+    def stages(self, depth: int = 1) -> Stages:
+        """What is left of the output's relevance after each part of the network, from the output to the input.
+
+        A stage are units that run one after another and whose module paths begin alike; units that stand in no module
+        of this depth belong to the stage that runs before them, and so do constants that enter. What is left
+        counts all relevance, also that which passes a stage by on a skip connection. Under `jax.vmap` each number has
+        the axis of the batch.
+
+        Args:
+            depth: how many parts of the path tell stages apart, of those that follow what all paths have in common.
+
+        Raises:
+            ValueError: the depth is below 1.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, lrpjax
+            >>> def f(x):
+            ...     for name, bias in (("first", 1.0), ("second", 3.0)):
+            ...         with jax.named_scope(name):
+            ...             x = x @ jnp.eye(2) + bias
+            ...     return x[0]
+            >>> print(lrpjax.audit(f, lrpjax.composites.epsilon(0.0))(jnp.array([2.0, 1.0])).stages())
+            path    units  left   kept  bias  epsilon  other  constants
+            second      1     3  50.0%     3        0      0          0
+            first       1     2  33.3%     1        0      0          0
+        """
+        if depth < 1:
+            raise ValueError(f"the depth of stages is at least 1, but is {depth}")
+        left, rows = self.seed, []
+        for path, units in reversed(_runs([u.path for u in self.units], depth)):
+            lost = [sum(getattr(self.units[i], c) for i in units) for c in ("bias", "epsilon", "other")]
+            # A constant belongs to the unit that runs before it, or to the first.
+            entering = [c.relevance for c in self.constants if max(c.place - 1, 0) in units]
+            lost.append(sum(entering, jnp.zeros_like(self.seed)))
+            left = left - sum(lost)
+            rows.append(Stage("/".join(path), units, left, jnp.divide(left, self.seed), *lost))
+        return Stages(rows)
 
     def worst(self) -> Account:
         """The unit that leaks or amplifies most: the largest |in − out|. Where something is not finite, the first unit
@@ -179,40 +284,37 @@ class Audit:
     def __str__(self) -> str:
         head = ("#", "path", "kind", "rule", "in", "out", "bias", "epsilon", "other")
         columns = ("relevance_in", "relevance_out", "bias", "epsilon", "other")
-        number = lambda a: f"{float(np.sum(np.asarray(a))):.4g}"
         rows = [
-            (str(i), u.path or "-", u.kind, u.rule, *(number(getattr(u, c)) for c in columns))
+            (str(i), u.path or "-", u.kind, u.rule, *(_number(getattr(u, c)) for c in columns))
             for i, u in enumerate(self.units)
         ]
-        widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
-        lines = [
-            "  ".join(
-                v.ljust(w) if c < 4 else v.rjust(w) for c, (v, w) in enumerate(zip(r, widths, strict=True))
-            )
-            for r in [head, *rows]
-        ]
+        lines = _aligned([head, *rows], left=4)
         taking = [c for c in self.constants if np.any(np.asarray(c.relevance) != 0)]
         lines += [
-            f"constant  {c.path or '-'}  {c.name}  {'×'.join(map(str, c.shape)) or '()'}  {number(c.relevance)}"
+            f"constant  {c.path or '-'}  {c.name}  {'×'.join(map(str, c.shape)) or '()'}  {_number(c.relevance)}"
             for c in taking
         ]
         named = self.relevance if isinstance(self.relevance, dict) else {}
-        lines += [f"at {name}: {number(R)}" for name, R in named.items()]
+        lines += [f"at {name}: {_number(R)}" for name, R in named.items()]
         where = "ended" if named else "arguments"
         if taking:
             taken = sum(np.sum(np.asarray(c.relevance)) for c in taking)
             lines.append(
-                f"output {number(self.seed)} = {where} {number(self.ended)} + units {number(self.absorbed)} + "
-                f"constants {number(taken)} + rest {number(self.rest)}"
+                f"output {_number(self.seed)} = {where} {_number(self.ended)} + units {_number(self.absorbed)} + "
+                f"constants {_number(taken)} + rest {_number(self.rest)}"
             )
         else:
-            lines.append(f"output {number(self.seed)}, {where} {number(self.ended)}")
+            lines.append(f"output {_number(self.seed)}, {where} {_number(self.ended)}")
+        arrived, came = float(np.sum(np.asarray(self.ended))), float(np.sum(np.asarray(self.seed)))
+        if arrived and came:
+            size = float(np.sum(np.asarray(self.size_ended)))
+            lines.append(f"kept: Σ R / f(x) = {arrived / came:.4g}, Σ|R| / |Σ R| = {size / abs(arrived):.4g}")
         found = self.first_broken()
         if found is not None:
             lines.append(f"not finite: the {found[1]} of unit {self._index(found[0])}")
         elif self.units:
             lines.append(
-                f"largest loss or gain: {number(self.worst().lost)} in unit {self._index(self.worst())}"
+                f"largest loss or gain: {_number(self.worst().lost)} in unit {self._index(self.worst())}"
             )
         worst = self.amplifier()
         if worst is not None and self.growth() > BOUND:
@@ -253,6 +355,7 @@ def audit(
     0  -     dense  Epsilon(epsilon=1e-06)   7    7     0    1e-06      0
     constant  -  concatenate  1  6
     output 7 = arguments 1 + units 1e-06 + constants 6 + rest 0
+    kept: Σ R / f(x) = 0.1429, Σ|R| / |Σ R| = 1
     largest loss or gain: 1e-06 in unit 0
     >>> f = lambda x: jnp.maximum(x @ jnp.eye(2) + 1.0, 0.0) @ jnp.array([[1.0], [2.0]])
     >>> print(lrpjax.audit(f, lrpjax.composites.epsilon(2.0))(jnp.array([[1.0, 1.0]])))
@@ -261,6 +364,7 @@ def audit(
     1  -     activation  Pass()              4.5    4.5      0        0      0
     2  -     dense       Epsilon(epsilon=2)    6    4.5      0      1.5      0
     output 6, arguments 1.125
+    kept: Σ R / f(x) = 0.1875, Σ|R| / |Σ R| = 1
     largest loss or gain: 3.375 in unit 0
     """
 
@@ -275,26 +379,51 @@ def audit(
         ]
         single = program.single or not program.tapped
         sums = total(made.R) if single else {name: total(R) for name, R in made.R.items()}
-        constants = [_constant(end, own) for end, own in made.ended]
-        size = total(made.seed, jnp.abs)
-        audit = Audit(entries, constants, total(made.seed), sums, _ended(program, made), size)
+        places = _places(program, made)
+        constants = [_constant(end, own, at) for (end, own), at in zip(made.ended, places, strict=True)]
+        sizes = total(made.seed, jnp.abs), total(_ended(program, made), jnp.abs)
+        audit = Audit(entries, constants, total(made.seed), sums, total(_ended(program, made)), *sizes)
         return (made.R, audit) if with_relevance else audit
 
     return explain
 
 
-def _ended(program: Program, made: Accounts) -> jax.Array:
-    """The sum of what came to where relevance ends: the arguments, or the lowest named values, each once."""
+def _ended(program: Program, made: Accounts) -> Any:
+    """What came to where relevance ends: the arguments, or the lowest named values, each once."""
     if not program.tapped:
-        return total(made.R)
+        return made.R
     named = {v: made.R if program.single else made.R[name] for name, v in program.taps.items()}
-    return total([R for v, R in named.items() if v in made.stops]) + total(made.passing)
+    return [R for v, R in named.items() if v in made.stops], made.passing
 
 
-def _constant(end: End, relevance: jax.Array) -> Constant:
+def _places(program: Program, made: Accounts) -> list[int]:
+    """How many of the audited units run before each constant enters; all, where that is the output."""
+    order = {unit: i for i, unit in enumerate(program.level.walk())}
+    audited = [order[unit] for unit in made.units]
+    ends = (end.unit for end, _ in made.ended)
+    return [len(audited) if unit is None else bisect.bisect(audited, order[unit]) for unit in ends]
+
+
+def _runs(paths: Sequence[str], depth: int) -> list[tuple[tuple[str, ...], range]]:
+    """(beginning of the path, numbers) of what follows each other and begins alike; a path that ends before a stage is
+    told apart belongs to the one before, if that is of its module."""
+    split = lambda path: tuple(filter(None, path.split("/")))
+    named = [path for path in paths if path]
+    shared = len(split(commonpath(named))) if named else 0
+    runs: list[tuple[tuple[str, ...], range]] = []
+    for i, path in enumerate(paths):
+        name = split(path)[: shared + depth]
+        if runs and runs[-1][0][: len(name)] == name:
+            runs[-1] = (runs[-1][0], range(runs[-1][1].start, i + 1))
+        else:
+            runs.append((name, range(i, i + 1)))
+    return runs
+
+
+def _constant(end: End, relevance: jax.Array, place: int) -> Constant:
     path, source = (end.node.path, end.node.source) if end.node else ("", "")
     name = "output" if end.unit is None or end.node is None else end.node.name
-    return Constant(path, name, end.value.shape, source, relevance)
+    return Constant(path, name, end.value.shape, source, place, relevance)
 
 
 def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool, turns: int) -> Account:

@@ -168,7 +168,7 @@ def test_batches_by_vmap():
     for a, b in zip(audits[1].units, single.units, strict=True):
         np.testing.assert_allclose(a.relevance_in, b.relevance_in, atol=1e-9)
         np.testing.assert_allclose(a.bias, b.bias, atol=1e-9)
-    assert str(audits).count("\n") == len(single.units) + 2
+    assert str(audits).count("\n") == len(single.units) + 3
 
 
 def test_what_a_softmax_absorbs_is_other():
@@ -234,7 +234,9 @@ def test_no_compiled_cost_beyond_the_sums():
     f = net()
     flops = lambda g: jax.jit(g).lower(X).compile().cost_analysis()["flops"]
     composite = composites.epsilon_plus()
-    assert flops(lrpjax.audit(f, composite, target=0)) < 1.3 * flops(lrpjax.relevance(f, composite, target=0))
+    assert flops(lrpjax.audit(f, composite, target=0)) < 1.35 * flops(
+        lrpjax.relevance(f, composite, target=0)
+    )
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
@@ -514,3 +516,79 @@ def test_audits_of_tokens():
     assert any(abs(c.relevance) > 1e-3 and c.name == "concatenate" for c in audit.constants)
     with pytest.raises(PathError, match="nowhere"):
         lrpjax.audit(decoder, at="nowhere")(tokens)
+
+
+def chain(x):
+    """Three modules, one of which stands in another, with what is in no module between them."""
+    for name, bias in (("net/low/a", 1.0), ("net/low/b", 2.0), ("net/high", 4.0)):
+        with jax.named_scope(name):
+            x = x + bias * jnp.array([1.0, 0.0])
+        x = jnp.maximum(x, 0.0)
+    return x[0]
+
+
+def test_stages_tell_what_is_left_after_each_of_them():
+    audit = lrpjax.audit(chain, composites.epsilon(0.0))(jnp.array([2.0, 1.0]))
+    high, low = audit.stages()
+    assert [high.path, low.path] == ["net/high", "net/low"]
+    np.testing.assert_allclose([high.relevance, low.relevance], [5, 2], rtol=1e-12)
+    np.testing.assert_allclose([high.kept, low.kept], [5 / 9, 2 / 9], rtol=1e-12)
+    np.testing.assert_allclose([high.bias, low.bias], [4, 3], rtol=1e-12)
+    # a rectifier outside of the modules belongs to the one before it, and every unit to one stage
+    assert sorted(i for stage in (low, high) for i in stage.units) == list(range(len(audit.units)))
+    assert audit.units[high.units.start].path == "net/high"
+    inner = audit.stages(2)
+    assert [stage.path for stage in inner] == ["net/high", "net/low/b", "net/low/a"]
+    np.testing.assert_allclose([stage.relevance for stage in inner], [5, 3, 2], rtol=1e-12)
+    line = str(audit.stages()).splitlines()[2].split()
+    assert line == ["net/low", "4", "2", "22.2%", "3", "0", "0", "0"]
+    with pytest.raises(ValueError, match="depth of stages is at least 1, but is 0"):
+        audit.stages(0)
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_what_the_stages_lose_adds_up_to_what_is_missing(name):
+    audit = jax.jit(lrpjax.audit(net(), COMPOSITES[name], target=1))(X)
+    left = audit.seed
+    stages = audit.stages()
+    assert [stage.path for stage in stages] == ["Net/head", "Net/inner", "Net/conv"]
+    for stage in stages:
+        here = [audit.units[i] for i in stage.units]
+        np.testing.assert_allclose(stage.bias, sum(u.bias for u in here), atol=1e-12)
+        lost = stage.bias + stage.epsilon + stage.other + stage.constants
+        np.testing.assert_allclose(left - stage.relevance, lost, atol=1e-9)
+        left = stage.relevance
+    np.testing.assert_allclose(left, audit.ended + audit.rest, atol=1e-9)
+    np.testing.assert_allclose(stages[-1].kept, audit.kept, atol=1e-9)
+
+
+def test_constants_are_lost_where_they_enter():
+    token = jnp.array([3.0])
+
+    def f(x):
+        with jax.named_scope("embed"):
+            x = x * 2.0
+        x = jnp.concatenate([token, x])
+        with jax.named_scope("head"):
+            return x @ jnp.array([2.0, 1.0])
+
+    audit = lrpjax.audit(f, composites.epsilon(0.0))(jnp.array([1.0]))
+    head, embed = audit.stages()
+    np.testing.assert_allclose([head.relevance, head.constants], [8, 0])
+    np.testing.assert_allclose([embed.relevance, embed.constants], [2, 6])
+    outside = lrpjax.audit(lambda x: (f(x), token), composites.epsilon(0.0))(jnp.array([1.0]))
+    np.testing.assert_allclose([stage.constants for stage in outside.stages()], [3, 6])
+    assert not lrpjax.audit(lambda x: x)(jnp.array([1.0])).stages()
+
+
+def test_the_share_that_is_kept():
+    w, b, x = RNG.normal(size=(4, 3)), RNG.normal(size=3), RNG.normal(size=(5, 4))
+    f = lambda x: x @ w + b
+    R = np.asarray(lrpjax.relevance(f, composites.epsilon(0.1), target=1)(x))
+    audits = jax.vmap(lrpjax.audit(f, composites.epsilon(0.1), target=1))(x)
+    np.testing.assert_allclose(audits.kept, R.sum(1) / f(x)[:, 1], rtol=1e-10)
+    np.testing.assert_allclose(audits.cancelled, np.abs(R).sum(1) / np.abs(R.sum(1)), rtol=1e-10)
+    np.testing.assert_allclose(audits.stages()[0].kept, audits.kept, rtol=1e-10)
+    kept, cancelled = R[2].sum() / f(x)[2, 1], np.abs(R[2]).sum() / abs(R[2].sum())
+    assert f"kept: Σ R / f(x) = {kept:.4g}, Σ|R| / |Σ R| = {cancelled:.4g}" in str(audits[2])
+    assert "kept" not in str(lrpjax.audit(f, target=jnp.zeros(3))(x[0]))
