@@ -252,8 +252,8 @@ def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.2
     """z^B in the first convolution, γ in the others, ε in dense layers (zennit's `EpsilonGammaBox`).
 
     `low` and `high` are the smallest and largest value that an input (after normalisation) can take: numbers,
-    or arrays that broadcast against the input. `epsilon_gamma_box(*rules.box(mean, std))` takes them from how inputs
-    are normalised.
+    or arrays that broadcast against the input of the function, also where this transposes it first.
+    `epsilon_gamma_box(*rules.box(mean, std))` takes them from how inputs are normalised.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid')) @ jnp.array([2.0, -1.0])

@@ -263,7 +263,9 @@ class ZBox(Rule):
     """The z^B-rule, for inputs known to lie in a box l ≤ x ≤ h, such as pixels (Montavon et al. 2017, eq. 19).
 
     R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j. `low` and `high` are numbers, or arrays that
-    broadcast against x. The bias cancels. Inputs that are exactly zero get their share.
+    broadcast against the function's input, where only movements of elements (transpositions, reshapes, slices, padding,
+    whose elements get theirs for bounds) lead from it to the layer; or else against x. In a loop over a part of the
+    input, that is what a turn is given. The bias cancels. Inputs that are exactly zero get their share.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x @ jnp.array([3.0, -1.0]), lrpjax.Composite([('*', ZBox(low=0.0, high=4.0))])
@@ -275,6 +277,7 @@ class ZBox(Rule):
     high: Any
     epsilon: Any = 1e-6
     emits: ClassVar = PLAIN
+    of_argument: ClassVar = ("low", "high")
 
     def __post_init__(self):
         Rule.__post_init__(self)

@@ -15,6 +15,7 @@ from jax import lax
 from lrpjax.core import compat
 from lrpjax.core.graph import Node, Value, known_zero
 from lrpjax.core.kinds.base import Kind, Propagation, Proportional
+from lrpjax.core.kinds.bounds import brought
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.units import Region, Unit
 from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, with_backward
@@ -62,9 +63,10 @@ class Ruled(Propagation):
         slot, rectified = frame.slot_of(unit), frame.rectified(unit.out) and not unit.flipped
         forms = frame.routes.form[unit.out], frame.routes.gives[unit].get(x, rule.emits)
         weighted = Weighted(unit, x, rule, forms, rectified, slot is not None)
-        operand, leaves = frame.operand(unit, x), arrays_of(rule)
         externals = [frame.fixed(v) for v in weighted.externals]
-        rest = externals, weighted.prepare([frame.known(v) for v in weighted.externals], leaves), leaves
+        prepared = weighted.prepare([frame.known(v) for v in weighted.externals], arrays_of(rule))
+        operand, leaves = frame.operand(unit, x), arrays_of(brought(rule, unit, x))
+        rest = externals, prepared, leaves
         y = with_backward(weighted.forward, weighted.backward, operand, *rest, rectified=rectified, slot=slot)
         frame.define(unit.out, y)
 
