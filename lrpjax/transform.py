@@ -117,6 +117,9 @@ def value_and_relevance(
 ) -> Callable:
     """As `relevance`, returning (f's output, relevance), in the manner of `jax.value_and_grad`.
 
+    Σ R / f(x) is the share of the output that the relevance accounts for: of a class, `R.sum() / y[class]`, for each
+    example. Biases and stabilisers take the rest, which may be nearly all in a deep network; `lrpjax.audit` says where.
+
     >>> import jax.numpy as jnp, lrpjax
     >>> y, R = lrpjax.value_and_relevance(lambda x: x @ jnp.array([1.0, -1.0]))(jnp.array([3.0, 1.0]))
     >>> print(y, R.round(2))

@@ -3,6 +3,7 @@
 import builtins
 import html.parser
 import re
+import types
 
 import jax.numpy as jnp
 import matplotlib
@@ -413,3 +414,31 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r'pip install "lrpjax\[viz\]"'):
         viz.heatmap(np.zeros((1, 1)))
+
+
+def test_the_share_that_is_left_stage_by_stage(tmp_path):
+    stage = lambda path, kept: types.SimpleNamespace(path=path, kept=np.asarray(kept))
+    high, low = [0.5, 0.25, 0.75], [1e-3, -1e-2, 2e-3]
+    figure = viz.kept(
+        {
+            "one": [stage("net/head", 0.9), stage("net/stem", 0.8)],
+            "three": [stage("net/head", high), stage("net/stem", low)],
+        },
+        path=tmp_path / "kept.png",
+    )
+    (axes,) = figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["one"], [1, 0.9, 0.8])
+    np.testing.assert_allclose(lines["three"], [1, 0.5, 1e-3])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["output", "head", "stem"]
+    assert {t.get_text(): t.get_color() for t in axes.texts}.keys() == {"one", "three"}
+    assert (tmp_path / "kept.png").exists()
+    with pytest.raises(ValueError, match="kept needs the same stages"):
+        viz.kept({"a": [stage("x", 1.0)], "b": [stage("y", 1.0)]})
+    with pytest.raises(ValueError, match="kept needs the same stages"):
+        viz.kept({})
+
+
+def test_labels_keep_apart():
+    labels = viz._apart(np.array([0.99, 0.5, 0.51, 1.0]), 0.1)
+    np.testing.assert_allclose(labels, [0.9, 0.5, 0.6, 1.0])

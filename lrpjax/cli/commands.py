@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lrpjax import transform
+from lrpjax.core.seeds import output_relevance
 from lrpjax.data import batches as batching
 from lrpjax.data import loading, store
 
@@ -44,7 +45,8 @@ inputs:
   .png, .jpg     one input each, (height, width, 1) if grey and (height, width, 3) if not, floats in [0, 1]
 
 results:
-  DIR is a Zarr group with the arrays "relevance" and "output" (lrpjax.open_store, or any Zarr 3 reader). A
+  DIR is a Zarr group with the arrays "relevance" and "output", and for each input the sums of the relevance that the
+  output began with, "explained", and that arrived, "arrived" (lrpjax.open_store, or any Zarr 3 reader). A
   command that was ended in any way goes on where it was when it is given again.
 
 exit codes:
@@ -196,7 +198,11 @@ def run_explain(args: argparse.Namespace) -> int:
     def explain(params, batch):
         x, classes = batch if labels is not None else (batch, target)
         y, R = transform.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
-        return {"output": y, "relevance": R}
+        found = {"output": y, "relevance": R}
+        if composite.method != "relevance" or isinstance(R, dict):
+            return found
+        rows = lambda tree: sum(leaf.reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(tree))
+        return found | {"explained": rows(output_relevance(y, classes)), "arrived": rows(R)}
 
     index, count = jax.process_index(), jax.process_count()
     start, stop = inputs.rows * index // count, inputs.rows * (index + 1) // count
@@ -223,6 +229,8 @@ def run_explain(args: argparse.Namespace) -> int:
     stored = store.open_store(Path(args.out) / f"process-{index:05d}" if count > 1 else args.out)
     bad = stored.batches[:, 1]
     print(f"{stored.rows} inputs in {seconds:.1f} s ({stored.rows / seconds:.3g} a second): {stored.path}")
+    if kept := describe_kept(stored):
+        print(kept)
     if bad.any():
         where = f"{bad.sum()} inputs, in batches {_listed(np.flatnonzero(bad))}"
         print(f"lrpjax explain: the results of {where}, have a NaN or an infinity", file=sys.stderr)
@@ -333,10 +341,27 @@ def describe(results: store.Store) -> str:
     lines += [
         f"  {key} = {textwrap.shorten(str(value), 100)}" for key, value in about.items() if value is not None
     ]
+    if kept := describe_kept(results):
+        lines.append(f"  {kept}")
     bad = results.batches[:, 1]
     if bad.any():
         lines.append(f"  not finite: {bad.sum()} rows, in batches {_listed(np.flatnonzero(bad))}")
     return "\n".join(lines)
+
+
+def describe_kept(results: store.Store) -> str:
+    """How much of what was explained arrived, Σ R / f(x), over all stored rows; empty where a store does not tell: of
+    gradients, of several named values, or where all outputs are 0."""
+    if "explained" not in results:
+        return ""
+    explained, arrived = (
+        np.asarray(results[name][:]).astype(np.float64) for name in ("explained", "arrived")
+    )
+    rows = np.isfinite(explained) & np.isfinite(arrived) & (explained != 0)
+    if not rows.any():
+        return ""
+    share = arrived[rows] / explained[rows]
+    return f"kept: Σ R / f(x) is {np.median(share):.3g} in the median, from {share.min():.3g} to {share.max():.3g}"
 
 
 def _join(distributed: str | None) -> None:

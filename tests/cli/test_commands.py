@@ -139,6 +139,11 @@ def test_explain_stores_what_relevance_gives(composite, arguments, capsys):
     shown = capsys.readouterr()
     assert "20 inputs in" in shown.out
     assert "20/20" in shown.err
+    share = R.reshape(20, -1).sum(1) / y.max(1)
+    line = f"kept: Σ R / f(x) is {np.median(share):.3g} in the median, from {share.min():.3g} to {share.max():.3g}"
+    assert line in shown.out
+    assert command("show", "out", "--name", "output") == 0
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -368,7 +373,7 @@ def test_show_results_that_are_no_pictures(capsys):
     assert not Path("out/sheet.png").exists()
     with pytest.raises(ValueError, match=r"output has rows of shape \(3,\), which are no pictures"):
         command("show", "out", "--name", "output", "--out", "sheet.png")
-    with pytest.raises(ValueError, match="out has the arrays output, relevance, not 'R'"):
+    with pytest.raises(ValueError, match="out has the arrays arrived, explained, output, relevance, not 'R'"):
         command("show", "out", "--name", "R")
     with pytest.raises(ValueError, match="--rows 30:40 has none of the 20 rows"):
         command("show", "out", "--rows", "30:40")
