@@ -529,8 +529,8 @@ def kept(
 ) -> Figure:
     """What is left of the output's relevance after each stage of a network, one line for each composite.
 
-    The share is drawn on an axis that is linear around zero and logarithmic beyond (symlog), for it falls by powers of
-    ten in deep networks and may change its sign; the dotted line at 1 is all of it.
+    Where a share is below a tenth, the axis is linear around zero and logarithmic beyond (symlog), for shares fall by
+    powers of ten in deep networks and may change their sign. The dotted line at 1 is all of the output's relevance.
 
     Args:
         stages: from a composite's name to `audit.stages(depth)`. Of audits under `jax.vmap` the line is the median of
@@ -563,8 +563,9 @@ def kept(
     axes = figure.add_subplot(ylabel="share left: Σ R / f(x)", title=title, axisbelow=True)
     places = np.arange(len(paths[0]) + 1)
     sizes = np.abs(np.concatenate([share.ravel() for share in shares.values()]))
-    linear = float(np.clip(np.min(sizes, where=sizes > 0, initial=1.0), 1e-4, 0.1))
-    axes.set_yscale("symlog", linthresh=linear)
+    smallest = np.min(sizes, where=sizes > 0, initial=1.0)
+    if smallest < 0.1:
+        axes.set_yscale("symlog", linthresh=max(smallest, 1e-4))
     axes.set_xticks(
         places, ["output", *_without_shared(paths[0])], rotation=45, ha="right", rotation_mode="anchor"
     )

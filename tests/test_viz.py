@@ -427,6 +427,10 @@ def test_the_share_that_is_left_stage_by_stage(tmp_path):
         path=tmp_path / "kept.png",
     )
     (axes,) = figure.axes
+    assert axes.get_yscale() == "symlog"
+    assert (
+        viz.kept({"one": [stage("net", 0.9)]}).axes[0].get_yscale() == "linear"
+    )  # powers of ten would be off it
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_allclose(lines["one"], [1, 0.9, 0.8])
     np.testing.assert_allclose(lines["three"], [1, 0.5, 1e-3])
