@@ -100,7 +100,7 @@ def _sum_channels(R: ArrayLike) -> NDArray[np.float64]:
     if R.ndim > 2 and R.shape[-3] in (1, 3) and min(R.shape[-2:]) > 4:
         raise ValueError(
             f"R has its channels first, {R.shape}: move them last, jnp.moveaxis(R, -3, -1). If {R.shape[-1]} are its "
-            "channels, sum over them, R.sum(-1)"
+            "channels, sum over them, R.sum(-1, keepdims=True)"
         )
     with np.errstate(invalid="ignore"):  # inf − inf: the NaN it makes is painted as such
         return R if R.ndim == 2 else R.sum(-1)
@@ -641,9 +641,9 @@ def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int
     if hasattr(picture, "savefig"):
         write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1)
     else:
-        if magnify < 1:
+        if magnify < 1 or magnify != int(magnify):
             raise ValueError(f"magnify must be a whole number of at least 1; it is {magnify}")
-        pixels = _picture(picture).repeat(magnify, axis=0).repeat(magnify, axis=1)
+        pixels = _picture(picture).repeat(int(magnify), axis=0).repeat(int(magnify), axis=1)
         write = lambda to: _matplotlib().image.imsave(to, np.ascontiguousarray(pixels))
     # In a temporary folder beside the target, for os.replace is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:

@@ -103,8 +103,11 @@ def test_a_single_heatmap_is_written_element_by_element(tmp_path):
     written = matplotlib.image.imread(tmp_path / "map.png")[..., :3]
     np.testing.assert_array_equal(np.rint(255 * written), picture.repeat(3, axis=0).repeat(3, axis=1))
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
-    with pytest.raises(ValueError, match="magnify must be a whole number of at least 1; it is 0"):
-        viz.save(picture, tmp_path / "map.png", magnify=0)
+    for magnify in (0, 2.5):
+        with pytest.raises(
+            ValueError, match=f"magnify must be a whole number of at least 1; it is {magnify}"
+        ):
+            viz.save(picture, tmp_path / "map.png", magnify=magnify)
     with pytest.raises(ValueError, match="a picture of a sheet must have shape"):
         viz.save(np.ones((2, 2)), tmp_path / "map.png")
 

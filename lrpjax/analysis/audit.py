@@ -150,7 +150,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("units", "constants", "seed", "relevance", "ended", "size", "size_ended"),
-    meta_fields=(),
+    meta_fields=("conserves",),
 )
 @dataclasses.dataclass
 class Audit:
@@ -163,7 +163,8 @@ class Audit:
     to the arguments; with `at`, what came to the named values (to the lowest of them, where one lies below another)
     or, beside them, to the arguments. `rest` is what these sums leave. `size` is the sum of |R| over the output,
     `size_ended` that over what `ended` sums. `kept` and `cancelled` say in two numbers how much of the output the
-    relevance accounts for; `stages` where the rest went.
+    relevance accounts for; `stages` where the rest went. `conserves`: whether relevance is meant to be conserved, as it
+    is not in the gradient family, whose seeds are no parts of f(x).
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -180,6 +181,7 @@ class Audit:
     ended: jax.Array
     size: jax.Array
     size_ended: jax.Array
+    conserves: bool = True
 
     @property
     def kept(self) -> jax.Array:
@@ -306,7 +308,7 @@ class Audit:
         else:
             lines.append(f"output {_number(self.seed)}, {where} {_number(self.ended)}")
         arrived, came = float(np.sum(np.asarray(self.ended))), float(np.sum(np.asarray(self.seed)))
-        if arrived and came:
+        if arrived and came and self.conserves:
             size = float(np.sum(np.asarray(self.size_ended)))
             lines.append(f"kept: Σ R / f(x) = {arrived / came:.4g}, Σ|R| / |Σ R| = {size / abs(arrived):.4g}")
         found = self.first_broken()
@@ -382,7 +384,9 @@ def audit(
         places = _places(program, made)
         constants = [_constant(end, own, at) for (end, own), at in zip(made.ended, places, strict=True)]
         sizes = total(made.seed, jnp.abs), total(_ended(program, made), jnp.abs)
-        audit = Audit(entries, constants, total(made.seed), sums, total(_ended(program, made)), *sizes)
+        ended = total(_ended(program, made))
+        conserves = program.composite.method == "relevance"
+        audit = Audit(entries, constants, total(made.seed), sums, ended, *sizes, conserves)
         return (made.R, audit) if with_relevance else audit
 
     return explain

@@ -70,6 +70,13 @@ def test_the_accounts_add_up(name):
     ]
 
 
+def test_a_gradient_is_no_share():
+    f = net()
+    assert "kept:" in str(lrpjax.audit(f, COMPOSITES["epsilon"], target=1)(X))
+    for composite in (composites.gradient(), composites.input_x_gradient(), composites.guided_backprop()):
+        assert "kept:" not in str(lrpjax.audit(f, composite, target=1)(X))
+
+
 def test_the_relevance_comes_with_it():
     f = net()
     R, audit = lrpjax.audit(f, COMPOSITES["epsilon"], target=1, with_relevance=True)(X)

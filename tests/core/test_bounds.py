@@ -24,6 +24,36 @@ FIRST = lambda a: a.transpose(0, 3, 1, 2)
 LAST = lambda a: a.transpose(0, 2, 3, 1)
 
 
+MIXED = {  # rearranged by what bounds do not follow, in front of the transposition
+    "gather": lambda x: x[..., np.array([2, 1, 0])],
+    "roll": lambda x: jnp.roll(x, 1, axis=2),
+    "concatenate": lambda x: jnp.concatenate([x, x], axis=1),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_what_is_not_followed_is_an_error_where_bounds_fit_both_ends(name):
+    """As many columns as channels: bounds per channel would be read by column."""
+    f = lambda x: network_of(FIRST(MIXED[name](x)))
+    explain = lrpjax.relevance(f, lrpjax.Composite([(select.first("conv"), rules.ZBox(LOW, HIGH))]))
+    square = jnp.asarray(X[:, :, :3])
+    with pytest.raises(
+        lrpjax.RuleError, match=r"(?s)low has shape \(3,\).*not followed through.*Rearrange the input"
+    ):
+        explain(square)
+    numbers = lrpjax.Composite([(select.first("conv"), rules.ZBox(-3.0, 3.0))])
+    assert jnp.isfinite(lrpjax.relevance(f, numbers)(square)).all()
+    scaled = lambda x: network_of(
+        (FIRST(MIXED[name](x)) - 0.5) / 0.2
+    )  # computed on the way: bounds are the layer's
+    of_layer = lrpjax.Composite([(select.first("conv"), rules.ZBox(-np.ones(3), np.ones(3)))])
+    assert jnp.isfinite(lrpjax.relevance(scaled, of_layer)(square)).all()
+
+
+def network_of(x):
+    return jax.nn.relu(lax.conv_general_dilated(x, KERNEL, (1, 1), "SAME")).sum((1, 2, 3))
+
+
 def network(x):
     """Channels first, with zeros around the pixels."""
     z = lax.conv_general_dilated(x, KERNEL, (1, 1), "SAME")

@@ -31,7 +31,7 @@ PAIRS = (
     ("The train to the city was delayed again.", "Once more the railway service ran late."),
     (
         "Scientists discovered a new planet around a star.",
-        "Astronomers have found another world in the galaxy.",
+        "Astronomers have found another world outside of the solar system.",
     ),
     ("He forgot his password for the bank account.", "The man could not log in to online banking."),
 )

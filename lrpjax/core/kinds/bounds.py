@@ -12,8 +12,10 @@ import numpy as np
 
 from lrpjax.core import compat
 from lrpjax.core.graph import Node, Value, known_number
+from lrpjax.core.primitives import FAMILIES
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import wide
+from lrpjax.errors import RuleError
 from lrpjax.rules import Rule
 from lrpjax.rules.arithmetic import broadcasts
 
@@ -65,16 +67,55 @@ def _moves(node: Node) -> bool:
 def brought(rule: Rule, unit: Unit, value: Value) -> Rule:
     """A rule for a layer that reads a value, with its arrays that belong to the elements of the argument moved to where
     the layer reads them: those that broadcast against the argument."""
-    found = origin(unit, value) if rule.of_argument else None
-    if found is None or not found.moved:
+    if not rule.of_argument:
         return rule
+    found = origin(unit, value)
+    rearranged = None if found is not None else _rearranged(value)
 
     def bring(path: Any, leaf: Any) -> Any:
-        belongs = getattr(path[0], "name", None) in rule.of_argument and np.ndim(leaf) > 0
-        fits = belongs and broadcasts(np.shape(leaf), found.argument.shape)
-        return _move(leaf, found) if fits else leaf
+        name, shape = getattr(path[0], "name", None), np.shape(leaf)
+        if name not in rule.of_argument or not shape:
+            return leaf
+        if found is not None:
+            return _move(leaf, found) if found.moved and broadcasts(shape, found.argument.shape) else leaf
+        ends = () if rearranged is None else (rearranged.argument, value)
+        if rearranged is not None and all(broadcasts(shape, v.shape) for v in ends):
+            raise RuleError(
+                f"{rule}: {name} has shape {shape}, which fits the function's input of shape "
+                f"{rearranged.argument.shape} and what the layer reads, {value.shape}, but how the one becomes the "
+                f"other is not followed through\n  {rearranged.by.place}\nRearrange the input outside of the function, "
+                "or by transposing, reshaping, reversing, slicing or padding with a constant; or give numbers"
+            )
+        return leaf
 
     return jax.tree_util.tree_map_with_path(bring, rule)
+
+
+class Rearranged(NamedTuple):
+    """An argument whose elements a layer reads somewhere else, moved by a node that bounds are not moved by."""
+
+    argument: Value
+    by: Node
+
+
+def _rearranged(value: Value) -> Rearranged | None:
+    """What is known of a value that is made of an argument's elements by structural nodes, some of which are not
+    followed; None where anything is computed on the way."""
+    by: Node | None = None
+    ends, todo, seen = [], [value], {value}
+    while todo:
+        node = todo[-1].node
+        if node is None:
+            ends.append(todo.pop())
+            continue
+        todo.pop()
+        if FAMILIES.get(node.name) != "structural":
+            return None
+        by = by if _moves(node) else node
+        new = [v for v in node.carriers() if v not in seen]
+        seen.update(new)
+        todo += new
+    return None if by is None else Rearranged(ends[0], by)
 
 
 def _move(array: Any, origin: Origin) -> jax.Array:
