@@ -316,9 +316,9 @@ def gamma_shared(low: Any = None, high: Any = None, gamma: Any = 1.0, epsilon: A
     `rules.Gamma`), for maps that sum to f(x) in networks with biases and BatchNorm; z^B in the first convolution if
     bounds are given.
 
-    Under z⁺ and γ the biases of a deep network with BatchNorm take nearly all: of EfficientNet-Lite0's logits 1.5 % and
-    less arrive at the input. Here 99 % do, and what the biases are given is spread out over what they see: the maps
-    are smooth, and tell classes apart less still.
+    Under z⁺ and γ the biases of a deep network with BatchNorm take nearly all: of EfficientNet-Lite0's logits 0.02 %
+    arrive at the input under z⁺, and 1.4 % under γ. Here 99 % do, and what the biases are given is spread out over what
+    they see: the maps are smooth, and tell classes apart less still.
 
     Args:
         low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:

@@ -383,10 +383,10 @@ def audit(
         sums = total(made.R) if single else {name: total(R) for name, R in made.R.items()}
         places = _places(program, made)
         constants = [_constant(end, own, at) for (end, own), at in zip(made.ended, places, strict=True)]
-        sizes = total(made.seed, jnp.abs), total(_ended(program, made), jnp.abs)
-        ended = total(_ended(program, made))
+        ended = _ended(program, made)
+        sizes = total(made.seed, jnp.abs), total(ended, jnp.abs)
         conserves = program.composite.method == "relevance"
-        audit = Audit(entries, constants, total(made.seed), sums, ended, *sizes, conserves)
+        audit = Audit(entries, constants, total(made.seed), sums, total(ended), *sizes, conserves)
         return (made.R, audit) if with_relevance else audit
 
     return explain
@@ -412,7 +412,7 @@ def _runs(paths: Sequence[str], depth: int) -> list[tuple[tuple[str, ...], range
     """(beginning of the path, numbers) of what follows each other and begins alike; a path that ends before a stage is
     told apart belongs to the one before, if that is of its module."""
     split = lambda path: tuple(filter(None, path.split("/")))
-    named = [path for path in paths if path]
+    named = ["/".join(split(path)) for path in paths if path]
     shared = len(split(commonpath(named))) if named else 0
     runs: list[tuple[tuple[str, ...], range]] = []
     for i, path in enumerate(paths):

@@ -28,6 +28,7 @@ from lrpjax._evaluate import (
     target_index,
 )
 from lrpjax.composites import Composite
+from lrpjax.core.seeds import output_relevance
 from lrpjax.errors import LrpjaxError, TargetError
 from lrpjax.transform import vjp
 
@@ -114,7 +115,7 @@ def kept(e: Explained) -> jax.Array:
     >>> print(kept(Explained(None, x, x, None, jnp.array([2.0]), None)))
     [1.]
     """
-    return _sum(e.relevance) / e.score
+    return metrics.axioms.kept_of(e.relevance, e.score).share
 
 
 def size(e: Explained) -> jax.Array:
@@ -125,7 +126,7 @@ def size(e: Explained) -> jax.Array:
     >>> print(size(Explained(None, x, x, None, jnp.array([2.0]), None)))
     [2.]
     """
-    return _sum(jnp.abs(e.relevance)) / jnp.abs(_sum(e.relevance))
+    return metrics.axioms.kept_of(e.relevance, e.score).size
 
 
 def alike(e: Explained) -> jax.Array:
@@ -184,10 +185,6 @@ def flipping(patch: int, fill: ArrayLike = 0.0, steps: int | Sequence[int] = 10,
 
     fill_of = lambda e: fill_like(fill, e.x)
     return measure
-
-
-def _sum(R: jax.Array) -> jax.Array:
-    return R.reshape(len(R), -1).sum(1)
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -400,6 +397,7 @@ def _is_swept(make: Callable, grid: Mapping[str, Sequence[Any]], key: str) -> bo
 def _measured(f, x, scores, index, make, settings, measures, batch, together) -> list[dict[str, np.ndarray]]:
     """The measures of each setting, {name: [B]}."""
     names = list(settings[0])
+    method = make(**settings[0]).method
     grid = jnp.asarray([[s[n] for n in names] for s in settings], x.dtype).reshape(len(settings), len(names))
 
     @jax.jit
@@ -415,7 +413,7 @@ def _measured(f, x, scores, index, make, settings, measures, batch, together) ->
         rows = slice(start, start + batch)
         part, y = x[rows], scores[rows]
         at = None if index is None else index[rows]
-        seeds = _seeds(y, at)
+        seeds = jnp.stack([output_relevance(y, target, method) for target in _targets(y, at)])
         for values, R in zip(found, explain(part, seeds, grid), strict=True):
             explained = Explained(f, part, R[0], R[1] if len(R) > 1 else None, read(y, at), at)
             for m, measure in measures.items():
@@ -423,12 +421,9 @@ def _measured(f, x, scores, index, make, settings, measures, batch, together) ->
     return [{m: np.concatenate(parts) for m, parts in values.items()} for values in found]
 
 
-def _seeds(y: jax.Array, index: jax.Array | None) -> jax.Array:
-    """The output relevances of the target and of its strongest rival, [2, B, classes]; [1, B] without classes."""
-    if index is None:
-        return y[None]
+def _targets(y: jax.Array, index: jax.Array | None) -> list[jax.Array | None]:
+    """The target, and its strongest rival where there is a second class."""
+    if index is None or y.shape[1] < 2:
+        return [index]
     own = jnp.arange(y.shape[1]) == index[:, None]
-    if y.shape[1] < 2:
-        return jnp.where(own, y, 0)[None]
-    rival = jnp.arange(y.shape[1]) == jnp.where(own, -jnp.inf, y).argmax(1)[:, None]
-    return jnp.stack([jnp.where(hot, y, jnp.zeros_like(y)) for hot in (own, rival)])
+    return [index, jnp.where(own, -jnp.inf, y).argmax(1)]

@@ -32,7 +32,8 @@ def pearson(a: ArrayLike, b: ArrayLike) -> jax.Array:
         >>> print(metrics.pearson(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[5.0, 3.0, 1.0]])))
         [-1.]
     """
-    a, b = (_centred(v) for v in _pair(a, b))
+    # The squares of relevance that grew to 10²⁰, or shrank to 10⁻²⁰, are no float32 numbers; the scale is no matter.
+    a, b = (_of_size_one(_centred(v)) for v in _pair(a, b))
     return jnp.sum(a * b, 1) / jnp.sqrt(jnp.sum(a * a, 1) * jnp.sum(b * b, 1))
 
 
@@ -124,3 +125,10 @@ def _pair(a, b):
 
 def _centred(v):
     return v - v.mean(1, keepdims=True)
+
+
+def _of_size_one(v):
+    """Rows over the power of two at their largest element: exact, and of a size whose squares can be written."""
+    largest = jax.lax.stop_gradient(jnp.abs(v).max(1, keepdims=True))
+    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
+    return jnp.ldexp(v, -exponent)

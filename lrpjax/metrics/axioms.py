@@ -104,9 +104,14 @@ def kept_share(f: Callable, x: ArrayLike, relevance: ArrayLike, *, target: Targe
     x, relevance = jnp.asarray(x), jnp.asarray(relevance)
     _check_batch(x, relevance)
     scores = apply(as_callable(f), x)
-    flat = relevance.reshape(len(x), -1)
+    return kept_of(relevance, read(scores, target_index(scores, target)))
+
+
+def kept_of(relevance: jax.Array, score: jax.Array) -> Kept:
+    """As `kept_share`, of the score [B] itself."""
+    flat = relevance.reshape(len(relevance), -1)
     total = flat.sum(1)
-    return Kept(total / read(scores, target_index(scores, target)), jnp.abs(flat).sum(1) / jnp.abs(total))
+    return Kept(total / score, jnp.abs(flat).sum(1) / jnp.abs(total))
 
 
 def input_invariance(

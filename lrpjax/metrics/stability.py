@@ -73,9 +73,7 @@ def robustness(
         >>> print(worst, mean)
         [0.5] [0.5]
     """
-    x = jnp.asarray(x)
-    seeds, radius = perturbations(x, noise, samples, key)
-    distances = _changes(explain, x, _norm_ratio, Partial(_added, radius), seeds, batch)
+    distances = _changes_near(x, noise, samples, key, explain, _norm_ratio, batch)
     return Robustness(distances.max(0), distances.mean(0))
 
 
@@ -115,9 +113,7 @@ def local_lipschitz(
         >>> print(metrics.local_lipschitz(lambda x: 3 * x, x, noise=noise))
         [3.]
     """
-    x = jnp.asarray(x)
-    seeds, radius = perturbations(x, noise, samples, key)
-    return _largest(_changes(explain, x, _slope, Partial(_added, radius), seeds, batch, predict=predict))
+    return _largest(_changes_near(x, noise, samples, key, explain, _slope, batch, predict=predict))
 
 
 def continuity(
@@ -255,10 +251,11 @@ def relative_representation_stability(
         >>> print(metrics.relative_representation_stability(explain, represent, x, noise=noise))
         [2.5]
     """
-    x = jnp.asarray(x)
-    seeds, radius = perturbations(x, noise, samples, key)
-    measure, copy = Partial(_relative_to_relative, smallest), Partial(_added, radius)
-    return _largest(_changes(explain, x, measure, copy, seeds, batch, predict=predict, represent=represent))
+    measure = Partial(_relative_to_relative, smallest)
+    changes = _changes_near(
+        x, noise, samples, key, explain, measure, batch, predict=predict, represent=represent
+    )
+    return _largest(changes)
 
 
 def relative_output_stability(
@@ -298,14 +295,20 @@ def relative_output_stability(
         >>> print(metrics.relative_output_stability(lambda x: x * x, f, x, noise=noise))
         [1.25]
     """
-    x = jnp.asarray(x)
-    seeds, radius = perturbations(x, noise, samples, key)
-    measure, copy = Partial(_relative_to_absolute, smallest), Partial(_added, radius)
-    return _largest(_changes(explain, x, measure, copy, seeds, batch, predict=predict, represent=f))
+    measure = Partial(_relative_to_absolute, smallest)
+    changes = _changes_near(x, noise, samples, key, explain, measure, batch, predict=predict, represent=f)
+    return _largest(changes)
 
 
 def _itself(x):
     return x
+
+
+def _changes_near(x, noise, samples, key, explain, measure, batch, **others):
+    """`_changes` of copies that noise is added to."""
+    x = jnp.asarray(x)
+    seeds, radius = perturbations(x, noise, samples, key)
+    return _changes(explain, x, measure, Partial(_added, radius), seeds, batch, **others)
 
 
 def _changes(explain, x, measure, copy, seeds, batch, *, predict=None, represent=_itself):

@@ -74,15 +74,23 @@ def read_torch(path: str | Path) -> dict[str, NDArray]:
     Raises:
         pickle.UnpicklingError: the file names anything but tensors, ordered dicts and storages: nothing of it has
             been called.
-        ValueError: it is no checkpoint of a state dict, or a tensor reaches beyond its storage.
+        ValueError: it is no checkpoint of a state dict, or a damaged one.
     """
     with open(path, "rb") as file:
-        read = _read_zip if zipfile.is_zipfile(file) else _read_old
-        file.seek(0)
-        table, data = read(file)
-    if not isinstance(table, Mapping) or not all(isinstance(t, _Tensor) for t in table.values()):
-        raise ValueError(f"{path} holds no state dict, which is one table of names and tensors")
-    return {name: _array(tensor, data) for name, tensor in table.items()}
+        try:
+            read = _read_zip if zipfile.is_zipfile(file) else _read_old
+            file.seek(0)
+            table, data = read(file)
+            if not isinstance(table, Mapping) or not all(isinstance(t, _Tensor) for t in table.values()):
+                raise _UnreadError("it holds no state dict, which is one table of names and tensors")
+            return {name: _array(tensor, data) for name, tensor in table.items()}
+        except _RefusedError:
+            raise
+        except _UnreadError as error:
+            raise ValueError(f"{path} is not read: {error}") from error
+        except Exception as error:  # a pickle of other bytes can fail in any way
+            kind = type(error).__name__
+            raise ValueError(f"{path} is no torch checkpoint, or a damaged one ({kind}: {error})") from error
 
 
 def read_safetensors(path: str | Path) -> dict[str, NDArray]:
@@ -117,6 +125,14 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
+class _UnreadError(ValueError):
+    """What the reader itself finds wrong with a file."""
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """The file asks for more than tensors."""
+
+
 class _Restricted(pickle.Unpickler):
     """Gives records of tensors and storages, and refuses every other name that a pickle mentions."""
 
@@ -132,7 +148,7 @@ class _Restricted(pickle.Unpickler):
             return functools.partial(_rebuild)
         if module == "torch" and name in STORAGES:
             return name
-        raise pickle.UnpicklingError(
+        raise _RefusedError(
             f"the checkpoint names {module}.{name}; only tensors, ordered dicts and storages are read. If you trust "
             "the file, load it with torch and save its state dict"
         )
@@ -140,7 +156,7 @@ class _Restricted(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, name, key, _device, count = pid[:5]
         if kind != "storage" or any(view is not None for view in pid[5:]):
-            raise pickle.UnpicklingError("the checkpoint has a persistent object that is not a whole storage")
+            raise _RefusedError("the checkpoint has a persistent object that is not a whole storage")
         return self.storages.setdefault(key, _Storage(key, STORAGES[name], count))
 
 
@@ -153,7 +169,7 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
         (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         folder = index.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("the checkpoint was written on a big-endian machine, which is not read")
+            raise _UnreadError("it was written on a big-endian machine")
         with archive.open(index) as entry:
             reader = _Restricted(entry)
             table = reader.load()
@@ -162,15 +178,11 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
 
 def _read_old(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
     """Magic number, protocol, system, table and keys, five pickles; then each storage with its count in front."""
-    try:
-        heads = [_Restricted(file).load() for _ in range(2)]
-    except (pickle.UnpicklingError, EOFError) as error:
-        raise ValueError("the file is no torch checkpoint") from error
-    if heads != [MAGIC, PROTOCOL]:
-        raise ValueError("the file is no torch checkpoint")
+    if [_Restricted(file).load() for _ in range(2)] != [MAGIC, PROTOCOL]:
+        raise _UnreadError("it does not begin as a torch checkpoint does")
     system = _Restricted(file).load()
     if not system["little_endian"]:
-        raise ValueError("the checkpoint was written on a big-endian machine, which is not read")
+        raise _UnreadError("it was written on a big-endian machine")
     reader = _Restricted(file)
     table, keys = reader.load(), _Restricted(file).load()
     data = {}
@@ -181,12 +193,15 @@ def _read_old(file: IO[bytes]) -> tuple[Any, dict[str, bytes]]:
 
 
 def _array(tensor: _Tensor, data: Mapping[str, bytes]) -> NDArray:
-    values = np.frombuffer(data[tensor.storage.key], tensor.storage.dtype)
+    storage = tensor.storage
+    if len(data[storage.key]) < storage.count * storage.dtype.itemsize:
+        raise _UnreadError("it ends too early: a storage has fewer bytes than it says")
+    values = np.frombuffer(data[storage.key], storage.dtype)
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     # as_strided reads whatever lies in memory: a tensor must stay inside of its storage.
     if min(sizes) < 0 or (0 not in tensor.shape and last >= len(values)):
-        raise ValueError("a tensor of the checkpoint reaches beyond its storage")
+        raise _UnreadError("a tensor reaches beyond its storage")
     if 0 in tensor.shape:
         return np.zeros(tensor.shape, values.dtype)
     steps = [step * values.itemsize for step in tensor.strides]

@@ -553,6 +553,17 @@ def test_stages_tell_what_is_left_after_each_of_them():
         audit.stages(0)
 
 
+def test_stages_of_scopes_that_begin_with_a_slash():
+    def f(x):
+        for name in ("/net/low", "net/high"):
+            with jax.named_scope(name):
+                x = jnp.maximum(x + jnp.array([1.0, 0.0]), 0.0)
+        return x[0]
+
+    stages = lrpjax.audit(f, composites.epsilon(0.0))(jnp.array([2.0, 1.0])).stages()
+    assert [stage.path for stage in stages] == ["net/high", "net/low"]
+
+
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_what_the_stages_lose_adds_up_to_what_is_missing(name):
     audit = jax.jit(lrpjax.audit(net(), COMPOSITES[name], target=1))(X)

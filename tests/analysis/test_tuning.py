@@ -36,13 +36,17 @@ GRID = {"gamma": [0.25, 1.0, 4.0], "epsilon": [1e-6, 0.1], "bias": [True, "share
 
 @pytest.fixture(scope="module")
 def result():
-    candidates = {"gamma": (gamma, GRID), "z": composites.epsilon(0.0)}
+    candidates = {
+        "gamma": (gamma, GRID),
+        "z": composites.epsilon(0.0),
+        "input × gradient": composites.input_x_gradient(),
+    }
     measures = {**tuning.MEASURES, "abpc": Measure(tuning.flipping(2, steps=3), "max")}
     return lrpjax.tune(f, X, candidates, measures, batch=2, together=4)
 
 
 def test_every_combination_is_a_row(result):
-    assert len(result.rows) == 3 * 2 * 2 + 1
+    assert len(result.rows) == 3 * 2 * 2 + 2
     settings = [tuple(row.settings[k] for k in GRID) for row in result.rows if row.name == "gamma"]
     assert sorted(settings, key=str) == sorted(
         [(g, e, b) for g in GRID["gamma"] for e in GRID["epsilon"] for b in GRID["bias"]], key=str

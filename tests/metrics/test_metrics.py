@@ -232,6 +232,18 @@ def test_correlations_equal_scipy_also_with_ties():
         np.testing.assert_allclose(got(a, b), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_correlations_of_relevance_that_has_grown_out_of_bounds(scale):
+    a, b = RNG.normal(size=(2, 3, 40)).astype(np.float32)
+    expected = [scipy.stats.pearsonr(p, q)[0] for p, q in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.pearson(a * np.float32(scale), b), expected, rtol=1e-4)
+    slope = jax.grad(lambda a: metrics.pearson(a, b).sum())(jnp.asarray(a * np.float32(scale)))
+    plain = jax.grad(lambda a: metrics.pearson(a, b).sum())(jnp.asarray(a))
+    np.testing.assert_allclose(slope * np.float32(scale), plain, rtol=1e-3, atol=1e-6)
+    constant = metrics.pearson(jnp.full((1, 4), scale, jnp.float32), b[:1, :4])
+    assert np.isnan(constant).all()
+
+
 def test_fill_ins():
     x = RNG.normal(size=(2, 9, 8, 3))
     np.testing.assert_allclose(metrics.channel_mean(x), x.mean((1, 2), keepdims=True), rtol=1e-12)

@@ -130,7 +130,7 @@ def test_an_evil_head_of_an_old_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Evil(), 2))
-    with pytest.raises(ValueError, match="no torch checkpoint"):
+    with pytest.raises(pickle.UnpicklingError, match=r"io\.open; only tensors"):
         read_torch(path)
     assert not (tmp_path / "pwned").exists()
 
@@ -167,6 +167,30 @@ def test_other_files_are_an_error(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="no torch checkpoint"):
+        read_torch(path)
+
+
+def test_a_file_that_is_cut_off_anywhere_is_an_error(write, torch):
+    path = write({"a": Tensor(Storage(torch.FloatStorage, "0", 12), 0, (3, 4), (4, 1))}, {"0": DATA["0"]})
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"is no torch checkpoint, or a damaged one|is not read: it "):
+            read_torch(path)
+
+
+def test_a_storage_that_is_too_short_is_an_error(tmp_path, torch):
+    path = tmp_path / "weights.pth"
+    zipped(path, {"a": Tensor(Storage(torch.FloatStorage, "0", 12), 0, (2,), (1,))}, {"0": DATA["0"][:11]})
+    with pytest.raises(ValueError, match="ends too early"):
+        read_torch(path)
+
+
+def test_another_archive_is_an_error(tmp_path):
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(ValueError, match=r"weights\.pth is no torch checkpoint"):
         read_torch(path)
 
 
