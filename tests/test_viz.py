@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lrpjax import viz
+from lrpjax.viz import charts
 
 WHITE, GREEN = [255, 255, 255], [0, 255, 0]
 
@@ -110,6 +111,19 @@ def test_a_single_heatmap_is_written_element_by_element(tmp_path):
             viz.save(picture, tmp_path / "map.png", magnify=magnify)
     with pytest.raises(ValueError, match="a picture of a sheet must have shape"):
         viz.save(np.ones((2, 2)), tmp_path / "map.png")
+
+
+@pytest.mark.parametrize("ending", ["tif", "TIFF", "jpg", "webp", "pdf", "svg"])
+def test_a_single_heatmap_is_written_in_many_formats(tmp_path, ending):
+    viz.save(viz.heatmap(np.eye(8)), tmp_path / f"map.{ending}")
+    assert (tmp_path / f"map.{ending}").stat().st_size > 100
+
+
+@pytest.mark.parametrize("ending", ["svgz", "raw", "pgf"])
+def test_a_single_heatmap_has_no_figures_formats(tmp_path, ending):
+    with pytest.raises(ValueError, match=rf"cannot write an array as \.{ending}: .* such as \.png, \.tif"):
+        viz.save(viz.heatmap(np.eye(8)), tmp_path / f"map.{ending}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_channels_are_summed():
@@ -447,5 +461,5 @@ def test_the_share_that_is_left_stage_by_stage(tmp_path):
 
 
 def test_labels_keep_apart():
-    labels = viz._apart(np.array([0.99, 0.5, 0.51, 1.0]), 0.1)
+    labels = charts._apart(np.array([0.99, 0.5, 0.51, 1.0]), 0.1)
     np.testing.assert_allclose(labels, [0.9, 0.5, 0.6, 1.0])

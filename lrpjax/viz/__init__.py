@@ -1,0 +1,32 @@
+"""Pictures of relevance: heatmaps, overlays, contact sheets, token heatmaps and metric curves.
+
+Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
+`matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. Colour maps are
+matplotlib's, by name, plus zennit's ``"coldnhot"``. matplotlib is optional: ``pip install "lrpjax[viz]"``.
+
+Three conventions hold throughout. *Symmetric* ranges [−limit, limit] are for signed relevance: zero has the
+colour at the middle of the map (exactly white in the default map, with red for and blue against).
+*One-sided* ranges [0, limit] are for quantities without a sign, such as sensitivity. And a value that is NaN
+or infinite is painted in `BAD`, a green that no diverging map contains, so that it is seen where it is and
+never taken for a small relevance.
+"""
+
+from lrpjax.viz.charts import curves, kept
+from lrpjax.viz.colours import BAD
+from lrpjax.viz.maps import heatmap, overlay, shared_limit
+from lrpjax.viz.saving import check_path, save
+from lrpjax.viz.sheets import sheet
+from lrpjax.viz.text import tokens
+
+__all__ = [
+    "BAD",
+    "check_path",
+    "curves",
+    "heatmap",
+    "kept",
+    "overlay",
+    "save",
+    "shared_limit",
+    "sheet",
+    "tokens",
+]

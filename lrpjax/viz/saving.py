@@ -1,0 +1,100 @@
+"""Pictures to files, which appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lrpjax.viz.colours import load_matplotlib, picture_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int = 1) -> None:
+    """Write a figure, or a single heatmap, in the format of the path's ending; the file appears whole or not at all.
+
+    Args:
+        picture: a matplotlib figure; or a picture as `heatmap` and `overlay` give it, uint8 or floats in [0, 1], shape
+            (H, W, 3) or (H, W, 4), of which each element becomes one pixel.
+        path: where to; an existing file is replaced. Its folder must exist.
+        magnify: the side in pixels of each element of an array; a figure has its own size.
+
+    Raises:
+        ValueError, OSError: as `check_path`; what the path held before is untouched. ValueError: an array that is no
+            picture, an ending that is only a figure's, or magnify below 1.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from lrpjax import viz
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     viz.save(viz.curves([0, 1], {"a": [0, 1]}), Path(folder, "curve.png"))
+        ...     viz.save(viz.heatmap(np.eye(8)), Path(folder, "heatmap.png"), magnify=4)
+        ...     print(sorted(file.name for file in Path(folder).iterdir()))
+        ['curve.png', 'heatmap.png']
+    """
+    path = check_path(path)
+    if hasattr(picture, "savefig"):
+        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1)
+    else:
+        if magnify < 1 or magnify != int(magnify):
+            raise ValueError(f"magnify must be a whole number of at least 1; it is {magnify}")
+        pixels = picture_of(picture).repeat(int(magnify), axis=0).repeat(int(magnify), axis=1)
+        write = lambda to: _write_pixels(np.ascontiguousarray(pixels), to)
+    # In a temporary folder beside the target, for os.replace is atomic only within one file system.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+        written = Path(folder, path.name)
+        write(written)
+        os.replace(written, path)
+
+
+def _write_pixels(pixels: NDArray, path: Path) -> None:
+    name = {"tif": "tiff"}.get(path.suffix[1:].lower())
+    try:
+        load_matplotlib().image.imsave(path, pixels, format=name)
+    except KeyError as error:  # of Pillow, which has no such format
+        raise ValueError(
+            f"cannot write an array as {path.suffix}: give it an ending such as .png, .tif, .pdf or .svg"
+        ) from error
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Finds out whether `save` could write there, before a long computation whose result would be lost.
+
+    Args:
+        path: where a figure shall go.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: matplotlib writes no format of that ending.
+        FileNotFoundError: there is no such folder.
+        IsADirectoryError: the path is a folder.
+        PermissionError: the folder cannot be written to.
+
+    Example:
+        >>> from lrpjax import viz
+        >>> viz.check_path("relevance.txt")
+        Traceback (most recent call last):
+            ...
+        ValueError: cannot write relevance.txt: its ending must be a picture's, such as .png, .pdf or .svg
+    """
+    formats = load_matplotlib().backend_bases.FigureCanvasBase.get_supported_filetypes()
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"cannot write {path}: its ending must be a picture's, such as .png, .pdf or .svg")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: no permission to write to the folder {path.parent}")
+    return path
