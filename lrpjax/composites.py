@@ -483,7 +483,7 @@ def attnlrp(epsilon: Any = 1e-6, share: str = "gate", gamma: Any = None) -> Comp
     normalisations with their statistics held fixed, activations passed through.
 
     `share` is that of `rules.Product`: "gate" gives sigmoid gates nothing (Arras et al. 2017) and is uniform
-    otherwise; "uniform" gives them half, as the paper's equation 13 does, which was written for attention. Through a
+    otherwise; "uniform" gives them half, as proposition 3.3 does, which was written for attention. Through a
     gate relevance comes to a sum Wh + b that may be close to zero, where it grows: R_i = w_i h_i R / (Σ w h + b).
     Recurrent networks do that at every step, and nothing bounds it: over 256 steps of an LSTM or GRU, Σ|R| came to
     10⁴⁷ times the output with "uniform" in float64, beyond what float32 holds.

@@ -3,18 +3,34 @@
 import importlib.util
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-FILE = pathlib.Path(__file__).parent / "papers" / "common.py"
+from lrpjax import metrics
+
+PAPERS = pathlib.Path(__file__).parent / "papers"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"papers_{name}", PAPERS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def common():
-    spec = importlib.util.spec_from_file_location("papers_common", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("common")
+
+
+def test_run_knows_every_script_and_every_script_has_a_page():
+    shared = {"common", "run"}
+    scripts = {file.stem for file in PAPERS.glob("*.py")} - shared
+    assert set(load("run").SCRIPTS) == scripts
+    pages = {page.stem.split("_")[0] for page in (PAPERS / "results").glob("*.md")}
+    assert pages == scripts
 
 
 def test_an_interval_is_that_of_student(common):
@@ -28,8 +44,55 @@ def test_above_means_beyond_the_interval_of_paired_differences(common):
     assert common.always_above(first, second) == [True, False, False]
 
 
+def test_areas_are_those_of_single_curves(common):
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 4, 4, 1)))
+    w = np.random.default_rng(1).normal(size=(16, 2))
+    f, maps = (lambda x: x.reshape(len(x), -1) @ w), {"R": x * 2.0}
+    key = jax.random.key(0)
+    fills = {"one": lambda x, key: 1.0, "mean": lambda x, key: metrics.channel_mean(x)}
+    found = common.areas(f, x, maps, fills, (1, 2), key, steps=4)
+    between = common.areas(f, x, maps, fills, (1, 2), key, steps=4, between=True)
+    assert list(found) == ["R", "random"] and list(found["R"]) == [
+        "one, 1 px",
+        "one, 2 px",
+        "mean, 1 px",
+        "mean, 2 px",
+    ]
+    fill = metrics.channel_mean(x)
+    curve = lambda order: (
+        metrics.flipping(f, x, maps["R"], order=order, regions=2, fill=fill, steps=4, key=key).scores
+    )
+    np.testing.assert_allclose(found["R"]["mean, 2 px"], metrics.aopc(curve("morf")))
+    np.testing.assert_allclose(found["random"]["mean, 2 px"], metrics.aopc(curve("random")))
+    np.testing.assert_allclose(between["R"]["mean, 2 px"], metrics.abpc(curve("morf"), curve("lerf")))
+    assert not between["random"]["mean, 2 px"].any()
+    means = common.over_trainings([found, found])
+    assert means["R"]["mean, 2 px"] == pytest.approx([found["R"]["mean, 2 px"].mean()] * 2)
+
+
+def test_orders_say_where_they_hold(common):
+    up, down = [2.0, 3.0, 4.0], [1.0, 2.0, 3.1]
+    found = {
+        "a": {"black": up, "mean": down},
+        "b": {"black": down, "mean": up},
+        "c": {"black": down, "mean": down},
+    }
+    assert [
+        line.rsplit(": ", 2)[-1] for line in common.orders(found, [("a", "b"), ("a", "c"), ("b", "c")])
+    ] == [
+        "black.",
+        "black.",
+        "mean.",
+    ]
+    assert common.orders({"a": {"x": up}, "b": {"x": down}}, [("a", "b")])[0].endswith(
+        "differences: in all settings."
+    )
+    assert common.orders({"a": {"x": down}, "b": {"x": up}}, [("a", "b")])[0].endswith("in 0 of 1.")
+
+
 def test_a_page_has_its_settings_intervals_and_findings(common, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    common.write("page", "Title", "Two seeds.", ["a"], {"LRP": {"a": [1.0, 1.0]}}, ["It holds."])
+    common.write("page", "Title", "Two seeds.", {"method": {"LRP": {"a": [1.0, 1.0]}}}, ["It holds."])
     text = (tmp_path / "page.md").read_text()
-    assert "| LRP | 1.00 ± 0.00 |" in text and "Two seeds." in text and text.endswith("- It holds.\n")
+    assert "| method | a |" in text and "| LRP | 1.00 ± 0.00 |" in text
+    assert "Two seeds." in text and text.endswith("- It holds.\n")

@@ -443,7 +443,7 @@ def messages(
     f: Callable, composite: Composite | None = None, *, at: str, argnums: int = 0, target: Any = None
 ) -> Callable:
     """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from
-    its output j (Bach et al. 2015, eq. 13 and 14: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i
+    its output j (Bach et al. 2015: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i
     R_{i←j} that of its output, less what the bias and the stabiliser absorb).
 
     Args:

@@ -68,7 +68,7 @@ def sensitivity(f: Callable, *, target: Any = None, squared: bool = False) -> Ca
     """Sensitivity analysis, R_i = |∂f/∂x_i|, or (∂f/∂x_i)².
 
     Simonyan et al., ICLR workshop 2014, section 3 (absolute value); Montavon et al., Digital Signal
-    Processing 73, 2018, section 3.1 (squared, Σ_i R_i = ‖∇f‖²). It says what would change the score, not
+    Processing 73, 2018, section 4.1 (squared, Σ_i R_i = ‖∇f‖²). It says what would change the score, not
     what makes it.
 
     Args:
@@ -92,8 +92,8 @@ def sensitivity(f: Callable, *, target: Any = None, squared: bool = False) -> Ca
 def input_x_gradient(f: Callable, *, target: Any = None) -> Callable:
     """Gradient × input, R_i = x_i ∂f/∂x_i.
 
-    Shrikumar et al., arXiv 1605.01713, 2016, section 2. Equals LRP-0 for networks of ReLUs without biases
-    (their section 2.4), and Σ_i R_i = f(x) there.
+    Shrikumar et al., arXiv 1605.01713, 2016. Equals LRP-0 for networks of ReLUs without biases (shown there
+    too), and Σ_i R_i = f(x) there.
 
     Args:
         f, target: as in `gradient`.
@@ -121,7 +121,7 @@ def smooth(
 ) -> Callable:
     """Mean of an explanation over noisy copies of the input: R(x) = 1/n Σ_k explain(x + δ_k), δ_k ~ N(0, σ²).
 
-    Smilkov et al., arXiv 1706.03825, 2017, section 3 (SmoothGrad, for gradients). σ is a fraction of the
+    Smilkov et al., arXiv 1706.03825, 2017, section 2.2 (SmoothGrad, for gradients). σ is a fraction of the
     range of the values of each sample, σ = noise · (max x − min x), as in the paper and in zennit.
 
     Args:
@@ -243,7 +243,7 @@ def smoothgrad(
     key: jax.Array | None = None,
     batch: int = 4,
 ) -> Callable:
-    """SmoothGrad: `smooth` of the signed `gradient`. Smilkov et al., arXiv 1706.03825, 2017, section 3.
+    """SmoothGrad: `smooth` of the signed `gradient`. Smilkov et al., arXiv 1706.03825, 2017, section 2.2.
 
     Args:
         f, target: as in `gradient`.

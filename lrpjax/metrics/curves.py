@@ -181,7 +181,7 @@ def selectivity(scores: ArrayLike) -> jax.Array:
     """Selectivity: the area under a perturbation curve, as the mean score of its trapezoids, per sample.
 
     1/L Σ_{k=1..L} (f(x⁽ᵏ⁻¹⁾) + f(x⁽ᵏ⁾)) / 2. Montavon et al., Digital Signal Processing 73, 2018, section
-    5.2: relevant regions are removed first, and a small area is good. Quantus' `Selectivity` returns the
+    7.2: relevant regions are removed first, and a small area is good. Quantus' `Selectivity` returns the
     curve of `flipping` without its first point, f(x), and sums the trapezoids of what is left.
 
     Does not show: more than the curve (see `flipping`). It says the same as `aopc`, counted from zero instead
@@ -221,7 +221,7 @@ def irof(
     """Iterative removal of features: the area over the curve of f(x⁽ᵏ⁾) / f(x), segments going by their mean relevance.
 
     1 − 1/L Σ_{k=1..L} (p_{k−1} + p_k) / 2, p_k = f(x⁽ᵏ⁾) / f(x⁽⁰⁾), L the number of segments. Rieger & Hansen
-    2020 (arXiv 2003.08747), section 3, with superpixels as segments and f a probability. Large is good, 1 if the
+    2020 (arXiv 2003.08747), with superpixels as segments and f a probability. Large is good, 1 if the
     score is gone at once. Quantus' `IROF` leaves out k = 0 and does not divide by L: it returns
     L · irof + (1 + p_1) / 2.
 
@@ -270,8 +270,8 @@ def road(
     """Remove and debias (ROAD): whether the class is still found when pixels are replaced by noisy linear imputation.
 
     Curve of 1[argmax f(x⁽ᵏ⁾) = target], where the removed pixels of x⁽ᵏ⁾ are what `LinearImputation` makes of
-    those that are left; the mean over samples is the accuracy. Rong et al., ICML 2022 (arXiv 2202.00449),
-    section 5: imputing keeps the *shape* of what is removed from telling the class. Quantus' `ROAD` agrees for
+    those that are left; the mean over samples is the accuracy. Rong et al., ICML 2022 (arXiv 2202.00449):
+    imputing keeps the *shape* of what is removed from telling the class. Quantus' `ROAD` agrees for
     images of one channel without noise; with more channels its indices run past the image.
 
     Does not show: see `flipping`. A pixel's neighbours tell much of it, so that single pixels that are removed
@@ -342,7 +342,7 @@ def monotonicity(
     """Monotonicity of Arya et al.: whether the score never falls as regions are added in rising order of relevance.
 
     1[f(x₍₁₎) ≤ f(x₍₂₎) ≤ … ≤ f(x₍L₎)], x₍ₖ₎ being `fill` but for its k least relevant regions, which are those
-    of x. Arya et al. 2019 (arXiv 1909.03012), section 5, metric of that name. Quantus' `Monotonicity` fills the
+    of x. Arya et al. 2019 (arXiv 1909.03012), metric of that name. Quantus' `Monotonicity` fills the
     baseline with itself, adds nothing, and with a fixed baseline returns true always; the two agree where this
     is 1.
 

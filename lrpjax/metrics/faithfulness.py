@@ -157,13 +157,13 @@ def infidelity(
     """Infidelity: mean squared error of the score's change as the explanation predicts it.
 
     E_I (Iᵀ Φ − (f(x) − f(x − I)))², I a perturbation and Φ the explanation as a slope. Yeh et al., NeurIPS 2019
-    (arXiv 1901.09392), definition 2.1, Eq. (1). For what comes in shares of the score (LRP, gradient × input) Φ is
+    (arXiv 1901.09392), definition 2.1. For what comes in shares of the score (LRP, gradient × input) Φ is
     R / x (`shares=True`, captum's `multiply_by_inputs`). The perturbation of the paper's "square removal" is
     I = x − x with the square filled in. Quantus' `Infidelity` agrees for the same I and `shares=False`; its own I
     pile up: every square is removed from an image that lacks all squares before.
 
     Does not show: whether the explanation is good for changes of another size or kind: for small normal noise
-    the gradient is optimal, whatever it looks like. The paper scales Φ by its best factor before; a wrong scale
+    the gradient is optimal, whatever it looks like. The authors' code scales Φ by its best factor before; a wrong scale
     dominates the number otherwise.
 
     Args:
@@ -224,7 +224,7 @@ def monotonicity_correlation(
     """Monotonicity of Nguyen & Martínez: rank correlation of |R| of a region and what is lost if it is unknown.
 
     Spearman correlation over regions i of |Σ_{j∈i} R_j| and E_z (f(x) − f(x with x_i = z_i))². Nguyen & Martínez
-    2020 (arXiv 2007.07584), section 2.3, with the squared loss. Quantus' `MonotonicityCorrelation` agrees for the
+    2020 (arXiv 2007.07584), with the squared loss. Quantus' `MonotonicityCorrelation` agrees for the
     same draws of z; it divides the loss by f(x)², which changes no ranks.
 
     Does not show: what regions do jointly: one that another can stand in for loses nothing alone. The ranks of
@@ -275,7 +275,7 @@ def _monotonicity_correlation(f, x, relevance, index, labels, fills, count, batc
 def consistency(explanations: ArrayLike, classes: ArrayLike) -> jax.Array:
     """Consistency: how many of the other samples with the very same explanation have the same predicted class.
 
-    Pr_j(ŷ_j = ŷ_i | e_j = e_i), j ≠ i. Dasgupta et al., ICML 2022 (arXiv 2202.00734), section 3. Maps of real
+    Pr_j(ŷ_j = ŷ_i | e_j = e_i), j ≠ i. Dasgupta et al., ICML 2022 (arXiv 2202.00734). Maps of real
     numbers are never the same: discretise them before, to signs, to the top regions, to ranks. Quantus'
     `Consistency` compares the signs of the *first* five elements unless told otherwise, and gives 0 where no
     other sample has the explanation.
@@ -310,7 +310,7 @@ def sufficiency(relevance: ArrayLike, classes: ArrayLike, *, threshold: ArrayLik
     """Sufficiency: how many of the other samples that are explained alike have the same predicted class.
 
     Pr_j(ŷ_j = ŷ_i | d(R_i, R_j) ≤ threshold · max d), j ≠ i, d the Euclidean distance after every element was
-    divided by its standard deviation over the samples. Dasgupta et al., ICML 2022 (arXiv 2202.00734), section 3,
+    divided by its standard deviation over the samples. Dasgupta et al., ICML 2022 (arXiv 2202.00734),
     where an explanation is a set of samples; distances stand for it in Quantus' `Sufficiency`, which agrees, but
     gives 0 where no other sample is explained alike.
 

@@ -174,7 +174,7 @@ class LinearImputation:
 
     For every removed pixel i: Σ_j w_ij (x_j − x_i) = 0, w = 1/6 for the four that share a side with it and 1/12
     for the four at its corners, of those that lie in the image; removed neighbours count with the value that they
-    are given themselves. Then normal noise is added. Rong et al., ICML 2022 (arXiv 2202.00449), section 5.1. The
+    are given themselves. Then normal noise is added. Rong et al., ICML 2022 (arXiv 2202.00449). The
     linear system, which their code and Quantus solve with sparse matrices, is solved here by conjugate
     gradients, without a matrix. Where nothing of an image is left it becomes noise around 0.
 

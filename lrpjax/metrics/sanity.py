@@ -218,7 +218,7 @@ def random_logit(
 ) -> Any:
     """Random logit test: how alike the maps of the target class and of another class, drawn at random, are.
 
-    similarity(R(x; c), R(x; c′)), c′ ≠ c uniform. Sixt et al., ICML 2020 (arXiv 1912.09818), section 4.2, with SSIM
+    similarity(R(x; c), R(x; c′)), c′ ≠ c uniform. Sixt et al., ICML 2020 (arXiv 1912.09818), with SSIM
     (`similarity=metrics.ssim` for maps without channels). Small is good: modified backpropagation whose
     relevance converges to one direction gives all classes the same map. Quantus' `RandomLogit` agrees for the same c′;
     its SSIM is that of flattened maps.

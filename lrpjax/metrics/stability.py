@@ -90,7 +90,7 @@ def local_lipschitz(
     """Local Lipschitz estimate: the largest change of the explanation over the change of the input.
 
     max_k ‖R(x + δ_k) − R(x)‖₂ / ‖δ_k‖₂, δ_k uniform in [−r, r]. Alvarez-Melis & Jaakkola 2018 (arXiv 1806.08049),
-    Eq. (2). Quantus' `LocalLipschitzEstimate` agrees for the same δ and `return_nan_when_prediction_changes=False`;
+    Eq. (1). Quantus' `LocalLipschitzEstimate` agrees for the same δ and `return_nan_when_prediction_changes=False`;
     its own δ are normal.
 
     Does not show: see `robustness`. It has a unit, that of R over that of x: only explanations of the same scale
@@ -129,7 +129,7 @@ def continuity(
     """Continuity: the largest change of the explanation over the change of the input, as the input is moved sideways.
 
     max_k ‖R(x_k) − R(x)‖₁ / ‖x_k − x‖₂, x_k being x moved by the k-th shift. Montavon et al., Digital Signal Processing
-    73, 2018, section 5.1, where a digit is moved through the image. Quantus' `Continuity` agrees for the same shifts
+    73, 2018, section 7.1, where a digit is moved through the image. Quantus' `Continuity` agrees for the same shifts
     and `return_nan_when_prediction_changes=False`.
 
     Does not show: see `robustness`. The map of an object that moves should move with it, and counts as changed in all

@@ -101,7 +101,7 @@ class GuidedBackprop(Rule):
 
 class BetaSmooth(Rule):
     """R_i = R_j · sigmoid(β x_i) through a ReLU: a smooth derivative for second-order uses (Dombrowski et al.
-    2019, section 4: the derivative of a softplus with this β; zennit's `ReLUBetaSmooth`).
+    2019: the derivative of a softplus with this β; zennit's `ReLUBetaSmooth`).
 
     For rectifiers, and any other activation that a selector names by its function, its kind or its path; leaky ReLUs
     are no rectifiers here, as in zennit and captum.

@@ -24,9 +24,9 @@ class Product(Rule):
     without a gate, uniform. "activated": a factor that comes straight from an activation receives nothing (the
     gate of SwiGLU in CP-LRP); without one, uniform. "selective": state-space models; the state, or else the
     input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.core.recognise.recurrence`). "uniform":
-    each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, eq. 7 and 13). "magnitude": in proportion to |a|,
-    |b|, … (elementwise products only). An int: that factor, in the order of writing, takes all. Along an axis
-    (`jnp.prod`, `jnp.cumprod`) all share alike.
+    each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, propositions 3.2 and 3.3). "magnitude": in
+    proportion to |a|, |b|, … (elementwise products only). An int: that factor, in the order of writing, takes all.
+    Along an axis (`jnp.prod`, `jnp.cumprod`) all share alike.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f, composite = lambda x: x[0] * x[1], lrpjax.Composite([('*', Product('magnitude'))])

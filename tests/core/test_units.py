@@ -182,7 +182,7 @@ SOFTMAX = {
 
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax_in_every_writing_follows_its_taylor_expansion(name, rng):
-    """AttnLRP, eq. 8: R_x = x ⊙ (R − s ΣR), with s the softmax and R its relevance."""
+    """AttnLRP, proposition 3.1: R_x = x ⊙ (R − s ΣR), with s the softmax and R its relevance."""
     f, axis = SOFTMAX[name]
     x, w = jnp.asarray(rng.normal(size=(5, 5))), rng.normal(size=(5, 3))
     model = lambda x: f(x) @ w
@@ -605,7 +605,7 @@ MATRIX = {
 @pytest.mark.parametrize("carries", [(0, 1), (0,), (1,)], ids=["both", "left", "right"])
 @pytest.mark.parametrize("name", MATRIX)
 def test_matrix_products_whichever_operand_carries_the_data(name, carries, rng):
-    """Both: half to each (AttnLRP, eq. 13), all other: a dense layer."""
+    """Both: half to each (AttnLRP, proposition 3.3), all other: a dense layer."""
     f, operands = MATRIX[name], (jnp.asarray(A), jnp.asarray(B))
     y = f(*operands)
     R = jnp.asarray(rng.normal(size=y.shape))

@@ -1,6 +1,7 @@
 """What the scripts of this folder share: trained digits networks, intervals, tables with a finding checked on the numbers."""
 
 import datetime
+import functools
 import os
 import pathlib
 import platform
@@ -14,7 +15,7 @@ import scipy.stats
 from jax.tree_util import Partial
 
 import lrpjax
-from lrpjax import demo
+from lrpjax import demo, metrics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 APPLY = demo.CNN().apply
@@ -56,15 +57,66 @@ def always_above(first, second):
     return held
 
 
-def write(name, title, settings, columns, rows, findings):
-    """A page of results: what was run, the table of intervals, and what it says."""
+def areas(f, x, maps, fills, sizes, key, *, steps, between=False):
+    """The area of region flipping for each map, fill and size of patches, {name: {"fill, size px": [B]}}: over the
+    curve of the most relevant first (AOPC), or between it and that of the least relevant first (ABPC). "random" is a
+    random order."""
+    found = {name: {} for name in [*maps, "random"]}
+    for fill, make in fills.items():
+        for size in sizes:
+            flip = functools.partial(
+                metrics.flipping, f, x, regions=size, fill=make(x, key), steps=steps, key=key
+            )
+            for name, row in found.items():
+                if name == "random":
+                    # Both orders are one if it is random: nothing is expected between their curves.
+                    area = np.zeros(len(x)) if between else metrics.aopc(flip(x, order="random").scores)
+                else:
+                    morf = flip(maps[name], order="morf").scores
+                    area = (
+                        metrics.abpc(morf, flip(maps[name], order="lerf").scores)
+                        if between
+                        else metrics.aopc(morf)
+                    )
+                row[f"{fill}, {size} px"] = np.asarray(area)
+    return found
+
+
+def over_trainings(found):
+    """Of what `areas` finds of each training the means over the images, {name: {setting: [trainings]}}."""
+    return {
+        name: {setting: [float(one[name][setting].mean()) for one in found] for setting in found[0][name]}
+        for name in found[0]
+    }
+
+
+def orders(found, pairs):
+    """A line for each pair of names, on where the first is above the second."""
+    lines = []
+    for above, below in pairs:
+        held = always_above(found[above], found[below])
+        where = [setting for setting, yes in zip(found[above], held, strict=True) if yes]
+        place = "in all settings" if all(held) else f"in {len(where)} of {len(held)}"
+        named = f": {'; '.join(where)}" if where and not all(held) else ""
+        lines.append(
+            f"{above} above {below}, beyond the 95 % interval of paired differences: {place}{named}."
+        )
+    return lines
+
+
+def write(name, title, settings, tables, findings):
+    """A page of results: what was run, tables of intervals ({heading: {row: {column: values}}}), and what they say."""
     cell = lambda values: "{:.2f} ± {:.2f}".format(*interval(values))
     lines = [f"# {title}", "", f"{datetime.date.today()}, lrpjax {lrpjax.__version__}, jax {jax.__version__}, "
-             f"Python {platform.python_version()}, CPU. {settings}", "",
-             "| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]  # fmt: skip
-    lines += [
-        f"| {row} | " + " | ".join(cell(values[c]) for c in columns) + " |" for row, values in rows.items()
-    ]
-    lines += ["", *(f"- {finding}" for finding in findings), ""]
+             f"Python {platform.python_version()}, CPU. {settings}", ""]  # fmt: skip
+    for heading, rows in tables.items():
+        columns = list(next(iter(rows.values())))
+        lines += [f"| {heading} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+        lines += [
+            f"| {row} | " + " | ".join(cell(values[c]) for c in columns) + " |"
+            for row, values in rows.items()
+        ]
+        lines.append("")
+    lines += [*(f"- {finding}" for finding in findings), ""]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines))

@@ -1,16 +1,16 @@
 """Samek et al. 2017: the order of methods under region perturbation, over seeds, fills and patch sizes; on digits.
 
-    python tests/papers/samek.py    # about a minute on one core; needs lrpjax[demo]
+    python tests/papers/samek.py    # about three minutes on one core; needs lrpjax[demo]
 
-Bach et al. 2015's flipping of pixels is the column of single pixels that are inverted, x -> 1 − x.
+The same on photographs is `photographs.py`, and the flipping of single pixels of Bach et al. 2015 `bach.py`.
 """
 
 import jax
-from common import always_above, digits_networks, explainer, interval, write
+from common import areas, digits_networks, explainer, orders, over_trainings, write
 
 from lrpjax import composites, metrics
 
-SEEDS, IMAGES, STEPS = range(3), 64, 16
+SEEDS, IMAGES, STEPS = range(5), 64, 16
 METHODS = {
     "LRP-ε": explainer(composites.epsilon()),
     "LRP-z⁺, ε in dense": explainer(composites.epsilon_plus()),
@@ -29,46 +29,30 @@ SIZES = 1, 2
 
 
 def main():
-    columns = [f"{fill}, {size} px" for fill in FILLS for size in SIZES]
-    names = [*METHODS, "random"]
-    found = {name: {column: [] for column in columns} for name in names}
-    accuracies = []
+    found, accuracies = [], []
     for seed, (f, x, accuracy) in zip(SEEDS, digits_networks(SEEDS, images=IMAGES), strict=True):
         accuracies.append(accuracy)
-        maps = {name: explain(f, x) for name, explain in METHODS.items()} | {"random": x}
-        key = jax.random.key(seed)
-        for fill, make in FILLS.items():
-            for size in SIZES:
-                for name in names:
-                    order = "random" if name == "random" else "morf"
-                    curve = metrics.flipping(
-                        f, x, maps[name], order=order, regions=size, fill=make(x, key), steps=STEPS, key=key
-                    )
-                    found[name][f"{fill}, {size} px"].append(float(metrics.aopc(curve.scores).mean()))
-    findings = []
-    for above, below in (
-        ("LRP-ε", "deconvnet"), ("LRP-ε", "sensitivity"), ("LRP-γ, box first", "sensitivity"),
-        ("deconvnet", "sensitivity"), ("sensitivity", "random"),
-    ):  # fmt: skip
-        held = always_above(found[above], found[below])
-        where = [c for c, yes in zip(columns, held, strict=True) if yes]
-        place = (
-            "in all settings"
-            if all(held)
-            else f"in {len(where)} of {len(held)}: {'; '.join(where) or 'none'}"
-        )
-        findings.append(f"{above} above {below}, beyond the 95 % interval of paired differences: {place}.")
-    low, high = min(accuracies), max(accuracies)
+        maps = {name: explain(f, x) for name, explain in METHODS.items()}
+        found.append(areas(f, x, maps, FILLS, SIZES, jax.random.key(seed), steps=STEPS))
+    table = over_trainings(found)
     write(
         "samek",
         "Samek et al. 2017: AOPC, most relevant first, of digits",
         f"Mean ± 95 % t interval over {len(SEEDS)} trainings (seeds {list(SEEDS)}), {IMAGES} unseen digits each, {STEPS} steps, "
-        f"test accuracy {low:.1%} to {high:.1%}.",
-        columns,
-        found,
-        findings,
+        f"test accuracy {min(accuracies):.1%} to {max(accuracies):.1%}.",
+        {"method": table},
+        orders(
+            table,
+            [
+                ("LRP-ε", "deconvnet"),
+                ("LRP-ε", "sensitivity"),
+                ("LRP-γ, box first", "sensitivity"),
+                ("LRP-γ, box first", "deconvnet"),
+                ("deconvnet", "sensitivity"),
+                ("sensitivity", "random"),
+            ],
+        ),
     )
-    return {name: {c: interval(v) for c, v in values.items()} for name, values in found.items()}
 
 
 if __name__ == "__main__":

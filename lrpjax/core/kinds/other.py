@@ -22,7 +22,7 @@ from lrpjax.rules import PLAIN, is_epsilon
 
 class Softmax(Kind):
     """Softmax, log-softmax and logsumexp: JAX's derivative in ratio form is AttnLRP's Taylor expansion
-    (Achtibat et al. 2024, eq. 9)."""
+    (Achtibat et al. 2024, proposition 3.1)."""
 
     name = "softmax"
     takes = "a softmax takes its Taylor expansion (name no rule for it)"

@@ -1,6 +1,7 @@
 """Softmax, log-softmax and logsumexp among the nodes of a graph, in every writing.
 
-All of them are right as JAX differentiates them: that is AttnLRP's Taylor expansion (Achtibat et al. 2024, eq. 9).
+All of them are right as JAX differentiates them: that is AttnLRP's Taylor expansion (Achtibat et al. 2024,
+proposition 3.1).
 """
 
 from lrpjax.core import compat
