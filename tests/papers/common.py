@@ -58,8 +58,8 @@ def always_above(first, second):
 
 
 def areas(f, x, maps, fills, sizes, key, *, steps, between=False):
-    """The area of region flipping for each map, fill and size of patches, {name: {"fill, size px": [B]}}: over the
-    curve of the most relevant first (AOPC), or between it and that of the least relevant first (ABPC). "random" is a
+    """The area of region flipping for each map, fill and size of patches, {name: {"fill, size px": [B]}}, without the
+    size where there is one: over the curve of the most relevant first (AOPC), or between it and that of the least relevant first (ABPC). "random" is a
     random order."""
     found = {name: {} for name in [*maps, "random"]}
     for fill, make in fills.items():
@@ -78,7 +78,7 @@ def areas(f, x, maps, fills, sizes, key, *, steps, between=False):
                         if between
                         else metrics.aopc(morf)
                     )
-                row[f"{fill}, {size} px"] = np.asarray(area)
+                row[f"{fill}, {size} px" if len(sizes) > 1 else fill] = np.asarray(area)
     return found
 
 
