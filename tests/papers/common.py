@@ -58,9 +58,11 @@ def always_above(first, second):
 
 
 def areas(f, x, maps, fills, sizes, key, *, steps, between=False):
-    """The area of region flipping for each map, fill and size of patches, {name: {"fill, size px": [B]}}, without the
-    size where there is one: over the curve of the most relevant first (AOPC), or between it and that of the least relevant first (ABPC). "random" is a
-    random order."""
+    """The area of region flipping for each map, fill and size of patches, {name: {"fill, size px": [B]}}.
+
+    It is that over the curve of the most relevant first (AOPC), or that between it and the curve of the least relevant
+    first (ABPC). "random" is a random order. Where there is one size, the settings do not name it.
+    """
     found = {name: {} for name in [*maps, "random"]}
     for fill, make in fills.items():
         for size in sizes:
