@@ -184,7 +184,8 @@ def main():
         f"Mean ± 95 % t interval over {len(SEEDS)} trainings (seeds {list(SEEDS)}), {IMAGES} unseen digits each, "
         f"test accuracy: {reached}. Less is better everywhere. Continuity: images moved to the left and to the right, and "
         f"{DRAWS} draws of uniform noise, explained for the class of the unperturbed image. Selectivity: the mean logit, "
-        f"{STEPS} steps from no region to all. Sensitivity is the gradient squared. With ReLU LRP-ε is gradient × input, but for ε.",
+        f"{STEPS} steps from no region to all. Sensitivity is the gradient squared. With ReLU LRP-ε is gradient × input, "
+        "but for ε.",
         tables,
         findings,
     )

@@ -10,9 +10,9 @@ import lrpjax
 
 
 def cell(values):
-    """Mean ± half-width; figures of 100 and more without decimals."""
+    """Mean ± half-width, with fewer decimals of large figures and more of small ones."""
     mean, half = interval(values)
-    digits = 2 if abs(mean) < 100 else 0
+    digits = 0 if abs(mean) >= 100 else 2 if abs(mean) >= 0.05 else 4
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
