@@ -1,7 +1,9 @@
 """The common parts of tests/papers: an interval by hand, and a finding that holds only where differences are beyond it."""
 
+import importlib
 import importlib.util
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,17 @@ def load(name):
 @pytest.fixture(scope="module")
 def common():
     return load("common")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script by its name; they import what they share by its bare name."""
+    monkeypatch.syspath_prepend(str(PAPERS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(PAPERS) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
 
 
 def test_run_knows_every_script_and_every_script_has_a_page():
@@ -70,29 +83,55 @@ def test_areas_are_those_of_single_curves(common):
     assert means["R"]["mean, 2 px"] == pytest.approx([found["R"]["mean, 2 px"].mean()] * 2)
 
 
-def test_orders_say_where_they_hold(common):
-    up, down = [2.0, 3.0, 4.0], [1.0, 2.0, 3.1]
-    found = {
-        "a": {"black": up, "mean": down},
-        "b": {"black": down, "mean": up},
-        "c": {"black": down, "mean": down},
-    }
-    assert [
-        line.rsplit(": ", 2)[-1] for line in common.orders(found, [("a", "b"), ("a", "c"), ("b", "c")])
-    ] == [
-        "black.",
-        "black.",
-        "mean.",
-    ]
-    assert common.orders({"a": {"x": up}, "b": {"x": down}}, [("a", "b")])[0].endswith(
-        "differences: in all settings."
-    )
-    assert common.orders({"a": {"x": down}, "b": {"x": up}}, [("a", "b")])[0].endswith("in 0 of 1.")
-
-
 def test_a_page_has_its_settings_intervals_and_findings(common, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    common.write("page", "Title", "Two seeds.", {"method": {"LRP": {"a": [1.0, 1.0]}}}, ["It holds."])
+    common.write(
+        "page",
+        "Title",
+        "Two seeds.",
+        {"method": {"LRP": {"a": [1.0, 1.0]}}, "B": {"LRP": {"b": [250.0, 250.0]}}},
+        ["It holds."],
+    )
     text = (tmp_path / "page.md").read_text()
-    assert "| method | a |" in text and "| LRP | 1.00 ± 0.00 |" in text
+    assert "## method\n\n| | a |" in text and "| LRP | 1.00 ± 0.00 |" in text and "| LRP | 250 ± 0 |" in text
     assert "Two seeds." in text and text.endswith("- It holds.\n")
+
+
+def test_a_sentence_says_where_a_method_is_above_and_below(common):
+    up, down, unclear = [2.0, 3.0, 4.0], [0.0, 1.0, 2.0], [2.0, 3.0, 9.0]
+    rows = {
+        "LRP": {"black, 1 px": up, "black, 2 px": up, "mean, 1 px": down, "mean, 2 px": unclear},
+        "other": {c: [1.0, 2.1, 3.0] for c in ("black, 1 px", "black, 2 px", "mean, 1 px", "mean, 2 px")},
+    }
+    assert common.against(rows, ["LRP"], "other") == (
+        "Against other:\n  - LRP: above in 2 of 4 (black); below in 1 of 4 (mean, 1 px)."
+    )
+
+
+def test_the_largest_jump_is_that_of_the_metric(script):
+    montavon, key = script("montavon"), jax.random.key(0)
+    x = jax.random.uniform(key, (2, 8, 8, 1))
+    explain = lambda x: jnp.sin(5 * x)
+    copies = {"moved": [metrics.translate(x, s, axis=2) for s in (-1, 1)]}
+    plain, scaled = montavon.largest_jumps(explain, x, copies)
+    to_one = lambda x: explain(x) / jnp.abs(explain(x)).sum((1, 2, 3), keepdims=True)
+    for found, e in ((plain, explain), (scaled, to_one)):
+        expected = metrics.continuity(e, x, shifts=[-1, 1]).mean()
+        np.testing.assert_allclose(found["moved"], expected, rtol=1e-5)
+
+
+def test_the_toy_has_the_weights_that_cancel_its_distractors(script):
+    kindermans = script("kindermans")
+    x, w, signal = kindermans.toy(np.random.default_rng(0), 10, 3, 1000)
+    np.testing.assert_allclose(x @ w, signal @ w, atol=1e-9)
+    found = kindermans.angles(x, w, signal)
+    assert found["PatternNet, to the signal"] < 30 < found["gradient, to the signal"]
+
+
+def test_an_angle_of_samples(script):
+    angle = script("kindermans").angle
+    first, second = (
+        np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]),
+        np.array([[-2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+    )
+    assert angle(first, second) == pytest.approx(45)

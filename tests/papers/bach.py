@@ -12,15 +12,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from common import areas, digits_networks, explainer, orders, over_trainings, write
+from common import against, areas, digits_networks, explainer, networks, over_trainings, write
 from flax import linen as nn
-from jax.tree_util import Partial
 
-from lrpjax import Composite, composites, demo, metrics, rules, select
+from lrpjax import Composite, composites, metrics, rules, select
 
-SEEDS, IMAGES, STEPS, EPOCHS, BATCH = range(5), 64, tuple(range(0, 129, 8)), 30, 64
+SEEDS, IMAGES, STEPS = range(5), 64, tuple(range(0, 129, 8))
 
 everywhere = lambda rule: Composite([(select.kind("conv", "dense"), rule)])
 LRP = {
@@ -52,33 +49,10 @@ class Tanh(nn.Module):
         return nn.Dense(10)(x)
 
 
-def tanh_networks(seeds, low):
-    """As `digits_networks`, of `Tanh`, with pixels from `low` to 1."""
-    data, apply = demo.load_digits(), Tanh().apply
-    train_images, test_images = (1 - (1 - low) * (1 - v) for v in (data.train_images, data.test_images))
-    optimiser = optax.adamw(2e-3)
-
-    @jax.jit
-    def step(params, state, x, y):
-        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(apply(p, x), y).mean()
-        updates, state = optimiser.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    for seed in seeds:
-        params = Tanh().init(jax.random.key(seed), train_images[:1])
-        state, random = optimiser.init(params), np.random.default_rng(seed)
-        for _ in range(EPOCHS):
-            order = random.permutation(len(train_images))
-            for rows in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
-                params, state = step(params, state, train_images[rows], data.train_labels[rows])
-        f = Partial(apply, params)
-        yield f, test_images[:IMAGES], float((f(test_images).argmax(1) == data.test_labels).mean())
-
-
 NETWORKS = {
     "ReLU": functools.partial(digits_networks, images=IMAGES),
-    "tanh": functools.partial(tanh_networks, low=0),
-    "tanh, −1 to 1": functools.partial(tanh_networks, low=-1),
+    "tanh": functools.partial(networks, Tanh(), images=IMAGES),
+    "tanh, −1 to 1": functools.partial(networks, Tanh(), images=IMAGES, low=-1.0),
 }
 
 
@@ -101,16 +75,17 @@ def main():
                 table.setdefault(name, {}).update(own)
     ranges = "; ".join(f"{n}: {min(a):.1%} to {max(a):.1%}" for n, a in accuracies.items())
     first, middle, last = (f", {o} first" for o in ORDERS)
-    pairs = [(m + a, m + b) for m in LRP for a, b in ((first, middle), (middle, last), (first, last))]
-    pairs += [(m + first, "random") for m in LRP] + [("random", m + last) for m in LRP]
     write(
         "bach",
         "Bach et al. 2015: the order of relevance, by flipping single pixels of digits",
         f"AOPC of the logit over the first {STEPS[-1]} of 256 pixels, mean ± 95 % t interval over {len(SEEDS)} trainings (seeds "
         f"{list(SEEDS)}), {IMAGES} unseen digits each. Test accuracy: {ranges}.",
-        {"method, order": ordered, "method, most relevant first": compared},
-        orders(ordered, pairs)
-        + orders(compared, [(m, "sensitivity") for m in LRP] + [("sensitivity", m) for m in LRP]),
+        {"AOPC by the order of pixels": ordered, "AOPC, most relevant first: more is better": compared},
+        [
+            *(against(ordered, [m + first, m + last], m + middle) for m in LRP),
+            against(ordered, [m + end for m in LRP for end in (first, last)], "random"),
+            against(compared, LRP, "sensitivity"),
+        ],
     )
 
 

@@ -11,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.stats
 from jax.tree_util import Partial
 
@@ -28,6 +29,33 @@ def digits_networks(seeds, *, epochs=10, images=64):
     for seed in seeds:
         f = Partial(APPLY, demo.train(data, epochs, seed).args[0])
         yield f, x, float((f(data.test_images).argmax(1) == data.test_labels).mean())
+
+
+def networks(module, seeds, *, epochs=10, images=64, low=0.0):
+    """As `digits_networks`, of any flax module, with pixels from `low` to 1."""
+    data, apply = demo.load_digits(), module.apply
+    scaled = lambda pixels: 1 - (1 - low) * (1 - pixels)
+    train, test = scaled(data.train_images), scaled(data.test_images)
+    count = len(train) // demo.BATCH
+    adam = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 3e-3, count, count * epochs + 1))
+
+    def loss(variables, x, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(apply(variables, x), labels).mean()
+
+    @jax.jit
+    def step(variables, state, x, labels):
+        updates, state = adam.update(jax.grad(loss)(variables, x, labels), state, variables)
+        return optax.apply_updates(variables, updates), state
+
+    for seed in seeds:
+        variables = jax.jit(module.init)(jax.random.key(seed), train[:1])
+        state, random = adam.init(variables), np.random.default_rng(seed)
+        for _ in range(epochs):
+            for chosen in random.permutation(len(train))[: count * demo.BATCH].reshape(count, -1):
+                shifted = np.roll(train[chosen], random.integers(-1, 2, 2), (1, 2))
+                variables, state = step(variables, state, shifted, data.train_labels[chosen])
+        f = Partial(apply, variables)
+        yield f, test[:images], float((f(test).argmax(1) == data.test_labels).mean())
 
 
 def explainer(composite, *, magnitude=False):
@@ -92,33 +120,47 @@ def over_trainings(found):
     }
 
 
-def orders(found, pairs):
-    """A line for each pair of names, on where the first is above the second."""
-    lines = []
-    for above, below in pairs:
-        held = always_above(found[above], found[below])
-        where = [setting for setting, yes in zip(found[above], held, strict=True) if yes]
-        place = "in all settings" if all(held) else f"in {len(where)} of {len(held)}"
-        named = f": {'; '.join(where)}" if where and not all(held) else ""
-        lines.append(
-            f"{above} above {below}, beyond the 95 % interval of paired differences: {place}{named}."
-        )
-    return lines
+def against(rows, methods, other):
+    """A finding: where each method is above the other beyond the interval of paired differences, and where below."""
+    found = [f"Against {other}:"]
+    for method in methods:
+        settings = list(rows[method])
+        above, below = (always_above(rows[a], rows[b]) for a, b in ((method, other), (other, method)))
+        found.append(f"{method}: above {_places(settings, above)}; below {_places(settings, below)}.")
+    return "\n  - ".join(found)
+
+
+def _places(settings, held):
+    """Where something holds. Settings begin with a word; where all of several with one word hold, the word is given."""
+    where = [setting for setting, yes in zip(settings, held, strict=True) if yes]
+    if len(where) in (0, len(held)):
+        return "everywhere" if where else "nowhere"
+    family = lambda setting: setting.split()[0].rstrip(",")
+    size = lambda settings, setting: sum(family(s) == family(setting) for s in settings)
+    whole = lambda setting: size(where, setting) == size(settings, setting) > 1
+    named = dict.fromkeys(family(s) if whole(s) else s for s in where)
+    return f"in {len(where)} of {len(held)} ({'; '.join(named)})"
 
 
 def write(name, title, settings, tables, findings):
     """A page of results: what was run, tables of intervals ({heading: {row: {column: values}}}), and what they say."""
-    cell = lambda values: "{:.2f} ± {:.2f}".format(*interval(values))
     lines = [f"# {title}", "", f"{datetime.date.today()}, lrpjax {lrpjax.__version__}, jax {jax.__version__}, "
              f"Python {platform.python_version()}, CPU. {settings}", ""]  # fmt: skip
     for heading, rows in tables.items():
         columns = list(next(iter(rows.values())))
-        lines += [f"| {heading} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+        lines += [f"## {heading}", "", f"| | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
         lines += [
-            f"| {row} | " + " | ".join(cell(values[c]) for c in columns) + " |"
-            for row, values in rows.items()
+            f"| {row} | {' | '.join(_cell(values[c]) for c in columns)} |" for row, values in rows.items()
         ]
         lines.append("")
-    lines += [*(f"- {finding}" for finding in findings), ""]
+    meaning = "“Above” and “below” mean: by the numbers, beyond the 95 % interval of paired differences."
+    lines += ["## Findings", "", meaning, "", *(f"- {finding}" for finding in findings), ""]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text("\n".join(lines))
+
+
+def _cell(values):
+    """Mean ± half-width, with fewer decimals of large figures and more of small ones."""
+    mean, half = interval(values)
+    digits = 0 if abs(mean) >= 100 else 2 if abs(mean) >= 0.05 else 4
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"

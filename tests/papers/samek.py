@@ -6,7 +6,7 @@ The same on photographs is `photographs.py`, and the flipping of single pixels o
 """
 
 import jax
-from common import areas, digits_networks, explainer, orders, over_trainings, write
+from common import against, areas, digits_networks, explainer, over_trainings, write
 
 from lrpjax import composites, metrics
 
@@ -40,18 +40,12 @@ def main():
         "Samek et al. 2017: AOPC, most relevant first, of digits",
         f"Mean ± 95 % t interval over {len(SEEDS)} trainings (seeds {list(SEEDS)}), {IMAGES} unseen digits each, {STEPS} steps, "
         f"test accuracy {min(accuracies):.1%} to {max(accuracies):.1%}.",
-        {"method": table},
-        orders(
-            table,
-            [
-                ("LRP-ε", "deconvnet"),
-                ("LRP-ε", "sensitivity"),
-                ("LRP-γ, box first", "sensitivity"),
-                ("LRP-γ, box first", "deconvnet"),
-                ("deconvnet", "sensitivity"),
-                ("sensitivity", "random"),
-            ],
-        ),
+        {"AOPC, more is better": table},
+        [
+            against(table, ["LRP-ε", "LRP-γ, box first"], "deconvnet"),
+            against(table, [name for name in METHODS if name != "sensitivity"], "sensitivity"),
+            against(table, METHODS, "random"),
+        ],
     )
 
 
