@@ -1,4 +1,4 @@
-"""The common parts of tests/papers: an interval by hand, and a finding that holds only where differences are beyond it."""
+"""The common parts of tests/papers: an interval by hand, and a finding that holds only where differences are beyond it; rollout."""
 
 import importlib.util
 import pathlib

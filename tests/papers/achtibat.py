@@ -2,7 +2,7 @@
 AttnLRP against other methods, by the area between the curves of least and of most relevant first; on a small vision
 transformer that reads digits, over trainings, and on MiniLM, over sentences.
 
-    python tests/papers/achtibat.py    # about … minutes on one core; needs lrpjax[demo,text]
+    python tests/papers/achtibat.py    # about 7 minutes on one core; needs lrpjax[demo,text]
 """
 
 import common  # first: it says that JAX runs on the CPU
@@ -156,8 +156,12 @@ def attention_of(f, x, classes, heads):
 
 
 def rollout(maps, read):
-    """What reaches each token when relevance `read` [T] goes through all layers, by A and by the skip connection around
-    it: read · Π (1 + A), with maps A [B, T, T] from the first layer to the last."""
+    """What reaches each token, [B, T], when `read` [T] goes back through all layers, by A and by the skip connection
+    around it: read · Π (1 + A), with maps A [B, T, T] from the first layer to the last.
+
+    Attention rollout (Abnar & Zuidema 2020) has the mean weights of the heads for A, and halves 1 + A, which changes no
+    order. Chefer et al. 2021 take the positive part of attention × gradient.
+    """
     relevance = jnp.broadcast_to(read, maps[0].shape[:2])
     for attention in reversed(maps):
         relevance = relevance + jnp.einsum("bq,bqk->bk", relevance, attention)
@@ -267,14 +271,14 @@ def main():
     common.write(
         "achtibat",
         "Achtibat et al. 2024: the area between the curves of least and of most relevant first",
-        "Mean ± 95 % t interval; 0 is that of a random order. "
+        "Mean ± 95 % t interval; a random order has 0 on average. "
         f"Digits: of the logit of the class found, over {len(SEEDS)} trainings of a vision transformer (seeds {list(SEEDS)}, "
         f"{LAYERS} layers, {TOKENS} patches of {PATCH} px and a class token), {IMAGES} unseen digits each, {STEPS} steps, "
         f"test accuracy {low:.1%} to {high:.1%}; 2 px are one patch, 4 px four, of 16. "
         f"Sentences: of 100 times the cosine similarity to a sentence of the same meaning, MiniLM, over {len(PAIRS)} sentences, "
         "token by token. ε where no γ is said; the baseline of integrated gradients is zero, which is the fill of the columns "
         "mean and zero; γ = 0.05 was chosen on these very sentences (tuning_sentences.md). Above and below: "
-        "beyond the 95 % interval of paired differences.",
+        "beyond the 95 % interval of paired differences, which is not widened for their number.",
         list(found["random"]),
         found,
         findings,
