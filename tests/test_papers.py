@@ -5,10 +5,12 @@ import importlib.util
 import pathlib
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from lrpjax import metrics
 
@@ -135,3 +137,43 @@ def test_an_angle_of_samples(script):
         np.array([[-2.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
     )
     assert angle(first, second) == pytest.approx(45)
+
+
+def test_rollout_is_the_product_of_attention_and_skip_connections(script):
+    achtibat = script("achtibat")
+    first, second = np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
+    whole = (np.eye(2) + second) @ (np.eye(2) + first)
+    for read in np.eye(2):
+        rolled = achtibat.rollout([jnp.asarray(first[None]), jnp.asarray(second[None])], jnp.asarray(read))
+        np.testing.assert_allclose(rolled[0], read @ whole)
+
+
+def test_attention_is_that_of_the_network_and_so_is_its_gradient(script, monkeypatch):
+    """Against the derivative by what is added to the weights inside the network, of one layer after the other."""
+    achtibat = script("achtibat")
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x + achtibat.Attention(name="attention")(x)
+
+    network, x = (
+        nn.Sequential([Layer(), Layer()]),
+        jnp.asarray(np.arange(288.0).reshape(2, 3, -1) % 7 / 7, "f4"),
+    )
+    f, classes = Partial(network.apply, jax.jit(network.init)(jax.random.key(1), x)), jnp.array([3, 7])
+    softmax, seen = jax.nn.softmax, []
+
+    def score(shifts):
+        left = list(shifts)
+        monkeypatch.setattr(nn, "softmax", lambda s: seen.append(softmax(s)) or seen[-1] + left.pop(0))
+        y = f(x).sum(1)
+        monkeypatch.undo()
+        return y[jnp.arange(2), classes].sum(), seen
+
+    shifts = [jnp.zeros((2, achtibat.HEADS, 3, 3), "f4")] * 2
+    expected, weights = jax.jit(jax.grad(score, has_aux=True))(shifts)
+    found = jax.jit(lambda x: achtibat.attention_of(lambda x: f(x).sum(1), x, classes, achtibat.HEADS))(x)
+    for (own, gradient), true, by in zip(found, weights, expected, strict=True):
+        np.testing.assert_allclose(own, true, atol=1e-5)
+        np.testing.assert_allclose(gradient, by, atol=1e-5 * float(abs(by).max()))
