@@ -1,47 +1,71 @@
-"""Where the relevance of a real network goes: the share of EfficientNet-Lite0's logits that is left after each block.
+"""Where the relevance of real networks goes: the share of the output that is left after each block.
 
-    python tests/papers/kept.py    # about 4 minutes on two cores; needs lrpjax[photo]
+    python tests/papers/kept.py [photographs] [sentences]    # about 5 minutes on one core; needs lrpjax[photo,text]
 
-Writes notebooks/images/kept.png (medians over the photographs, bands between the quartiles) and
-tests/papers/results/kept.md.
+Of EfficientNet-Lite0's logits, and of the similarities that MiniLM gives to pairs of sentences. Pictures go to
+notebooks/images/ (medians over the inputs, bands between the quartiles), tables to tests/papers/results/.
 """
 
 import datetime
+import os
 import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tuning import PAIRS
 
 import lrpjax
 from lrpjax import composites, pretrained, viz
 
 HERE = pathlib.Path(__file__).parent
-PICTURE = HERE.parent.parent / "notebooks" / "images" / "kept.png"
+PICTURES = HERE.parent.parent / "notebooks" / "images"
 
 
-def stages() -> dict[str, tuple]:
+def photographs() -> tuple[str, dict[str, tuple]]:
     network = pretrained.lite0()
     x = jnp.stack([jnp.asarray(pretrained.photograph(image)) for image in pretrained.photographs().values()])
     box = network.low, network.high
-    chosen = (
-        composites.epsilon_plus(),
-        composites.epsilon_gamma_box(*box),
-        composites.gamma_stages(*box),
-        composites.gamma_shared(*box),
-        composites.deep_taylor(*box),
-    )
+    chosen = {
+        "epsilon_plus": composites.epsilon_plus(),
+        "epsilon_gamma_box": composites.epsilon_gamma_box(*box),
+        "gamma_stages": composites.gamma_stages(*box),
+        "gamma_shared": composites.gamma_shared(*box),
+        "deep_taylor": composites.deep_taylor(*box),
+    }
     audit = lambda composite: jax.vmap(lambda x: lrpjax.audit(network, composite, target="max")(x[None]))
-    return {composite.preset: jax.jit(audit(composite))(x).stages() for composite in chosen}
+    found = {name: jax.jit(audit(composite))(x).stages() for name, composite in chosen.items()}
+    return "EfficientNet-Lite0's logits", found
 
 
-def table(found: dict[str, tuple]) -> str:
+def sentences() -> tuple[str, dict[str, tuple]]:
+    network = pretrained.minilm()
+    x = jnp.concatenate([network.sentence(own) for own, _ in PAIRS])
+    others = jnp.stack([network(network.sentence(other))[0] for _, other in PAIRS])
+    chosen = {
+        "attnlrp": composites.attnlrp(),
+        "cp_lrp": composites.cp_lrp(),
+        "attnlrp, γ = 0.05": composites.attnlrp(gamma=0.05),
+        "cp_lrp, γ = 0.05": composites.cp_lrp(gamma=0.05),
+    }
+
+    def audit(composite):
+        similarity = lambda x, other: network(x[None])[0] @ other
+        return jax.vmap(lrpjax.audit(similarity, composite))
+
+    found = {name: jax.jit(audit(composite))(x, others).stages() for name, composite in chosen.items()}
+    return "the similarities of sentences, by MiniLM", found
+
+
+def table(what: str, found: dict[str, tuple]) -> str:
     lines = [
-        "# What is left of EfficientNet-Lite0's logits",
+        f"# What is left of {what}",
         "",
-        "The share of the top class's logit that is left after each block, from the output down: median over the "
-        f"photographs of `lrpjax.pretrained`; float32, jax {jax.__version__} on {jax.default_backend()}, "
-        f"{datetime.date.today()}.",
+        "The share of the output that is left after each block, from the output down: median over the inputs; float32, "
+        f"jax {jax.__version__} on {jax.default_backend()}, {datetime.date.today()}.",
         "",
         f"| after | {' | '.join(found)} |",
         f"| --- | {' | '.join('---' for _ in found)} |",
@@ -53,8 +77,9 @@ def table(found: dict[str, tuple]) -> str:
 
 
 if __name__ == "__main__":
-    found = stages()
-    viz.kept(found, title="What is left of EfficientNet-Lite0's logits", path=PICTURE)
-    text = table(found)
-    (HERE / "results" / "kept.md").write_text(text)
-    print(text)
+    for explained in [globals()[name] for name in sys.argv[1:]] or [photographs, sentences]:
+        what, found = explained()
+        viz.kept(found, title=f"What is left of {what}", path=PICTURES / f"kept_{explained.__name__}.png")
+        text = table(what, found)
+        (HERE / "results" / f"kept_{explained.__name__}.md").write_text(text)
+        print(text)

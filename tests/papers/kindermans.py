@@ -17,10 +17,11 @@ SEEDS, IMAGES, STEPS = range(5), 64, 16
 DRAWS = range(10)
 TOYS = (2, 1, 1000), (10, 1, 1000), (10, 3, 1000), (10, 3, 100_000)  # inputs, σ of the distractors, samples
 FILLS = {
-    "mean": lambda x: jnp.broadcast_to(metrics.channel_mean(x), x.shape),
-    "black": lambda x: jnp.zeros_like(x),
+    "mean": lambda x, mean: jnp.broadcast_to(metrics.channel_mean(x), x.shape),
+    "digit": lambda x, mean: jnp.broadcast_to(mean, x.shape),
+    "black": lambda x, mean: jnp.zeros_like(x),
 }
-SIZES = 1, 2
+SIZES = 1, 2, 4
 NEURONS, POSITIONS = 4, 2
 
 TOY = "Linear toy: mean angle in degrees, less is better"
@@ -115,13 +116,15 @@ def maps_of(f, found, x):
     }
 
 
-def degradation(f, maps, x, key):
-    """{method: {fill and size: AOPC}}."""
+def degradation(f, maps, x, mean, key):
+    """{method: {fill and size: AOPC}}; `mean` is the mean digit."""
     scores = {}
     for fill, make in FILLS.items():
         for size in SIZES:
             for name, relevance in maps.items():
-                curve = metrics.flipping(f, x, relevance, regions=size, fill=make(x), steps=STEPS, key=key)
+                curve = metrics.flipping(
+                    f, x, relevance, regions=size, fill=make(x, mean), steps=STEPS, key=key
+                )
                 scores.setdefault(name, {})[f"{fill}, {size} px"] = float(metrics.aopc(curve.scores).mean())
     return scores
 
@@ -161,7 +164,10 @@ def main():
         }
         add(RHO, layers)
         chance = jax.random.normal(jax.random.fold_in(key, 1), x.shape)
-        add(CURVES, degradation(f, {**maps_of(f, found, x), "random": chance}, x, key))
+        add(
+            CURVES,
+            degradation(f, {**maps_of(f, found, x), "random": chance}, x, images.train_images.mean(0), key),
+        )
     findings = [
         f"ρ. {against(tables[RHO], methods, other)}"
         for methods, other in ((["S_w"], "random"), (["S_a", "S_a±"], "S_w"), (["S_a±"], "S_a"))
@@ -182,7 +188,8 @@ def main():
         f"{max(accuracies):.1%}; of the toy over {len(DRAWS)} draws, with one distractor less than inputs. Patterns are "
         "fitted to one half of the training images, v to the other, ρ is that of the test images, the mean over up to "
         f"{NEURONS} neurons of a layer (S_x = x has ρ = 1 by definition and is left out). Degradation: {IMAGES} unseen "
-        f"digits, {STEPS} steps from no region to all, the logit; with ReLU LRP-z is gradient × input. "
+        f"digits, {STEPS} steps from no region to all, the logit, put to the mean of their own pixels as in the paper, to the mean "
+        "training digit, or to black; with ReLU LRP-z is gradient × input. "
         "S_w, S_a and S_a+ are attributions with the kernel times the pattern of that estimator.",
         tables,
         findings,
