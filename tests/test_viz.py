@@ -460,6 +460,13 @@ def test_the_share_that_is_left_stage_by_stage(tmp_path):
         viz.kept({})
 
 
+def test_labels_leave_out_the_modules_that_all_stages_stand_in():
+    shorten = charts._without_shared
+    assert shorten(["net/a/x", "net/a/y", "net/b"]) == ["a/x", "a/y", "b"]
+    assert shorten(["net/layer1", "net/norm", "net"]) == ["layer1", "norm", "net"]
+    assert shorten(["net/low"]) == ["low"] and shorten(["", "a"]) == ["-", "a"]
+
+
 def test_labels_keep_apart():
     labels = charts._apart(np.array([0.99, 0.5, 0.51, 1.0]), 0.1)
     np.testing.assert_allclose(labels, [0.9, 0.5, 0.6, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -148,12 +149,12 @@ def _shares(stages: Sequence[Any]) -> NDArray[np.float64]:
 
 
 def _without_shared(paths: Sequence[str]) -> list[str]:
-    """The paths without the modules that all of them stand in."""
+    """The paths without the modules that all of them stand in; such a module itself keeps its name."""
     parts = [path.split("/") for path in paths]
-    shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
-        shared += 1
-    return ["/".join(p[shared:]) or "-" for p in parts]
+    shared = sum(
+        1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))
+    )
+    return ["/".join(p[shared:]) or p[-1] or "-" for p in parts]
 
 
 def _apart(heights: NDArray[np.float64], distance: float) -> NDArray[np.float64]:
