@@ -61,8 +61,8 @@ def flipping(
     Does not show: whether a score falls because evidence is gone or because the flipped image is unlike any
     that the model was trained on; curves of different fill-ins are different questions. Does not show that
     the relevance of any single element is right (only the order counts), nor anything about features that
-    act only jointly. On digits (tests/papers/results/samek.md, three trainings) LRP beats sensitivity
-    where flipping erases ink; with uniform noise or inverted pixels, which add ink, it does not.
+    act only jointly. On digits (tests/papers/results/samek.md, five trainings) LRP beats sensitivity where
+    flipping erases ink; with uniform noise or inverted pixels, which add ink, sensitivity beats LRP.
 
     Args:
         f: x -> scores [B, classes], or [B] with `target=None`. Logits and probabilities give different

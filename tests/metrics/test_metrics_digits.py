@@ -3,7 +3,9 @@
 The paper (IEEE TNNLS 28(11), 2017) finds AOPC(LRP) > AOPC(deconvolution) > AOPC(sensitivity) > AOPC(random)
 on SUN397, ILSVRC2012 and MIT Places. On digits the order holds where flipping erases ink. It is a statement
 about the fill-in too: uniform noise adds ink to a background of zeros, to which most LRP rules give no
-relevance, and there sensitivity beats all of them but z^B.
+relevance, and there sensitivity beats them. Over five trainings of another network
+(papers/results/samek.md) so it does with z^B in the first layer; of this one it does not, so that nothing is
+said of z^B here.
 """
 
 import jax
@@ -115,4 +117,5 @@ def test_fill_in_decides_where_it_adds_ink(digits, explanations):
     score = lambda name: float(
         metrics.aopc(metrics.flipping(f, x, maps[name], regions=1, fill=noise).scores).mean()
     )
-    assert score("epsilon_gamma_box") > score("sensitivity") > score("epsilon")
+    for name in ("epsilon", "epsilon_plus"):
+        assert score("sensitivity") > score(name)
