@@ -1,6 +1,6 @@
 """The order of methods under region perturbation (Samek et al. 2017) on photographs, with EfficientNet-Lite0.
 
-    python tests/papers/photographs.py    # about ten minutes on two cores; needs lrpjax[photo]
+    python tests/papers/photographs.py    # about 12 minutes on one core; needs lrpjax[photo]
 
 Six photographs are few: an interval over them says how sure the order is of photographs such as these.
 """

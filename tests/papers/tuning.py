@@ -1,7 +1,7 @@
 """Which composites explain real networks best: `lrpjax.tune` on EfficientNet-Lite0 with photographs and on MiniLM with
 sentences. The presets `gamma_stages` and `gamma_shared`, and γ in `cp_lrp`, come from it.
 
-    python tests/papers/tuning.py [photographs] [sentences]    # about 10 minutes on two cores; needs lrpjax[photo,text]
+    python tests/papers/tuning.py [photographs] [sentences]    # about 20 minutes on one core; needs lrpjax[photo,text]
 
 The tables go to tests/papers/results/. Of few inputs they show an order, not a law.
 """
