@@ -62,27 +62,22 @@ def test_above_means_beyond_the_interval_of_paired_differences(common):
 def test_areas_are_those_of_single_curves(common):
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(3, 4, 4, 1)))
     w = np.random.default_rng(1).normal(size=(16, 2))
-    f, maps = (lambda x: x.reshape(len(x), -1) @ w), {"R": x * 2.0}
-    key = jax.random.key(0)
-    fills = {"one": lambda x, key: 1.0, "mean": lambda x, key: metrics.channel_mean(x)}
-    found = common.areas(f, x, maps, fills, (1, 2), key, steps=4)
-    between = common.areas(f, x, maps, fills, (1, 2), key, steps=4, between=True)
-    assert list(found) == ["R", "random"] and list(found["R"]) == [
-        "one, 1 px",
-        "one, 2 px",
-        "mean, 1 px",
-        "mean, 2 px",
-    ]
-    fill = metrics.channel_mean(x)
-    curve = lambda order: (
-        metrics.flipping(f, x, maps["R"], order=order, regions=2, fill=fill, steps=4, key=key).scores
+    f, maps, key = jax.jit(lambda x: x.reshape(len(x), -1) @ w), {"R": x * 2.0}, jax.random.key(0)
+    fills = {"one": lambda x, key: jnp.ones_like(x), "mean": lambda x, key: 0 * x + metrics.channel_mean(x)}
+    found = common.areas(f, x, maps, fills, (2,), key, steps=4)
+    between = common.areas(f, x, maps, {"mean": fills["mean"]}, (2, 4), key, steps=4, between=True)
+    assert list(found) == ["R", "random"] and list(found["R"]) == ["one", "mean"]
+    assert list(between["R"]) == ["mean, 2 px", "mean, 4 px"]
+    how = {"regions": 2, "fill": fills["mean"](x, key), "steps": 4, "key": key}
+    morf, lerf, chance = (
+        metrics.flipping(f, x, maps["R"], order=order, **how).scores for order in ("morf", "lerf", "random")
     )
-    np.testing.assert_allclose(found["R"]["mean, 2 px"], metrics.aopc(curve("morf")))
-    np.testing.assert_allclose(found["random"]["mean, 2 px"], metrics.aopc(curve("random")))
-    np.testing.assert_allclose(between["R"]["mean, 2 px"], metrics.abpc(curve("morf"), curve("lerf")))
+    np.testing.assert_allclose(found["R"]["mean"], metrics.aopc(morf))
+    np.testing.assert_allclose(found["random"]["mean"], metrics.aopc(chance))
+    np.testing.assert_allclose(between["R"]["mean, 2 px"], metrics.abpc(morf, lerf))
     assert not between["random"]["mean, 2 px"].any()
     means = common.over_trainings([found, found])
-    assert means["R"]["mean, 2 px"] == pytest.approx([found["R"]["mean, 2 px"].mean()] * 2)
+    assert means["R"]["mean"] == pytest.approx([found["R"]["mean"].mean()] * 2)
 
 
 def test_a_page_has_its_settings_intervals_and_findings(common, tmp_path, monkeypatch):
