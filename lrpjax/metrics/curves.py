@@ -62,7 +62,8 @@ def flipping(
     that the model was trained on; curves of different fill-ins are different questions. Does not show that
     the relevance of any single element is right (only the order counts), nor anything about features that
     act only jointly. On digits (tests/papers/results/samek.md, five trainings) LRP beats sensitivity where
-    flipping erases ink; with uniform noise or inverted pixels, which add ink, sensitivity beats LRP.
+    flipping erases ink, all rules if pixels turn black and γ with a box if they are blurred or put to the mean;
+    with uniform noise or inverted pixels, which add ink, sensitivity beats LRP.
 
     Args:
         f: x -> scores [B, classes], or [B] with `target=None`. Logits and probabilities give different

@@ -26,6 +26,7 @@ _COLDNHOT = [
 
 
 def load_matplotlib():
+    """matplotlib with the parts that are used here; an ImportError that says how to install it."""
     try:
         import matplotlib
         import matplotlib.backend_bases
@@ -40,6 +41,7 @@ def load_matplotlib():
 
 
 def colormap(name: str | None, symmetric: bool) -> Colormap:
+    """A colour map by its name, with an entry in the middle, and `BAD` for what is not finite."""
     matplotlib = load_matplotlib()
     name = name or ("seismic" if symmetric else "hot_r")
     if name == "coldnhot":
@@ -55,6 +57,7 @@ def colormap(name: str | None, symmetric: bool) -> Colormap:
 
 
 def floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Real values as float64; `name` is what an error calls them."""
     array = np.asarray(values)
     if np.iscomplexobj(array):
         raise TypeError(f"{name} must be real, not {array.dtype}")
@@ -62,6 +65,7 @@ def floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def sum_channels(R: ArrayLike) -> NDArray[np.float64]:
+    """Relevance of every pixel, (H, W) or (N, H, W)."""
     R = floats(R, "R")
     if R.ndim not in (2, 3, 4) or 0 in R.shape:
         raise ValueError(
@@ -105,6 +109,7 @@ def bound_of(R: NDArray[np.float64], quantile: float) -> float:
 
 
 def paint(scaled: NDArray[np.float64], symmetric: bool, cmap: str | None) -> NDArray[np.uint8]:
+    """The colours of values over their limit, (…, 3)."""
     position = 0.5 * (1 + scaled) if symmetric else scaled
     # Masked before clipping, for an infinity would be clipped to the end of the map.
     masked = np.ma.masked_invalid(position, copy=False)
@@ -128,6 +133,7 @@ def luminance(image: ArrayLike, ndim: int) -> NDArray[np.float64]:
 
 
 def picture_of(values: ArrayLike) -> NDArray:
+    """A picture that was checked to be one: RGB or RGBA, uint8 or floats in [0, 1]."""
     picture = np.asarray(values)
     if picture.ndim != 3 or picture.shape[-1] not in (3, 4) or 0 in picture.shape:
         raise ValueError(

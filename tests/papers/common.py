@@ -77,7 +77,7 @@ def interval(values):
 
 
 def always_above(first, second):
-    """In how many of the settings the first is above the second by the mean of the paired differences and its interval."""
+    """For each setting, whether the first is above the second by the mean of the paired differences and its interval."""
     held = []
     for setting in first:
         mean, half = interval(np.asarray(first[setting]) - np.asarray(second[setting]))

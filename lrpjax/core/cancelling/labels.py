@@ -24,10 +24,12 @@ stabiliser an index runs, as (dimension, stride), or None where the stabiliser i
 
 
 def constant(shape: Sequence[int]) -> Labels:
+    """Of a value of this shape behind all of which one element of the stabiliser stands."""
     return tuple(((n, None),) if n != 1 else () for n in shape)
 
 
 def own(shape: Sequence[int]) -> Labels:
+    """Of the stabiliser itself."""
     return tuple(((n, (d, 1)),) if n != 1 else () for d, n in enumerate(shape))
 
 
@@ -71,6 +73,7 @@ def _reshaped(labels: Labels, shape: Sequence[int]) -> Labels | None:
 
 
 def is_constant(dim: tuple) -> bool:
+    """Whether the stabiliser is the same all along a dimension."""
     return all(label is None for _, label in dim)
 
 
