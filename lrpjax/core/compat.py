@@ -10,6 +10,8 @@ of them have are marked in `primitives.ELSEWHERE`.
 import functools
 import importlib.util
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,7 +33,9 @@ def _folders(*packages: str) -> tuple[str, ...]:
 
 _JAX = _folders("jax")
 _HERE = _folders(__name__.partition(".")[0])
-_MACHINERY = _folders("jax", "jaxlib", "flax") + _HERE
+_MACHINERY = _folders("jax", "jaxlib", "flax", "torch", "torchax") + _HERE
+# Where the model of another framework is called: what it computes has its lines among the frames inside of that one.
+_BRIDGES = tuple(os.path.join(here, "torch", "running.py") for here in _HERE)
 # Models, as a user's are; all else in this package is machinery.
 _MODELS = tuple(
     os.path.join(here, *place)
@@ -110,14 +114,31 @@ def source_of(*eqns: Any) -> str:
     """`file:line (function)` of the innermost frame of the user's own code that made an equation, or one of
     the equations that hold it.
 
-    Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no
-    frame outside them.
+    Frames of JAX, flax, torch and lrpjax are passed over; frames of other installed packages serve when there is no
+    frame outside them, and before those that only call a model of another framework.
     """
     tracebacks = [e.source_info.traceback for e in eqns if e.source_info.traceback is not None]
-    best = min((f for t in tracebacks for f in t.frames), key=lambda f: _rank(f.file_name), default=None)
-    if best is None or _rank(best.file_name) == 3:
-        return source_info_util.summarize(eqns[0].source_info)
-    return f"{best.file_name}:{best.line_num} ({best.function_name})"
+    best = _telling([(f.file_name, f.line_num, f.function_name) for t in tracebacks for f in t.frames])
+    return source_info_util.summarize(eqns[0].source_info) if best is None else best
+
+
+def running() -> str:
+    """`file:line (function)` of the user's code that is running, as `source_of` tells it of an equation."""
+    frames, frame = [], sys._getframe(1)
+    while frame is not None:
+        frames.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname))
+        frame = frame.f_back
+    return _telling(frames) or "an unknown line"
+
+
+def _telling(frames: Sequence[tuple[str, int, str]]) -> str | None:
+    """The frame, of some from the innermost outwards, that tells users best where they are."""
+    bridge = next((i for i, (file, *_) in enumerate(frames) if file.startswith(_BRIDGES)), 0)
+    for among in (frames[:bridge], frames):
+        best = min(among, key=lambda frame: _rank(frame[0]), default=None)
+        if best is not None and _rank(best[0]) < 3:
+            return f"{best[0]}:{best[1]} ({best[2]})"
+    return None
 
 
 def is_library_call(eqn: Any) -> bool:

@@ -1,0 +1,164 @@
+"""The environment in which a torch module runs while JAX traces it.
+
+torchax gives every torch operation a JAX implementation. What is added here: the named scopes of the modules, places in
+the errors, constants that stay constants, and parameters that are found by whichever way the module comes to them.
+"""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import source_info_util
+
+from lrpjax.core import compat
+from lrpjax.errors import LrpjaxError, UnsupportedError
+from lrpjax.torch import arrays, lowerings
+
+torchax = lowerings.import_torchax()
+
+import torch  # noqa: E402  (after torchax, so that a missing one of both is told by one message)
+import torchax.tensor  # noqa: E402
+from torch.utils import _pytree as tree  # noqa: E402
+from torchax.view import View  # noqa: E402
+
+# What JAX raises where Python wants the value of a traced array.
+_WANTS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+class Environment(torchax.tensor.Environment):
+    """torchax's environment for one call of one module.
+
+    module: the module. known: {id of a parameter or buffer of it: its traced array}. lowered: {operation of torch: the
+    user's function of JAX arrays}.
+    """
+
+    def __init__(self, module: Any, known: Mapping[int, Any], lowered: Mapping[Any, Callable]):
+        with jax.ensure_compile_time_eval():  # it makes a random key, which nothing will use
+            super().__init__()
+        self._ops |= lowerings.OPERATORS | {op: lowerings.of_arrays(op, f) for op, f in lowered.items()}
+        self.known = known
+        self.paths = {m: name.replace(".", "/") for name, m in module.named_modules()}
+        self.active: list[tuple[Any, source_info_util.NameStack, contextlib.ExitStack]] = []
+        self.base = source_info_util.current_name_stack()
+
+    # ---------------------------------------------------------------------------------------- module paths
+
+    @contextlib.contextmanager
+    def scopes(self) -> Iterator[None]:
+        """While open, what a module computes stands in the named scopes of its qualified name, whoever calls it."""
+        hooks = torch.nn.modules.module
+        thread = threading.get_ident()
+
+        def enter(module: Any, args: Any) -> None:
+            if threading.get_ident() == thread and module in self.paths:
+                names = self.base
+                for part in filter(None, self.paths[module].split("/")):
+                    names = names.extend(part)
+                opened = contextlib.ExitStack()
+                opened.enter_context(source_info_util.set_name_stack(names))
+                self.active.append((module, names, opened))
+
+        def leave(module: Any, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread and module in self.paths:
+                self.active.pop()[2].close()
+
+        with contextlib.ExitStack() as stack:
+            for handle in (
+                hooks.register_module_forward_pre_hook(enter),
+                hooks.register_module_forward_hook(leave, always_call=True),
+            ):
+                stack.callback(handle.remove)
+            yield
+
+    def place(self) -> str:
+        """The module that is running, and the line that it is at."""
+        module = self.active[-1][0] if self.active else None
+        path = self.paths.get(module) or "(the module itself)"
+        return f"'{path}' ({type(module).__name__}) at {compat.running()}"
+
+    # ------------------------------------------------------------------------------------------ operations
+
+    def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().dispatch(func, types, args, kwargs)
+        except torchax.tensor.OperatorNotFound as error:
+            # Functions that are made of others are taken apart by torch then, and come here again in parts.
+            if not isinstance(func, torch._ops.OpOverload):
+                raise
+            raise UnsupportedError(
+                f"torchax has no lowering of {func.name()}, in {self.place()}. If the module has another way to compute "
+                'this (`attn_implementation="eager"`, say), choose it; or give one, a function of JAX arrays: '
+                f"lrpjax.torch.function(…, lowerings={{torch.ops.{str(func).rpartition('.')[0]}: …}})"
+            ) from error
+
+    def _get_op_or_decomp(self, func: Any) -> Any:
+        op = super()._get_op_or_decomp(func)
+        return dataclasses.replace(op, func=self._placed(op.func, op.is_jax_function))
+
+    def _placed(self, lowering: Callable, of_arrays: bool) -> Callable:
+        """A lowering that stands in the scopes of the module that is running, and in no others; that computes
+        constants when it is traced, since modules look at their masks and positions; and whose errors say where."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            names = self.active[-1][1] if self.active else self.base
+            with contextlib.ExitStack() as opened:
+                opened.enter_context(source_info_util.set_name_stack(names))
+                if of_arrays and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+                    opened.enter_context(jax.ensure_compile_time_eval())
+                try:
+                    return lowering(*args, **kwargs)
+                except LrpjaxError:
+                    raise
+                except _WANTS_VALUES as error:
+                    raise UnsupportedError(self._depends_on_data()) from error
+                except Exception as error:
+                    if not getattr(error, "__notes__", None):
+                        error.add_note(f"in the torch module {self.place()}")
+                    raise
+
+        return run
+
+    def _depends_on_data(self) -> str:
+        return (
+            f"what the module computes depends on values of its input or parameters, in {self.place()}: a branch, a "
+            "shape or an index that JAX must know when tracing. Choose a setting of the module in which it does not, or "
+            "give what it looks at as an example that holds no tensors (a Python number), which is fixed"
+        )
+
+    def v2t_iso(self, views: Any) -> Any:
+        names = self.active[-1][1] if self.active else self.base
+        with source_info_util.set_name_stack(names):
+            return super().v2t_iso(views)
+
+    def get_and_rotate_prng_key(self, generator: Any = None) -> Any:
+        raise UnsupportedError(f"the module draws random numbers, in {self.place()}: an explanation needs a function")
+
+    # ---------------------------------------------------------------------------------------------- tensors
+
+    def tensor(self, array: Any) -> Any:
+        """An array as a tensor that the module can compute with."""
+        return torchax.tensor.Tensor(jnp.asarray(array), self)
+
+    def array(self, tensor: Any) -> jax.Array:
+        """The array of a tensor that the module made."""
+        return jnp.asarray(self._array(tensor))
+
+    def t2j_iso(self, torchtensors: Any) -> Any:
+        return tree.tree_map_only(torch.Tensor, self._array, torchtensors)
+
+    def _array(self, tensor: Any) -> Any:
+        """The array of a tensor: a traced one, a parameter that the module holds twice, or a constant."""
+        if isinstance(tensor, torchax.tensor.Tensor | View):
+            return tensor.jax()
+        if id(tensor) in self.known:
+            return self.known[id(tensor)]
+        # As in torch, a number of no dimensions takes the type of what it meets.
+        return tensor.item() if tensor.ndim == 0 else arrays.to_jax(tensor)
