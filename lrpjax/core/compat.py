@@ -34,6 +34,8 @@ def _folders(*packages: str) -> tuple[str, ...]:
 _JAX = _folders("jax")
 _HERE = _folders(__name__.partition(".")[0])
 _MACHINERY = _folders("jax", "jaxlib", "flax", "torch", "torchax") + _HERE
+# Serve for models that are made of nothing else.
+_LAYERS = tuple(os.path.join(torch, "nn", "modules", "") for torch in _folders("torch"))
 # Where the model of another framework is called: what it computes has its lines among the frames inside of that one.
 _BRIDGES = tuple(os.path.join(here, "torch", "running.py") for here in _HERE)
 # Models, as a user's are; all else in this package is machinery.
@@ -94,18 +96,20 @@ def scope_of(eqn: Any) -> str:
 @functools.cache
 def _rank(file: str) -> int:
     """How well a line of this file tells users where they are: their own file is 0, code without a file
-    (a prompt, a string) is 1, another installed package is 2, machinery is 3.
+    (a prompt, a string) is 1, another installed package is 2, a layer of torch is 3, machinery is 4.
 
     What a file belongs to is told by where it lies, not by the interpreter's paths: environments may be
     layered, and JAX need not lie in the interpreter's own.
     """
     if file.startswith("<"):
-        return 3 if file.startswith("<frozen ") else 1
+        return 4 if file.startswith("<frozen ") else 1
     file = os.path.abspath(file)
     if file.startswith(_MODELS):
         return 0
-    if file.startswith(_MACHINERY):
+    if file.startswith(_LAYERS):
         return 3
+    if file.startswith(_MACHINERY):
+        return 4
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
     return 2 if installed or file.startswith(_STANDARD_LIBRARY) else 0
 
@@ -136,7 +140,7 @@ def _telling(frames: Sequence[tuple[str, int, str]]) -> str | None:
     bridge = next((i for i, (file, *_) in enumerate(frames) if file.startswith(_BRIDGES)), 0)
     for among in (frames[:bridge], frames):
         best = min(among, key=lambda frame: _rank(frame[0]), default=None)
-        if best is not None and _rank(best[0]) < 3:
+        if best is not None and _rank(best[0]) < 4:
             return f"{best[0]}:{best[1]} ({best[2]})"
     return None
 
