@@ -19,7 +19,7 @@ def relevance(
     f: Callable,
     composite: Composite | None = None,
     *,
-    argnums: int | Sequence[int] = 0,
+    argnums: int | Sequence[int] | None = None,
     target: Any = None,
     at: str | Sequence[str] | None = None,
     inspect: tuple[Callable, Callable] | None = None,
@@ -35,7 +35,8 @@ def relevance(
         f: a function of arrays (or pytrees of arrays) with one array as output. Flax models, closures, jitted
             functions, anything. composite: which rule for which unit, see `lrpjax.composites`. None: each
             kind's default (ε = 1e-6 in weighted layers). argnums: the argument, or arguments, to be explained;
-            as in `jax.grad`. target: the relevance of the output. None: all of f(x). "max": the largest entry
+            as in `jax.grad`. None: the first, or that which f names itself (`f.argnums`), as a function of
+            `lrpjax.torch` does: its first argument are the params. target: the relevance of the output. None: all of f(x). "max": the largest entry
             along the last axis. An int or an int array (one for
             each example): that class. An array of the output's shape: the output relevance itself. A callable:
             f(x) -> output relevance. With the gradient family of composites it is the cotangent of the output
@@ -108,7 +109,7 @@ def value_and_relevance(
     f: Callable,
     composite: Composite | None = None,
     *,
-    argnums: int | Sequence[int] = 0,
+    argnums: int | Sequence[int] | None = None,
     target: Any = None,
     at: str | Sequence[str] | None = None,
     inspect: tuple[Callable, Callable] | None = None,
@@ -171,7 +172,7 @@ def plan(
     f: Callable,
     composite: Composite | None,
     *args: Any,
-    argnums: int | Sequence[int] = 0,
+    argnums: int | Sequence[int] | None = None,
     at: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Plan:

@@ -58,7 +58,7 @@ def relevance(
     composite: Composite | None,
     conditions: Mapping[str, ArrayLike],
     *,
-    argnums: int | Sequence[int] = 0,
+    argnums: int | Sequence[int] | None = None,
     target: Any = None,
     at: str | Sequence[str] | None = None,
     around: bool = False,
@@ -125,7 +125,7 @@ def channel_relevance(
     at: str | Sequence[str],
     conditions: Mapping[str, ArrayLike] | None = None,
     target: Any = None,
-    argnums: int | Sequence[int] = 0,
+    argnums: int | Sequence[int] | None = None,
     around: bool = False,
     channel_axis: int = -1,
 ) -> Callable:

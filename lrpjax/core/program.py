@@ -75,14 +75,15 @@ class Program:
         composite: Chooses,
         args: Sequence[Any],
         kwargs: dict,
-        argnums: int | Sequence[int],
+        argnums: int | Sequence[int] | None,
         at: Any,
         has_aux: bool,
         conditions: Sequence[str] = (),
         inlined: bool = False,
         inspect: Any = None,
     ):
-        """inlined: all calls are, also those that their own derivative would explain. inspect: None, or the functions
+        """argnums: None stands for those that `f` says are its inputs, as models of other frameworks do, or else for
+        the first. inlined: all calls are, also those that their own derivative would explain. inspect: None, or the functions
         (to, back) of the coordinates that are explained in place of the argument."""
         if not isinstance(composite, Chooses):
             raise TypeError(
@@ -90,7 +91,7 @@ class Program:
             )
         self.composite = composite
         self.has_aux = has_aux
-        self.argnums = argnums
+        self.argnums = argnums = getattr(f, "argnums", 0) if argnums is None else argnums
         self.warned = False
         numbers = _checked_numbers(argnums, len(args))
         explained = [args[i] for i in numbers]

@@ -47,7 +47,7 @@ def check(module: Any) -> None:
 
 def parameters(module: Any) -> dict[str, jax.Array]:
     """The parameters and buffers of a module by their qualified names, each once: of tied ones, the first name."""
-    return {name: _converted(name, tensor) for name, tensor in tensors(module)}
+    return {name: converted(name, tensor) for name, tensor in tensors(module)}
 
 
 def tensors(module: Any) -> Iterator[tuple[str, Any]]:
@@ -56,7 +56,12 @@ def tensors(module: Any) -> Iterator[tuple[str, Any]]:
     yield from module.named_buffers()
 
 
-def _converted(name: str, tensor: Any) -> jax.Array:
+def converted(name: str, tensor: Any) -> jax.Array:
+    """The array of a parameter or a buffer.
+
+    Raises:
+        InputError: as `arrays.to_jax`, with its name.
+    """
     try:
         return arrays.to_jax(tensor)
     except InputError as error:

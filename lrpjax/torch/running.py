@@ -42,7 +42,8 @@ def function(
     Returns:
         (f, params). `f(params, *arrays)` takes an array in place of each argument that holds tensors, in the order in
             which the examples were given, or by name. It can be jitted, batched, differentiated and explained:
-            `lrpjax.relevance(f, composite, argnums=1)(params, x)`. `params` are the module's parameters and buffers, by
+            `lrpjax.relevance(f, composite)(params, x)` is the relevance of the first floating-point input,
+            and not that of the params, unless argnums= says so. `params` are the module's parameters and buffers, by
             their names in `state_dict()`; tied ones stand there once. They have the tensors' dtypes, and share their
             memory on the CPU: train the module further, and they change.
 
@@ -58,8 +59,9 @@ def function(
     >>> f, params = lrpjax.torch.function(net, torch.ones(1, 3))
     >>> sorted(params)
     ['0.bias', '0.weight', '2.bias', '2.weight']
-    >>> R = lrpjax.relevance(f, argnums=1, target=0)(params, jnp.ones((1, 3)))
-    >>> print(R.shape, [unit.path for unit in lrpjax.plan(f, None, params, jnp.ones((1, 3)), argnums=1)])
+    >>> R = lrpjax.relevance(f, target=0)(params, jnp.ones((1, 3), "float32"))
+    >>> plan = lrpjax.plan(f, None, params, jnp.ones((1, 3), "float32"))
+    >>> print(R.shape, [unit.path for unit in plan.units])
     (1, 3) ['0', '1', '2']
     """
     modules.check(module)
@@ -73,6 +75,8 @@ def function(
     f.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("params", *running.names)]
     )
+    # What is explained when nothing else is said: the first input that can carry relevance, and never the params.
+    f.argnums = 1 + running.explained  # type: ignore[attr-defined]
     return f, params
 
 
@@ -93,6 +97,12 @@ class Module:
             raise InputError(
                 "lrpjax.torch.function wants an example of each input of the module: function(module, torch.zeros(…))"
             )
+
+    @property
+    def explained(self) -> int:
+        """The number of the first argument with a floating-point array, or 0."""
+        leaves = [jax.tree.leaves(_plain(self.example(place))) for name, place in self.places if name in self.names]
+        return next((i for i, some in enumerate(leaves) if any(_is_floating(leaf) for leaf in some)), 0)
 
     def example(self, place: int | str) -> Any:
         return self.inputs[place] if isinstance(place, int) else self.kwargs[place]
@@ -123,7 +133,8 @@ class Module:
             place: jax.tree.map(env.tensor, _plain(given[name])) if name in given else self.example(place)
             for name, place in self.places
         }
-        with torch.no_grad(), env.scopes(), env:
+        # torch has its own rules of promotion, which torchax leaves to JAX's standard ones.
+        with torch.no_grad(), jax.numpy_dtype_promotion("standard"), env.scopes(), env:
             made = torch.func.functional_call(
                 self.module,
                 own,
@@ -165,6 +176,10 @@ def _plain(value: Any) -> Any:
         items = [_plain(v) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return arrays.to_jax(value) if isinstance(value, torch.Tensor) else value
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _holds_tensors(value: Any) -> bool:
