@@ -6,6 +6,7 @@ LXT changes classes of torch and of transformers for good, so each of its method
 
 import contextlib
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -121,9 +122,9 @@ def _zennit(network: torch_zoo.Network, method: str, low: float, high: float) ->
 
 
 def _lxt(name: str, method: str) -> np.ndarray:
-    run = subprocess.run(
-        [sys.executable, __file__, name, method], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    if name.startswith("transformers/") and importlib.metadata.version("transformers") >= "5":
+        raise ImportError("LXT 2.1 does not import beside transformers 5")
+    run = subprocess.run([sys.executable, __file__, name, method], capture_output=True, text=True)
     if run.returncode == 3:
         raise ImportError(run.stderr.strip().splitlines()[-1])
     if run.returncode:

@@ -24,7 +24,8 @@ class Network:
     token numbers carry no relevance. kind: IMAGE models are explained with z⁺ in convolutions, TOKENS models with AttnLRP,
     GATED recurrences with MambaLRP. output: which output, as `lrpjax.torch.function` takes it. peers: {name of a peer and
     of its method: what `torch_peers.py` needs to run it}. fixed: arguments that hold no tensors. note: what to know when
-    reading the row. expected: parts of the plan's notes that are right for this model.
+    reading the row. expected: parts of the plan's notes that are right for this model. dtype: float32 where torch has no
+    float64 of an operation.
     """
 
     module: torch.nn.Module
@@ -36,6 +37,7 @@ class Network:
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     note: str = ""
     expected: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float64
 
 
 def model(name: str) -> Callable:
@@ -57,11 +59,16 @@ def several(prefix: str, rows: Mapping[str, Any], build: Callable[..., Network])
 
 
 def build(name: str) -> Network:
-    """The network of this name: the same weights and inputs in every process, in float64."""
+    """The network of this name: the same weights and inputs in every process."""
     torch.manual_seed(0)
     network = MODELS[name]()
-    network.inputs = {k: v.double() if v.is_floating_point() else v for k, v in network.inputs.items()}
+    double = lambda v: v.double() if v.is_floating_point() else v
+    network.inputs = {k: double(v) for k, v in network.inputs.items()}
     train(network)
+    if network.dtype != torch.float64:
+        network.module.to(network.dtype)
+        cast = lambda v: v.to(network.dtype) if v.is_floating_point() else v
+        network.inputs = {k: cast(v) for k, v in network.inputs.items()}
     return network
 
 
@@ -72,7 +79,7 @@ def train(network: Network) -> None:
     generator = torch.Generator().manual_seed(1)
     noise = lambda p: torch.randn(p.shape, generator=generator, dtype=torch.float64)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in filter(torch.Tensor.numel, module.parameters()):
             first = parameter.flatten()[0]
             if bool((parameter == first).all()):
                 spread = 0.1 * noise(parameter)
@@ -278,6 +285,8 @@ def _text(
     peers: Any = None,
     kind: str = TOKENS,
     note: str = "",
+    dtype: torch.dtype = torch.float64,
+    expected: tuple[str, ...] = (),
 ) -> Network:
     made = _made(cls, config, options, attention)
     return Network(
@@ -288,6 +297,8 @@ def _text(
         peers=peers or {},
         note=note,
         fixed=_uncached(made),
+        dtype=dtype,
+        expected=expected,
     )
 
 
@@ -303,6 +314,7 @@ TABLE = "model.embed_tokens"
 LLAMA = ("LlamaForCausalLM", "LlamaConfig", TABLE, DECODER)
 SLIDING = {**DECODER, "sliding_window": 4}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+SINGLE = (None, None, TOKENS, "", torch.float32)  # torch multiplies matrices of experts in float32 alone
 GEMMA = {**SLIDING, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
 BERT = "bert.embeddings.word_embeddings"
 
@@ -354,7 +366,7 @@ several(
         "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", TABLE, GEMMA, "eager"),
         "mistral": ("MistralForCausalLM", "MistralConfig", TABLE, SLIDING),
         "phi3": ("Phi3ForCausalLM", "Phi3Config", TABLE, DECODER),
-        "mixtral": ("MixtralForCausalLM", "MixtralConfig", TABLE, {**SLIDING, **EXPERTS}),
+        "mixtral": ("MixtralForCausalLM", "MixtralConfig", TABLE, {**SLIDING, **EXPERTS}, *SINGLE),
         "qwen3-moe": (
             "Qwen3MoeForCausalLM",
             "Qwen3MoeConfig",
@@ -366,6 +378,7 @@ several(
                 "num_experts_per_tok": 2,
                 "norm_topk_prob": True,
             },
+            *SINGLE,
         ),
         "olmo2": (
             "Olmo2ForCausalLM",
@@ -373,7 +386,15 @@ several(
             TABLE,
             {k: v for k, v in DECODER.items() if k != "head_dim"},
         ),
-        "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", TABLE, {**GEMMA, **EXPERTS}, "eager"),
+        "gpt-oss": (
+            "GptOssForCausalLM",
+            "GptOssConfig",
+            TABLE,
+            {**GEMMA, **EXPERTS},
+            "eager",
+            *SINGLE[1:],
+            ("cut: top_k", "cut: sort"),
+        ),
         "gpt-neox": (
             "GPTNeoXForCausalLM",
             "GPTNeoXConfig",
@@ -522,8 +543,8 @@ def t5() -> Network:
         "eos_token_id": 1,
     }
     made = _made("T5ForConditionalGeneration", "T5Config", options)
-    inputs = {"input_ids": tokens(T, V), "decoder_input_ids": tokens(5, V)}
-    return Network(made, inputs, at="shared", kind=TOKENS, fixed=_uncached(made))
+    inputs = {"inputs_embeds": torch.randn(1, T, D), "decoder_input_ids": tokens(5, V)}
+    return Network(made, inputs, kind=TOKENS, fixed=_uncached(made))
 
 
 @model("transformers/bart")
@@ -544,8 +565,8 @@ def bart() -> Network:
         "decoder_start_token_id": 2,
     }
     made = _made("BartForConditionalGeneration", "BartConfig", options)
-    inputs = {"input_ids": tokens(T, V), "decoder_input_ids": tokens(5, V)}
-    return Network(made, inputs, at="model.encoder.embed_tokens", kind=TOKENS, fixed=_uncached(made))
+    inputs = {"inputs_embeds": torch.randn(1, T, D), "decoder_input_ids": tokens(5, V)}
+    return Network(made, inputs, kind=TOKENS, fixed=_uncached(made))
 
 
 @model("transformers/whisper")
@@ -603,7 +624,7 @@ several(
         "vit": ("ViTForImageClassification", "ViTConfig", VISION),
         "deit": ("DeiTForImageClassification", "DeiTConfig", VISION),
         "beit": ("BeitForImageClassification", "BeitConfig", {**VISION, "use_relative_position_bias": True}),
-        "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", {k: v for k, v in VISION.items()}),
+        "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", VISION),
         "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", VISION, 32, TOKENS, "last_hidden_state"),
         "swin": (
             "SwinForImageClassification",
@@ -726,9 +747,19 @@ def llava() -> Network:
         },
     )
     ids = torch.cat([tokens(3, 39), torch.full((1, 16), 39), tokens(4, 39)], 1)
-    return Network(
-        made, {"pixel_values": image(32), "input_ids": ids}, kind=TOKENS, fixed={"use_cache": False}
-    )
+    # The text is known: transformers looks at it to count the tokens that stand for the image.
+    return Network(Asked(made, ids), {"pixel_values": image(32)}, kind=TOKENS)
+
+
+class Asked(torch.nn.Module):
+    """A vision-language model with a question that stays the same."""
+
+    def __init__(self, model: torch.nn.Module, ids: torch.Tensor):
+        super().__init__()
+        self.model, self.ids = model, ids
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=self.ids, pixel_values=pixel_values, use_cache=False).logits
 
 
 # ------------------------------------------------------------------------------------------------------ timm, torch
@@ -741,6 +772,7 @@ def _timm(name: str, size: int, kind: str = IMAGE, options: Mapping[str, Any] | 
     return Network(made, {"x": image(size)}, kind=kind)
 
 
+MIXER = {"img_size": 32, "num_blocks": 2}
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
 several(
@@ -755,19 +787,19 @@ several(
             "mixer_s16_224",
             32,
             TOKENS,
-            {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_blocks": 2},
+            MIXER,
         ),
         "resmlp": (
             "resmlp_12_224",
             32,
             TOKENS,
-            {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_blocks": 2},
+            MIXER,
         ),
         "gmlp": (
             "gmlp_s16_224",
             32,
             TOKENS,
-            {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_blocks": 2},
+            MIXER,
         ),
         "swin_tiny": (
             "swin_tiny_patch4_window7_224",
