@@ -188,29 +188,47 @@ def cells(row: Row) -> tuple[str, ...]:
     peers = ", ".join(f"{peer} {show(error)}" for peer, error in row.peers.items()) or "–"
     single = " (float32 inside)" if row.single else ""
     numbers = (show(row.jit), show(row.audit), show(row.gradient), peers, f"{row.seconds:.0f}")
-    return (row.name + single, show(row.forward), str(row.units), *numbers)
+    failed = " **fails**" if row.failures else ""
+    return (row.name + single + failed, show(row.forward), str(row.units), *numbers)
 
 
 def markdown(rows: list[Row]) -> str:
     """The table, what failed and why, and with what it was made."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES if version(name))
-    passed = [row for row in rows if not row.failures]
+    failed = [row for row in rows if row.failures]
+    strange = [row for row in rows if row.strange]
     lines = [
         "# PyTorch models through `lrpjax.torch`",
         "",
-        f"{datetime.date.today()}, {versions}, Python {platform.python_version()}, CPU. {len(passed)} of {len(rows)} models "
-        f"pass. {' '.join(__doc__.split('Columns: ')[1].split())} All is computed in float64, but for what a module itself "
+        f"{datetime.date.today()}, {versions}, Python {platform.python_version()}, CPU. {len(rows) - len(failed)} of "
+        f"{len(rows)} models pass. {' '.join(__doc__.split('Columns: ')[1].split())} All is computed in float64, but for what a module itself "
         "casts to float32.",
         "",
         f"| {' | '.join(HEAD)} |",
         "| --- " * len(HEAD) + "|",
-        *(f"| {' | '.join(cells(row))} |" for row in passed),
+        *(f"| {' | '.join(cells(row))} |" for row in rows),
     ]
-    failed = [row for row in rows if row.failures]
     if failed:
-        lines += ["", "## Failures", ""]
-        lines += [f"- {row.name}: {'; '.join(row.failures)}" for row in failed]
+        lines += ["", "## Failures", "", *(f"- {row.name}: {'; '.join(row.failures)}" for row in failed)]
+    if strange:
+        lines += ["", "## Units that no rule of the literature is about", ""]
+        lines += [f"- {row.name}: {', '.join(row.strange)}" for row in strange]
     return "\n".join(lines) + "\n"
+
+
+def earlier(file: str) -> list[Row]:
+    with open(file) as text:
+        return [Row(**row) for row in json.load(text)]
+
+
+def merged(runs: list[list[Row]]) -> list[Row]:
+    """The rows of several runs by the order of the zoo: of a model in more than one the last, with the peers of all."""
+    found: dict[str, Row] = {}
+    for row in (row for rows in runs for row in rows):
+        if row.name in found:
+            row.peers = {**found[row.name].peers, **row.peers}
+        found[row.name] = row
+    return [found[name] for name in torch_zoo.MODELS if name in found]
 
 
 PACKAGES = ("lrpjax", "jax", "torch", "torchax", "torchvision", "transformers", "timm", "zennit", "lxt")
@@ -234,6 +252,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="look at the forward value and the plan alone")
     parser.add_argument("--markdown", metavar="FILE", help="write the table to this file as well")
     parser.add_argument("--json", metavar="FILE", help="write the rows to this file as well")
+    parser.add_argument(
+        "--merge",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="put the rows of earlier runs (--json) into the table",
+    )
     options = parser.parse_args()
     names = list(dict.fromkeys(n for g in options.names for n in torch_zoo.MODELS if fnmatch.fnmatch(n, g)))
     if options.list:
@@ -257,6 +282,7 @@ def main() -> int:
     passed = sum(not row.failures for row in rows)
     print(f"{passed} of {len(rows)} models pass")
     if options.markdown:
+        rows = merged([*map(earlier, options.merge), rows])
         with open(options.markdown, "w") as file:
             file.write(markdown(rows))
     return 0 if passed == len(rows) else 1
