@@ -4,6 +4,7 @@ Files of the zoo import their collections where they build a model, so that one 
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -303,7 +304,7 @@ def _text(
 
 
 def _uncached(made: Any) -> dict[str, Any]:
-    return {"use_cache": False} if getattr(made.config, "use_cache", None) is not None else {}
+    return {"use_cache": False} if "use_cache" in inspect.signature(made.forward).parameters else {}
 
 
 def _lxt(name: str, *methods: str) -> dict[str, Any]:
