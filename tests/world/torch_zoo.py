@@ -773,7 +773,7 @@ def _timm(name: str, size: int, kind: str = IMAGE, options: Mapping[str, Any] | 
     return Network(made, {"x": image(size)}, kind=kind)
 
 
-MIXER = {"img_size": 32, "num_blocks": 2}
+MIXER = {"img_size": 32}
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
 several(
