@@ -23,6 +23,7 @@ torchax = lowerings.import_torchax()
 import torch  # noqa: E402  (after torchax, so that a missing one of both is told by one message)
 import torchax.tensor  # noqa: E402
 from torch.utils import _pytree as tree  # noqa: E402
+from torchax.ops.op_base import InplaceOp  # noqa: E402
 from torchax.view import View  # noqa: E402
 
 # What JAX raises where Python wants the value of a traced array.
@@ -31,6 +32,43 @@ _WANTS_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+
+
+def _constants(*values: Any) -> contextlib.AbstractContextManager:
+    """Computes at once, even while JAX traces, if none of these values is traced: modules look at their masks and
+    positions, and some keep them for the next call."""
+    held = [v.source_jax() if isinstance(v, View) else getattr(v, "_elem", v) for v in tree.tree_leaves(values)]
+    traced = any(isinstance(x, jax.core.Tracer) for x in held)
+    return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
+
+
+def _holder(tensor: Any) -> Any:
+    """The tensor that holds the values of a part of it."""
+    while isinstance(tensor, View):
+        tensor = tensor.parent
+    return tensor
+
+
+class Tensor(torchax.tensor.Tensor):
+    """torchax's tensor, with those of its methods (of torchax 0.0.13) that do not go through an environment.
+
+    origin: the tensor that torch would have made a view of. outdated: where such a view of this one has been changed.
+    """
+
+    origin: Any = None
+    outdated: str | None = None
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        with _constants(self):
+            return type(self)(super().flatten(start_dim, end_dim)._elem, self._env)
+
+    def type_as(self, other: Any) -> Any:
+        """torchax changes the dtype of the tensor itself."""
+        return self.to(other.dtype)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with _constants(self, key, value):
+            super().__setitem__(key, value)
 
 
 class Environment(torchax.tensor.Environment):
@@ -43,7 +81,7 @@ class Environment(torchax.tensor.Environment):
     def __init__(self, module: Any, known: Mapping[int, Any], lowered: Mapping[Any, Callable]):
         with jax.ensure_compile_time_eval():  # it makes a random key, which nothing will use
             super().__init__()
-        self._ops |= lowerings.OPERATORS | {op: lowerings.of_arrays(op, f) for op, f in lowered.items()}
+        self._ops |= {**lowerings.OPERATORS, **{op: lowerings.of_arrays(op, f) for op, f in lowered.items()}}
         self.known = known
         self.paths = {m: name.replace(".", "/") for name, m in module.named_modules()}
         self.active: list[tuple[Any, source_info_util.NameStack, contextlib.ExitStack]] = []
@@ -87,8 +125,15 @@ class Environment(torchax.tensor.Environment):
     # ------------------------------------------------------------------------------------------ operations
 
     def dispatch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if self._would_change_a_copy(func, args):
+            whole = self._whole(args[0])
+            self.dispatch(func, types, (whole, *args[1:]), kwargs)
+            args[0].update(whole)
+            self._note_change(args[0])
+            return args[0]
+        self._refuse_outdated((args, kwargs))
         try:
-            return super().dispatch(func, types, args, kwargs)
+            made = super().dispatch(func, types, args, kwargs)
         except torchax.tensor.OperatorNotFound as error:
             # Functions that are made of others are taken apart by torch then, and come here again in parts.
             if not isinstance(func, torch._ops.OpOverload):
@@ -98,6 +143,45 @@ class Environment(torchax.tensor.Environment):
                 'this (`attn_implementation="eager"`, say), choose it; or give one, a function of JAX arrays: '
                 f"lrpjax.torch.function(…, lowerings={{torch.ops.{str(func).rpartition('.')[0]}: …}})"
             ) from error
+        made = tree.tree_map_only(torchax.tensor.Tensor, self._own, made)
+        if isinstance(func, torch._ops.OpOverload) and args and isinstance(args[0], Tensor | View):
+            alias = func._schema.arguments[0].alias_info
+            if alias is not None and alias.is_write:
+                self._note_change(args[0])
+            elif alias is not None:
+                for part in tree.tree_leaves(made):
+                    if isinstance(part, Tensor) and part is not args[0]:
+                        part.origin = args[0]
+        return made
+
+    def _note_change(self, tensor: Any) -> None:
+        """Tensors of which one that changes is a part in torch, but a copy in torchax 0.0.13 (`x.view(…)`,
+        `x.transpose(…)`), hold what torch would no longer hold: they may not be looked at again."""
+        while (tensor := _holder(tensor).origin) is not None:
+            _holder(tensor).outdated = self.place()
+
+    def _refuse_outdated(self, values: Any) -> None:
+        for value in tree.tree_leaves(values):
+            value = _holder(value)
+            if isinstance(value, Tensor) and value.outdated:
+                raise UnsupportedError(
+                    f"a tensor was changed in place through a view of it, in {value.outdated}, which torchax makes a "
+                    "copy: write it with a function that returns the changed tensor"
+                )
+
+    def _would_change_a_copy(self, func: Any, args: Any) -> bool:
+        """Whether an operation is to change a part of a tensor, `x[2:4].zero_()` say, and torchax 0.0.13 would change a
+        copy of that part and leave x as it is: where it has no function of its own for the operation."""
+        if not (isinstance(func, torch._ops.OpOverload) and args and isinstance(args[0], View)):
+            return False
+        changed = func._schema.arguments[0].alias_info
+        if changed is None or not changed.is_write:
+            return False
+        try:
+            op = super()._get_op_or_decomp(func)
+        except torchax.tensor.OperatorNotFound:
+            return False
+        return not (op.is_view_op or isinstance(op.func, InplaceOp))
 
     def _get_op_or_decomp(self, func: Any) -> Any:
         op = super()._get_op_or_decomp(func)
@@ -111,6 +195,8 @@ class Environment(torchax.tensor.Environment):
             names = self.active[-1][1] if self.active else self.base
             with contextlib.ExitStack() as opened:
                 opened.enter_context(source_info_util.set_name_stack(names))
+                # torch promotes types, whatever the user has chosen for JAX.
+                opened.enter_context(jax.numpy_dtype_promotion("standard"))
                 if of_arrays and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
                     opened.enter_context(jax.ensure_compile_time_eval())
                 try:
@@ -136,7 +222,7 @@ class Environment(torchax.tensor.Environment):
     def v2t_iso(self, views: Any) -> Any:
         names = self.active[-1][1] if self.active else self.base
         with source_info_util.set_name_stack(names):
-            return super().v2t_iso(views)
+            return tree.tree_map_only(View, self._whole, views)
 
     def get_and_rotate_prng_key(self, generator: Any = None) -> Any:
         raise UnsupportedError(f"the module draws random numbers, in {self.place()}: an explanation needs a function")
@@ -145,10 +231,22 @@ class Environment(torchax.tensor.Environment):
 
     def tensor(self, array: Any) -> Any:
         """An array as a tensor that the module can compute with."""
-        return torchax.tensor.Tensor(jnp.asarray(array), self)
+        return Tensor(jnp.asarray(array), self)
+
+    def _own(self, tensor: Any) -> Any:
+        return tensor if isinstance(tensor, Tensor) else Tensor(tensor._elem, self)
+
+    def _whole(self, view: Any) -> Any:
+        """A part of a tensor as a tensor."""
+        with _constants(view):
+            return Tensor(view.jax(), self)
+
+    def j2t_iso(self, jaxarray: Any) -> Any:
+        return tree.tree_map_only(jax.Array, lambda x: Tensor(x, self), jaxarray)
 
     def array(self, tensor: Any) -> jax.Array:
         """The array of a tensor that the module made."""
+        self._refuse_outdated(tensor)
         return jnp.asarray(self._array(tensor))
 
     def t2j_iso(self, torchtensors: Any) -> Any:

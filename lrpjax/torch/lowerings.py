@@ -4,9 +4,16 @@ Checked with torchax 0.0.13 beside torch 2.13.0 and 2.14.1.
 """
 
 import contextlib
+import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrpjax.errors import UnsupportedError
 
 MISSING = 'lrpjax.torch needs torch and torchax: pip install "lrpjax[torch]"'
 
@@ -82,5 +89,108 @@ def of_arrays(operation: Any, lowering: Callable) -> Any:
     )
 
 
-OPERATORS: dict[Any, Any] = {}
+def linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """`torch.nn.functional.linear`. That of torchax 0.0.13 knows its arguments by other names, so that
+    `F.linear(input=x, weight=w)`, as timm writes it, fails."""
+    made = jnp.einsum("...a,ba->...b" if weight.ndim > 1 else "...a,a->...", input, weight)
+    return made if bias is None else made + bias
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """`scaled_dot_product_attention`. That of torchax 0.0.13 is NaN where a row of the mask lets nothing through, as in
+    a batch with padding; torch gives 0 there. It also draws random numbers where torch is asked for dropout, which
+    no explanation can have."""
+    if dropout_p > 0:
+        raise UnsupportedError(
+            "attention with dropout_p > 0 draws random numbers, and an explanation needs a function"
+        )
+    if enable_gqa:
+        key, value = (jnp.repeat(x, query.shape[-3] // x.shape[-3], axis=-3) for x in (key, value))
+    scores = query @ jnp.swapaxes(key, -2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = np.tril(np.ones(scores.shape[-2:], bool))
+    if attn_mask is None:
+        return jax.nn.softmax(scores, axis=-1) @ value
+    allowed = attn_mask if attn_mask.dtype == bool else attn_mask != -jnp.inf
+    some = jnp.any(allowed, axis=-1, keepdims=True)
+    if attn_mask.dtype == bool:
+        masked = jnp.where(allowed | ~some, scores, -jnp.inf)
+    else:
+        masked = scores + jnp.where(some, attn_mask, 0).astype(scores.dtype)
+    weights = jax.nn.softmax(masked, axis=-1)
+    if isinstance(some, jax.core.Tracer) or not some.all():
+        weights = jnp.where(some, weights, 0)
+    return weights @ value
+
+
+def grouped_mm(input: Any, mat2: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """`torch._grouped_mm`, with which transformers 5 multiplies tokens with the matrices of their experts: torchax
+    0.0.13 has none.
+
+    Raises:
+        UnsupportedError: it is not of rows, ordered by expert, with one matrix for each expert.
+    """
+    if input.ndim != 2 or mat2.ndim != 3 or offs is None or bias is not None or out_dtype is not None:
+        raise UnsupportedError(
+            f"torch._grouped_mm of {input.ndim} and {mat2.ndim} dimensions, or with a bias or a dtype of its own, has "
+            "no lowering: only that of rows with one matrix for each group has"
+        )
+    sizes = jnp.diff(offs.astype(jnp.int32), prepend=jnp.zeros(1, jnp.int32))
+    return jax.lax.ragged_dot(input, mat2, sizes)
+
+
+def power(x: Any, exponent: Any) -> Any:
+    """`x ** number`, as a root or a square where it is one: that of torchax 0.0.13 is a general power, in which nothing
+    shows that `x.pow(2).sum().pow(0.5)` is a norm, and whose derivative at 0 is NaN."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        if exponent == 0.5:
+            return jnp.sqrt(x)
+        if exponent == -0.5:
+            return jax.lax.rsqrt(x)
+        if float(exponent).is_integer() and abs(exponent) < 8:
+            return jax.lax.integer_pow(x, int(exponent))
+    from torchax.ops import jaten
+
+    return jaten._aten_pow(x, exponent)
+
+
+class _Operators(Mapping):
+    """The table, made when it is first looked at, so that torch is imported with the first module that is explained."""
+
+    @functools.cached_property
+    def made(self) -> dict[Any, Any]:
+        import torch
+
+        aten = torch.ops.aten
+        rows = {
+            torch.nn.functional.linear: linear,
+            torch.nn.functional.scaled_dot_product_attention: attention,
+            aten.scaled_dot_product_attention: attention,
+            aten._grouped_mm: grouped_mm,
+            aten.pow.Tensor_Scalar: power,
+            # With which `torch._check_tensor_all` looks at data: torchax 0.0.13 has none.
+            aten._is_all_true: jnp.all,
+        }
+        return {operation: of_arrays(operation, lowering) for operation, lowering in rows.items()}
+
+    def __getitem__(self, operation: Any) -> Any:
+        return self.made[operation]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
+OPERATORS: Mapping[Any, Any] = _Operators()
 """{operation of torch: what torchax does for it}, in place of torchax's own or where it has none."""

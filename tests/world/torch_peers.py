@@ -1,0 +1,166 @@
+"""What torch, zennit and LXT say of the networks of `torch_zoo.py`.
+
+LXT changes classes of torch and of transformers for good, so each of its methods has a process of its own:
+`python tests/world/torch_peers.py MODEL METHOD` prints relevance as JSON.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+import unittest.mock
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch_zoo
+
+
+def gradient(network: torch_zoo.Network) -> tuple[np.ndarray, np.ndarray]:
+    """Output, and input × gradient of its entry of largest size, by torch's autograd."""
+    with _leaf(network) as run:
+        y, leaf = run(network.module)
+        (slope,) = torch.autograd.grad(largest(y).sum(), leaf)
+    return y.detach().numpy(), (slope * leaf).detach().numpy()
+
+
+@contextlib.contextmanager
+def _leaf(network: torch_zoo.Network) -> Iterator[Callable]:
+    """A function of the module that gives its output, and the tensor that is explained: a leaf of the graph.
+
+    At a module that is called several times it is the value of the last call, as `at=` takes it.
+    """
+    made = []
+
+    def cut(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        made.append(output.detach().requires_grad_())
+        return made[-1]
+
+    def run(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        made.clear()
+        inputs = dict(network.inputs)
+        if network.at is None:
+            name, value = next(iter(inputs.items()))
+            made.append(value.clone().requires_grad_())
+            inputs[name] = made[-1]
+        return chosen(module(**inputs, **network.fixed), network.output), made[-1]
+
+    with contextlib.ExitStack() as stack:
+        if network.at is not None:
+            stack.callback(network.module.get_submodule(network.at).register_forward_hook(cut).remove)
+        yield run
+
+
+def chosen(made: Any, output: str | None) -> torch.Tensor:
+    """The output that is explained, as `lrpjax.torch.function` would choose it."""
+    from lrpjax.torch import outputs
+
+    return outputs.choose(made, output)
+
+
+def largest(y: torch.Tensor) -> torch.Tensor:
+    """The entry of largest size alone."""
+    flat = y.reshape(-1)
+    hot = torch.arange(flat.numel()) == flat.detach().abs().argmax()
+    return torch.where(hot, flat, 0.0).reshape(y.shape)
+
+
+def of(name: str, network: torch_zoo.Network) -> Iterator[tuple[str, str, float, Callable, Any]]:
+    """(peer, method, largest difference that passes, function that gives its relevance, the same composite here)."""
+    from lrpjax import composites
+
+    low, high = -3.0, 3.0
+    for method in network.peers.get("zennit", ()):
+        ours = {
+            "EpsilonPlus": composites.epsilon_plus,
+            "EpsilonPlusFlat": composites.epsilon_plus_flat,
+            "EpsilonAlpha2Beta1": composites.epsilon_alpha2_beta1,
+            "EpsilonGammaBox": lambda: composites.epsilon_gamma_box(low, high),
+        }[method]()
+        yield "zennit", method, 1e-10, lambda method=method: _zennit(network, method, low, high), ours
+    for method in network.peers.get("lxt", ())[1:]:
+        # LXT adds 10⁻¹⁰ to every input of an activation.
+        ours = {"attnlrp": composites.attnlrp, "cp_lrp": composites.cp_lrp}[method](0.0)
+        yield "LXT", method, 1e-7, lambda method=method: _lxt(name, method), ours
+
+
+# ------------------------------------------------------------------------------------------------------------ zennit
+
+
+def _zennit(network: torch_zoo.Network, method: str, low: float, high: float) -> np.ndarray:
+    zennit, vision, canonizers = (
+        importlib.import_module(f"zennit.{part}") for part in ("composites", "torchvision", "canonizers")
+    )
+    kind = type(network.module).__name__
+    canonizer = {"VGG": vision.VGGCanonizer, "ResNet": vision.ResNetCanonizer}.get(
+        kind, canonizers.SequentialMergeBatchNorm
+    )
+    x = next(iter(network.inputs.values()))
+    bounds = {"low": torch.full_like(x, low), "high": torch.full_like(x, high)} if "Box" in method else {}
+    composite = getattr(zennit, method)(canonizers=[canonizer()], **bounds)
+    # zennit 0.5.1 applies the ε of a BatchNorm a second time after merging it; the network is the same with none.
+    norms = [m for m in network.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    epsilons = [norm.eps for norm in norms]
+    for norm in norms:
+        norm.running_var += norm.eps
+        norm.eps = 0.0
+    try:
+        with _leaf(network) as run, composite.context(network.module) as module:
+            y, leaf = run(module)
+            (R,) = torch.autograd.grad(y, leaf, largest(y).detach())
+    finally:
+        for norm, epsilon in zip(norms, epsilons, strict=True):
+            norm.running_var -= epsilon
+            norm.eps = epsilon
+    return R.numpy()
+
+
+# --------------------------------------------------------------------------------------------------------------- LXT
+
+
+def _lxt(name: str, method: str) -> np.ndarray:
+    if name.startswith("transformers/") and importlib.metadata.version("transformers") >= "5":
+        raise ImportError("LXT 2.1 does not import beside transformers 5")
+    run = subprocess.run([sys.executable, __file__, name, method], capture_output=True, text=True)
+    if run.returncode == 3:
+        raise ImportError(run.stderr.strip().splitlines()[-1])
+    if run.returncode:
+        raise RuntimeError(f"LXT: {run.stderr.strip().splitlines()[-1]}")
+    return np.array(json.loads(run.stdout.splitlines()[-1]))
+
+
+def _patch(home: str, method: str) -> None:
+    """Applies LXT's patches for the models of one module of transformers or torchvision."""
+    importlib.import_module(home)
+    if home.startswith("torchvision"):  # the rest of LXT is about transformers, and needs a version of it
+        for name in ("llama", "qwen2", "qwen3", "gemma3", "bert", "gpt2"):
+            sys.modules[f"lxt.efficient.models.{name}"] = unittest.mock.MagicMock()
+    else:  # and this is about torchvision
+        for end in ("", ".models", ".models.vision_transformer"):
+            sys.modules.setdefault(f"torchvision{end}", unittest.mock.MagicMock())
+    from lxt import efficient
+
+    short = home.rpartition("modeling_")[2] if "modeling_" in home else "vit_torch"
+    maps = importlib.import_module(f"lxt.efficient.models.{short}")
+    patches = maps.cp_LRP if method == "cp_lrp" else maps.attnLRP
+    efficient.monkey_patch(importlib.import_module(home), patches)
+
+
+def main() -> int:
+    name, method = sys.argv[1:]
+    network = torch_zoo.build(name)
+    try:
+        _patch(network.peers["lxt"][0], method)
+    except ImportError as error:
+        print(f"LXT does not import: {error}", file=sys.stderr)
+        return 3
+    _, R = gradient(network)
+    print(json.dumps(R.tolist()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
