@@ -31,13 +31,16 @@ def _folders(*packages: str) -> tuple[str, ...]:
 
 _JAX = _folders("jax")
 _HERE = _folders(__name__.partition(".")[0])
-_MACHINERY = _folders("jax", "jaxlib", "flax") + _HERE
+_MACHINERY = _folders("jax", "jaxlib", "flax", "keras") + _HERE
 # Models, as a user's are; all else in this package is machinery.
 _MODELS = tuple(
     os.path.join(here, *place)
     for here in _HERE
     for place in [("demo.py",), ("bow", ""), ("cli", "demos", "")]
 )
+# What a Keras model that is put together from Keras's own layers knows of its places.
+_LAYERS = tuple(os.path.join(p, "src", "layers", "") for p in _folders("keras"))
+_LAYER = tuple(os.path.join(p, "layer.py") for p in _LAYERS)
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "")
 
 
@@ -90,18 +93,18 @@ def scope_of(eqn: Any) -> str:
 @functools.cache
 def _rank(file: str) -> int:
     """How well a line of this file tells users where they are: their own file is 0, code without a file
-    (a prompt, a string) is 1, another installed package is 2, machinery is 3.
+    (a prompt, a string) is 1, another installed package is 2, a layer of Keras is 3, machinery is 4.
 
     What a file belongs to is told by where it lies, not by the interpreter's paths: environments may be
     layered, and JAX need not lie in the interpreter's own.
     """
     if file.startswith("<"):
-        return 3 if file.startswith("<frozen ") else 1
+        return 4 if file.startswith("<frozen ") else 1
     file = os.path.abspath(file)
     if file.startswith(_MODELS):
         return 0
     if file.startswith(_MACHINERY):
-        return 3
+        return 3 if file.startswith(_LAYERS) and not file.endswith(_LAYER) else 4
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
     return 2 if installed or file.startswith(_STANDARD_LIBRARY) else 0
 
@@ -110,12 +113,12 @@ def source_of(*eqns: Any) -> str:
     """`file:line (function)` of the innermost frame of the user's own code that made an equation, or one of
     the equations that hold it.
 
-    Frames of JAX, flax and lrpjax are passed over; frames of other installed packages serve when there is no
-    frame outside them.
+    Frames of JAX, flax, Keras and lrpjax are passed over; frames of other installed packages serve when there is no
+    frame outside them, and those of Keras's layers when there is none of these either.
     """
     tracebacks = [e.source_info.traceback for e in eqns if e.source_info.traceback is not None]
     best = min((f for t in tracebacks for f in t.frames), key=lambda f: _rank(f.file_name), default=None)
-    if best is None or _rank(best.file_name) == 3:
+    if best is None or _rank(best.file_name) == 4:
         return source_info_util.summarize(eqns[0].source_info)
     return f"{best.file_name}:{best.line_num} ({best.function_name})"
 
