@@ -78,6 +78,8 @@ def function(
                 f"the weights are not those of the model {model.name!r}, which lrpjax.keras.function returned: "
                 f"{', '.join(strange[:5])}{', …' if len(strange) > 5 else ''} stands in one of them only"
             )
+        # Keras takes no NumPy arrays beside tracers.
+        inputs = jax.tree.map(jnp.asarray, inputs)
         mapping = [(variable, params[path]) for path, variable in named.items()]
         with keras.StatelessScope(state_mapping=mapping):
             y = model(*_arranged(model, inputs), training=False)
@@ -126,8 +128,7 @@ def explain(
         raise InputError(f"there is no input to explain the model {model.name!r} for")
     argnums = tuple(range(1, len(inputs) + 1)) if len(inputs) > 1 else 1
     explained = relevance(f, composite, argnums=argnums, target=target, at=at)
-    arrays = jax.tree.map(jnp.asarray, inputs)
-    return jax.tree.map(np.asarray, jax.jit(explained)(params, *arrays))
+    return jax.tree.map(np.asarray, jax.jit(explained)(params, *inputs))
 
 
 _UNBUILT = (
