@@ -33,17 +33,28 @@ def _folders(*packages: str) -> tuple[str, ...]:
 
 _JAX = _folders("jax")
 _HERE = _folders(__name__.partition(".")[0])
-_MACHINERY = _folders("jax", "jaxlib", "flax", "torch", "torchax") + _HERE
-# Serve for models that are made of nothing else.
-_LAYERS = tuple(os.path.join(torch, "nn", "modules", "") for torch in _folders("torch"))
+_MACHINERY = _folders("jax", "jaxlib", "flax", "keras", "torch", "torchax") + _HERE
+# The layers of frameworks: what a model that is put together from nothing else knows of its places.
+_LAYERS = tuple(
+    os.path.join(folder, *place, "")
+    for framework, place in [("keras", ("src", "layers")), ("torch", ("nn", "modules"))]
+    for folder in _folders(framework)
+)
+# What calls all layers.
+_CALLING = tuple(os.path.join(layers, file) for layers in _LAYERS for file in ("layer.py", "module.py"))
 # Where the model of another framework is called: what it computes has its lines among the frames inside of that one.
-_BRIDGES = tuple(os.path.join(here, "torch", "running.py") for here in _HERE)
+_BRIDGES = tuple(
+    os.path.join(here, *place) for here in _HERE for place in [("keras.py",), ("torch", "running.py")]
+)
 # Models, as a user's are; all else in this package is machinery.
 _MODELS = tuple(
     os.path.join(here, *place)
     for here in _HERE
     for place in [("demo.py",), ("bow", ""), ("cli", "demos", "")]
 )
+# What a Keras model that is put together from Keras's own layers knows of its places.
+_LAYERS = tuple(os.path.join(p, "src", "layers", "") for p in _folders("keras"))
+_LAYER = tuple(os.path.join(p, "layer.py") for p in _LAYERS)
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "")
 
 
@@ -96,7 +107,7 @@ def scope_of(eqn: Any) -> str:
 @functools.cache
 def _rank(file: str) -> int:
     """How well a line of this file tells users where they are: their own file is 0, code without a file
-    (a prompt, a string) is 1, another installed package is 2, a layer of torch is 3, machinery is 4.
+    (a prompt, a string) is 1, another installed package is 2, a layer of Keras or torch is 3, machinery is 4.
 
     What a file belongs to is told by where it lies, not by the interpreter's paths: environments may be
     layered, and JAX need not lie in the interpreter's own.
@@ -106,10 +117,8 @@ def _rank(file: str) -> int:
     file = os.path.abspath(file)
     if file.startswith(_MODELS):
         return 0
-    if file.startswith(_LAYERS):
-        return 3
     if file.startswith(_MACHINERY):
-        return 4
+        return 3 if file.startswith(_LAYERS) and file not in _CALLING else 4
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
     return 2 if installed or file.startswith(_STANDARD_LIBRARY) else 0
 
@@ -118,7 +127,7 @@ def source_of(*eqns: Any) -> str:
     """`file:line (function)` of the innermost frame of the user's own code that made an equation, or one of
     the equations that hold it.
 
-    Frames of JAX, flax, torch and lrpjax are passed over; frames of other installed packages serve when there is no
+    Frames of JAX, flax, Keras, torch and lrpjax are passed over; frames of other installed packages serve when there is no
     frame outside them, and before those that only call a model of another framework.
     """
     tracebacks = [e.source_info.traceback for e in eqns if e.source_info.traceback is not None]

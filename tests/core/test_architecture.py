@@ -27,7 +27,7 @@ LAYERS = (
     "composites custom targets viz _evaluate",
     "transform",
     "analysis patterns metrics bow",
-    "data pretrained torch",
+    "data keras pretrained torch",
     "cli",
     "",
 )

@@ -170,7 +170,7 @@ def folder(package):
     return os.path.dirname(os.path.abspath(package.__file__))
 
 
-OWN, OTHER, MACHINERY = 0, 2, 3
+OWN, OTHER, MACHINERY = 0, 2, 4
 FILES_OF = {
     "a project": ("/projects/ann/project/model.py", OWN),
     "a project in a folder called lib": ("/projects/ann/lib/python3.12/model.py", OWN),
