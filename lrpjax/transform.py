@@ -36,7 +36,8 @@ def relevance(
             functions, anything. composite: which rule for which unit, see `lrpjax.composites`. None: each
             kind's default (ε = 1e-6 in weighted layers). argnums: the argument, or arguments, to be explained;
             as in `jax.grad`. None: the first, or that which f names itself (`f.argnums`), as a function of
-            `lrpjax.torch` does: its first argument are the params. target: the relevance of the output. None: all of f(x). "max": the largest entry
+            `lrpjax.torch` does: its first argument are the params. target: the relevance of the output. None: all
+            of f(x). "max": the largest entry
             along the last axis. An int or an int array (one for
             each example): that class. An array of the output's shape: the output relevance itself. A callable:
             f(x) -> output relevance. With the gradient family of composites it is the cotangent of the output

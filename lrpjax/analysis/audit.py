@@ -440,7 +440,12 @@ def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool, turns: int
 
 
 def messages(
-    f: Callable, composite: Composite | None = None, *, at: str, argnums: int | None = None, target: Any = None
+    f: Callable,
+    composite: Composite | None = None,
+    *,
+    at: str,
+    argnums: int | None = None,
+    target: Any = None,
 ) -> Callable:
     """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from
     its output j (Bach et al. 2015: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i

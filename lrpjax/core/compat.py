@@ -52,9 +52,6 @@ _MODELS = tuple(
     for here in _HERE
     for place in [("demo.py",), ("bow", ""), ("cli", "demos", "")]
 )
-# What a Keras model that is put together from Keras's own layers knows of its places.
-_LAYERS = tuple(os.path.join(p, "src", "layers", "") for p in _folders("keras"))
-_LAYER = tuple(os.path.join(p, "layer.py") for p in _LAYERS)
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "")
 
 
@@ -127,7 +124,8 @@ def source_of(*eqns: Any) -> str:
     """`file:line (function)` of the innermost frame of the user's own code that made an equation, or one of
     the equations that hold it.
 
-    Frames of JAX, flax, Keras, torch and lrpjax are passed over; frames of other installed packages serve when there is no
+    Frames of JAX, flax, Keras, torch and lrpjax are passed over; frames of other installed packages serve when
+    there is no
     frame outside them, and before those that only call a model of another framework.
     """
     tracebacks = [e.source_info.traceback for e in eqns if e.source_info.traceback is not None]

@@ -83,7 +83,8 @@ class Program:
         inspect: Any = None,
     ):
         """argnums: None stands for those that `f` says are its inputs, as models of other frameworks do, or else for
-        the first. inlined: all calls are, also those that their own derivative would explain. inspect: None, or the functions
+        the first. inlined: all calls are, also those that their own derivative would explain. inspect: None, or
+        the functions
         (to, back) of the coordinates that are explained in place of the argument."""
         if not isinstance(composite, Chooses):
             raise TypeError(

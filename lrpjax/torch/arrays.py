@@ -21,11 +21,14 @@ def to_jax(tensor: Any) -> jax.Array:
 
     if tensor.device.type != "cpu":
         raise InputError(
-            f"a tensor is on the device {str(tensor.device)!r}: lrpjax.torch takes tensors on the CPU, and puts them on "
+            f"a tensor is on the device {str(tensor.device)!r}: lrpjax.torch takes tensors on the "
+            f"CPU, and puts them on "
             f"JAX's default device ({jax.devices()[0].platform}) itself. Call `module.cpu()`, `tensor.cpu()`"
         )
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise InputError(f"a tensor is {tensor.layout}, {tensor.dtype}: call `.to_dense()` or `.dequantize()` first")
+        raise InputError(
+            f"a tensor is {tensor.layout}, {tensor.dtype}: call `.to_dense()` or `.dequantize()` first"
+        )
     tensor = tensor.detach()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()

@@ -21,10 +21,10 @@ from lrpjax.torch import arrays, lowerings
 torchax = lowerings.import_torchax()
 
 import torch  # noqa: E402  (after torchax, so that a missing one of both is told by one message)
-import torchax.tensor  # noqa: E402
-from torch.utils import _pytree as tree  # noqa: E402
-from torchax.ops.op_base import InplaceOp  # noqa: E402
-from torchax.view import View  # noqa: E402
+import torchax.tensor  # noqa: E402, F811  # pyright: ignore[reportMissingImports]
+from torch.utils import _pytree as tree  # noqa: E402  # pyright: ignore[reportMissingImports]
+from torchax.ops.op_base import InplaceOp  # noqa: E402  # pyright: ignore[reportMissingImports]
+from torchax.view import View  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 # What JAX raises where Python wants the value of a traced array.
 _WANTS_VALUES = (
@@ -37,7 +37,9 @@ _WANTS_VALUES = (
 def _constants(*values: Any) -> contextlib.AbstractContextManager:
     """Computes at once, even while JAX traces, if none of these values is traced: modules look at their masks and
     positions, and some keep them for the next call."""
-    held = [v.source_jax() if isinstance(v, View) else getattr(v, "_elem", v) for v in tree.tree_leaves(values)]
+    held = [
+        v.source_jax() if isinstance(v, View) else getattr(v, "_elem", v) for v in tree.tree_leaves(values)
+    ]
     traced = any(isinstance(x, jax.core.Tracer) for x in held)
     return contextlib.nullcontext() if traced else jax.ensure_compile_time_eval()
 
@@ -139,7 +141,8 @@ class Environment(torchax.tensor.Environment):
             if not isinstance(func, torch._ops.OpOverload):
                 raise
             raise UnsupportedError(
-                f"torchax has no lowering of {func.name()}, in {self.place()}. If the module has another way to compute "
+                f"torchax has no lowering of {func.name()}, in {self.place()}. If the module has "
+                f"another way to compute "
                 'this (`attn_implementation="eager"`, say), choose it; or give one, a function of JAX arrays: '
                 f"lrpjax.torch.function(…, lowerings={{torch.ops.{str(func).rpartition('.')[0]}: …}})"
             ) from error
@@ -197,7 +200,9 @@ class Environment(torchax.tensor.Environment):
                 opened.enter_context(source_info_util.set_name_stack(names))
                 # torch promotes types, whatever the user has chosen for JAX.
                 opened.enter_context(jax.numpy_dtype_promotion("standard"))
-                if of_arrays and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+                if of_arrays and not any(
+                    isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))
+                ):
                     opened.enter_context(jax.ensure_compile_time_eval())
                 try:
                     return lowering(*args, **kwargs)
@@ -215,8 +220,8 @@ class Environment(torchax.tensor.Environment):
     def _depends_on_data(self) -> str:
         return (
             f"what the module computes depends on values of its input or parameters, in {self.place()}: a branch, a "
-            "shape or an index that JAX must know when tracing. Choose a setting of the module in which it does not, or "
-            "give what it looks at as an example that holds no tensors (a Python number), which is fixed"
+            "shape or an index that JAX must know when tracing. Choose a setting of the module in which it does not, or give "
+            "what it looks at as an example that holds no tensors (a Python number), which is fixed"
         )
 
     def v2t_iso(self, views: Any) -> Any:
@@ -225,13 +230,15 @@ class Environment(torchax.tensor.Environment):
             return tree.tree_map_only(View, self._whole, views)
 
     def get_and_rotate_prng_key(self, generator: Any = None) -> Any:
-        raise UnsupportedError(f"the module draws random numbers, in {self.place()}: an explanation needs a function")
+        raise UnsupportedError(
+            f"the module draws random numbers, in {self.place()}: an explanation needs a function"
+        )
 
     # ---------------------------------------------------------------------------------------------- tensors
 
     def tensor(self, array: Any) -> Any:
-        """An array as a tensor that the module can compute with."""
-        return Tensor(jnp.asarray(array), self)
+        """An array, or a tensor outside of JAX, as a tensor that the module can compute with."""
+        return Tensor(arrays.to_jax(array) if isinstance(array, torch.Tensor) else jnp.asarray(array), self)
 
     def _own(self, tensor: Any) -> Any:
         return tensor if isinstance(tensor, Tensor) else Tensor(tensor._elem, self)

@@ -34,7 +34,8 @@ def explain(
         inputs, kwargs: the module's arguments.
         target, at: as in `lrpjax.relevance`; arrays may be tensors. Token models are explained at= the module of their
             embeddings.
-        argnum: which of the arguments that hold tensors is explained, 0 the first. None: the first that is floating-point.
+        argnum: which of the arguments that hold tensors is explained, 0 the first. None: the first that is
+        floating-point.
 
     Returns:
         A tensor of the shape and dtype of what is explained; a dict of them, if `at` is several paths or a glob.
@@ -63,8 +64,8 @@ def explainer(
 ) -> Callable:
     """A compiled function `(*inputs, target=None, **kwargs) -> relevance` of tensors, for many inputs to one module.
 
-    It compiles once for each shape of the inputs, and reads the module's parameters anew when they have changed, so that
-    it can be called between steps of a training. The arguments are those of `explain`.
+    It compiles once for each shape of the inputs, and reads the module's parameters anew when they have changed, so
+    that it can be called between steps of a training. The arguments are those of `explain`.
 
     >>> import torch, lrpjax
     >>> net = torch.nn.Linear(2, 2, bias=False).eval()
@@ -94,7 +95,9 @@ def explainer(
 
             def run(params: Any, values: tuple, chosen: Any) -> Any:
                 aim = chosen if fixed is ... else fixed
-                return relevance(f, composite, argnums=None if argnum is None else 1 + argnum, target=aim, at=at)(params, *values)
+                return relevance(
+                    f, composite, argnums=None if argnum is None else 1 + argnum, target=aim, at=at
+                )(params, *values)
 
             compiled[key] = jax.jit(run)
         values = tuple(

@@ -82,7 +82,7 @@ def import_torchax() -> Any:
 
 def of_arrays(operation: Any, lowering: Callable) -> Any:
     """A function of JAX arrays as what torchax does for an operation of torch."""
-    from torchax.ops import ops_registry
+    from torchax.ops import ops_registry  # pyright: ignore[reportMissingImports]
 
     return ops_registry.Operator(
         operation, lowering, is_jax_function=True, is_user_defined=True, needs_env=False, is_view_op=False
@@ -158,7 +158,7 @@ def power(x: Any, exponent: Any) -> Any:
             return jax.lax.rsqrt(x)
         if float(exponent).is_integer() and abs(exponent) < 8:
             return jax.lax.integer_pow(x, int(exponent))
-    from torchax.ops import jaten
+    from torchax.ops import jaten  # pyright: ignore[reportMissingImports]
 
     return jaten._aten_pow(x, exponent)
 

@@ -22,16 +22,20 @@ def check(module: Any) -> None:
             where JAX computes on the CPU.
     """
     if isinstance(module, torch.jit.ScriptModule):
-        raise InputError("the module is scripted (torch.jit), so its operations cannot be seen: give the module it was made of")
+        raise InputError(
+            "the module is scripted (torch.jit), so its operations cannot be seen: give the module it was made of"
+        )
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"lrpjax.torch explains a torch.nn.Module, but got a {type(module).__name__}")
     training = [name or type(m).__name__ for name, m in module.named_modules() if m.training]
     if training:
         raise InputError(
-            f"the module is in training mode ({_few(training)}), so dropout draws random numbers and BatchNorm looks at "
-            "other examples: call `module.eval()`"
+            f"the module is in training mode ({_few(training)}), so dropout draws random numbers "
+            "and BatchNorm looks at other examples: call `module.eval()`"
         )
-    hooked = [f"{name or type(m).__name__}: {hook}" for name, m in module.named_modules() for hook in _foreign(m)]
+    hooked = [
+        f"{name or type(m).__name__}: {hook}" for name, m in module.named_modules() for hook in _foreign(m)
+    ]
     if hooked:
         raise InputError(
             f"the module has hooks ({_few(hooked)}), and what they do is no part of the module's function: remove them "

@@ -28,7 +28,8 @@ def choose(made: Any, wanted: str | Callable | None) -> Any:
     if len(floating) == 1:
         return next(iter(floating.values()))
     raise InputError(
-        f"the module's output is a {type(made).__name__} of several tensors, so say which one is explained: output= one "
+        f"the module's output is a {type(made).__name__} of several tensors, so say which one is "
+        f"explained: output= one "
         f"of {', '.join(map(repr, floating)) or '(none is floating-point)'}, or a function of the module's output"
     )
 
@@ -42,9 +43,8 @@ def _inside(made: Any, path: str) -> Any:
             raise InputError(f"output={path!r}: there is no {name!r} among the module's outputs ({held})")
         value = items[name]
     if not isinstance(value, torch.Tensor):
-        raise InputError(
-            f"output={path!r} is a {type(value).__name__}, not a tensor: it holds {', '.join(n for n, _ in _items(value))}"
-        )
+        held = ", ".join(name for name, _ in _items(value))
+        raise InputError(f"output={path!r} is a {type(value).__name__}, not a tensor: it holds {held}")
     return value
 
 

@@ -1,6 +1,7 @@
 """A torch module as a function of JAX arrays.
 
-What stands in this file is where JAX's view of a program passes into torch: source lines are looked for among the frames
+What stands in this file is where JAX's view of a program passes into torch: source lines are looked for among the
+frames
 inside of `Module.run` (`lrpjax.core.compat.BRIDGES`).
 """
 
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch.utils import _pytree as tree
+from torch.utils import _pytree as tree  # pyright: ignore[reportMissingImports]
 
 from lrpjax.errors import InputError
-from lrpjax.torch import arrays, modules, outputs
+from lrpjax.torch import modules, outputs
 from lrpjax.torch.environment import Environment
 
 
@@ -30,8 +31,8 @@ def function(
 
     Args:
         module: a `torch.nn.Module` in evaluation mode, on the CPU. Nothing in it is changed.
-        inputs: examples of the module's positional arguments: tensors, arrays, or dicts, lists and tuples of them. Their
-            values do not matter. An argument without tensors (a number, a flag, None) is fixed here.
+        inputs: examples of the module's positional arguments: tensors, arrays, or dicts, lists and tuples of them.
+            Their values do not matter. An argument without tensors (a number, a flag, None) is fixed here.
         output: which tensor of the module's output is the function's: a key or an attribute ("logits"; "a.b" and
             "hidden_states.0" go inside), or a function of the module's output. None: the output itself where it is a
             tensor, its `logits`, or its only floating-point tensor.
@@ -86,7 +87,9 @@ class Module:
     names: of the arguments that hold tensors, in the order of the examples.
     """
 
-    def __init__(self, module: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any], output: Any, lowered: Any):
+    def __init__(
+        self, module: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any], output: Any, lowered: Any
+    ):
         self.module, self.output, self.lowered = module, output, lowered
         self.inputs, self.kwargs = tuple(inputs), dict(kwargs)
         names = _argument_names(module, inputs, kwargs)
@@ -101,7 +104,9 @@ class Module:
     @property
     def explained(self) -> int:
         """The number of the first argument with a floating-point array, or 0."""
-        leaves = [jax.tree.leaves(_plain(self.example(place))) for name, place in self.places if name in self.names]
+        leaves = [
+            jax.tree.leaves(_plain(self.example(place))) for name, place in self.places if name in self.names
+        ]
         return next((i for i, some in enumerate(leaves) if any(_is_floating(leaf) for leaf in some)), 0)
 
     def example(self, place: int | str) -> Any:
@@ -119,7 +124,9 @@ class Module:
         if len(arrays) > len(self.names) or unknown or missing:
             raise InputError(
                 f"this function of a {type(self.module).__name__} takes (params, {', '.join(self.names)}), but got "
-                f"{len(arrays)} arrays" + (f" and {', '.join(named)}" if named else "") + ". Its arguments are those "
+                f"{len(arrays)} arrays"
+                + (f" and {', '.join(named)}" if named else "")
+                + ". Its arguments are those "
                 "that were given examples with tensors; all others are fixed"
             )
         return given | dict(named)
@@ -169,18 +176,22 @@ def _argument_names(module: Any, inputs: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def _plain(value: Any) -> Any:
-    """A pytree of arrays, of a structure that may hold tensors and mappings of other libraries."""
+    """A structure that may hold mappings of other libraries, as a pytree of JAX."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         items = [_plain(v) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return arrays.to_jax(value) if isinstance(value, torch.Tensor) else value
+    return value
 
 
 def _is_floating(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.is_floating_point()
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor | jax.Array | np.ndarray) for leaf in jax.tree.leaves(_plain(value)))
+    return any(
+        isinstance(leaf, torch.Tensor | jax.Array | np.ndarray) for leaf in jax.tree.leaves(_plain(value))
+    )
