@@ -219,9 +219,9 @@ class Environment(torchax.tensor.Environment):
 
     def _depends_on_data(self) -> str:
         return (
-            f"what the module computes depends on values of its input or parameters, in {self.place()}: a branch, a "
-            "shape or an index that JAX must know when tracing. Choose a setting of the module in which it does not, or give "
-            "what it looks at as an example that holds no tensors (a Python number), which is fixed"
+            f"what the module computes depends on values of its input or parameters, in {self.place()}: "
+            "a branch, a shape or an index that JAX must know when tracing. Choose a setting of the module in which it "
+            "does not, or give what it looks at as an example that holds no tensors (a Python number), which is fixed"
         )
 
     def v2t_iso(self, views: Any) -> Any:
