@@ -36,6 +36,12 @@ the model (--model package.module:build):
         graph, state = nnx.split(nnx.eval_shape(lambda: CNN(rngs=nnx.Rngs(0))))
         return (lambda state, x: nnx.merge(graph, state)(x)), state
 
+  For PyTorch (--model torch:package.module:build) build() returns the module in evaluation mode, which takes one input,
+  or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with their channels first:
+
+    def build():
+        return torchvision.models.resnet18(weights="DEFAULT").eval()
+
   Relevance is that of x, as f gets it: after --size, --crop, --mean and --std. What else belongs between a picture's
   pixels and the network is part of f.
 """
@@ -187,7 +193,7 @@ def run_explain(args: argparse.Namespace) -> int:
     inputs = _inputs(args)
     names = loading.class_names(args.labels) if args.labels else None
     mesh = _mesh(args.mesh)
-    f, params = loading.load_model(args.model, args.params, mesh)
+    f, params = loading.load_model(args.model, args.params, mesh, pictures=inputs.pictures)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
     target, labels = _target(args.target, inputs.rows, names or [])
     y = _check_model(f, params, inputs[0:1], args.model)
@@ -250,11 +256,13 @@ def run_plan(args: argparse.Namespace) -> int:
       ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
       says it.
     """
+    pictures = False
     if args.inputs:
-        x = _inputs(args)[0:1]
+        inputs = _inputs(args)
+        x, pictures = inputs[0:1], inputs.pictures
     else:
         x = jax.ShapeDtypeStruct(loading.numbers(args.shape, ",", "--shape"), np.float32)
-    f, params = loading.load_model(args.model, args.params, shapes=True)
+    f, params = loading.load_model(args.model, args.params, shapes=True, pictures=pictures)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
     _check_model(f, params, x, args.model)
     plans = []

@@ -65,6 +65,11 @@ class Inputs:
         self._ends = np.cumsum([self._count(path) for path in self.paths])
         self.rows = int(self._ends[-1])
 
+    @property
+    def pictures(self) -> bool:
+        """Whether all inputs are pictures, whose channels are last."""
+        return all(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in self.paths)
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         first = int(np.searchsorted(self._ends, rows.start, side="right"))
         parts = []
@@ -153,15 +158,22 @@ class Inputs:
 
 
 def load_model(
-    spec: str, checkpoint: str | None = None, mesh: Mesh | None = None, shapes: bool = False
+    spec: str,
+    checkpoint: str | None = None,
+    mesh: Mesh | None = None,
+    shapes: bool = False,
+    pictures: bool = False,
 ) -> tuple[Callable[..., Any], Any]:
     """The function and the params of the model that a command line names.
 
     Args:
-      spec: "package.module:build"; `build()` returns `(f, params)` with `f(params, x)`.
+      spec: "package.module:build"; `build()` returns `(f, params)` with `f(params, x)`. "torch:package.module:build":
+        it returns a `torch.nn.Module` of one input, or the module and a dict of what `lrpjax.torch.function` takes by
+        name (`output`, other arguments of the module).
       checkpoint: directory of an orbax checkpoint with params of the structure that `build` gives.
       mesh: devices to restore the checkpoint to, replicated; `None`: the default device.
       shapes: whether shapes in place of params will do.
+      pictures: whether the inputs have their channels last, where a torch module has them first.
 
     Returns:
       `(f, params)`.
@@ -170,13 +182,19 @@ def load_model(
       ImportError, ValueError: there is no such function, it fails, or returns something else.
       FileNotFoundError, ValueError: there is no such checkpoint, or it is another model's.
     """
-    build = _named_object(spec, "--model")
+    framework, _, named = spec.partition(":")
+    torch = framework == "torch" and ":" in named
+    build = _named_object(named if torch else spec, "--model")
     if not callable(build):
         raise ValueError(f"--model {spec}: it is no function but {type(build).__name__}")
     try:
         built = build()
     except Exception as error:
         raise ValueError(f"--model {spec}: calling it failed with {type(error).__name__}: {error}") from error
+    if torch:
+        if checkpoint is not None:
+            raise ValueError(f"--model {spec} loads its own weights: --params is for checkpoints of orbax")
+        return _torch_model(built, spec, pictures)
     if not isinstance(built, tuple) or len(built) != 2 or not callable(built[0]):
         what = type(built).__name__
         raise ValueError(
@@ -190,6 +208,20 @@ def load_model(
             f"--model {spec} returns the shapes of its params only; give a checkpoint with --params DIR"
         )
     return f, params
+
+
+def _torch_model(built: Any, spec: str, pictures: bool) -> tuple[Callable[..., Any], Any]:
+    """`load_model` for what a `build` of a torch module returns."""
+    from lrpjax import torch
+
+    module, options = built if isinstance(built, tuple) and len(built) == 2 else (built, {})
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"--model {spec} must return a torch.nn.Module, or (module, a dict of arguments), not a "
+            f"{type(options).__name__} beside it"
+        )
+    f, params = torch.function(module, np.zeros(1, np.float32), **options)
+    return (lambda params, x: f(params, jnp.moveaxis(x, -1, 1)) if pictures else f(params, x)), params
 
 
 def restore(checkpoint: str, params: Any, mesh: Mesh | None = None) -> Any:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from PIL import Image
 
 import lrpjax
 import lrpjax.torch
 from lrpjax import composites
+from lrpjax.cli.main import main
 
 
 class Block(torch.nn.Module):
@@ -283,6 +285,92 @@ def test_an_explainer_compiles_once_and_follows_a_training():
     with torch.no_grad():
         net[0].weight.mul_(3.0)
     np.testing.assert_allclose(explain(x, target=1), expected(), rtol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------ the command line
+
+BUILD = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+
+class Tagger(torch.nn.Module):
+    def forward(self, x, factor):
+        return {"doubled": factor * x.flatten(1), "other": x}
+
+def tagger():
+    return Tagger().eval(), {"factor": 2.0, "output": "doubled"}
+
+def wrong():
+    return Tagger().eval(), 3
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "torch_project.py").write_text(BUILD)
+    yield tmp_path
+    sys.modules.pop("torch_project", None)
+
+
+def test_the_command_line_explains_torch_modules(project, capsys):
+    picture = np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)
+    Image.fromarray(picture).save("a.png")
+    assert main(["plan", "--model", "torch:torch_project:build", "--inputs", "a.png"]) == 0
+    assert "conv" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "explain",
+                "--model",
+                "torch:torch_project:build",
+                "--inputs",
+                "a.png",
+                "--out",
+                "out",
+                "--target",
+                "1",
+            ]
+        )
+        == 0
+    )
+    stored = lrpjax.open_store("out")
+    x = torch.tensor(picture / 255.0, dtype=torch.float32).permute(2, 0, 1)[None]
+    import torch_project
+
+    module = torch_project.build()
+    R = lrpjax.torch.explain(module, composites.epsilon_plus(), x, target=1)
+    np.testing.assert_allclose(stored["relevance"][:], R.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stored["output"][:], module(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_line_takes_arguments_of_the_module(project, capsys):
+    np.save("x.npy", np.ones((2, 2, 2), np.float32))
+    assert (
+        main(["explain", "--model", "torch:torch_project:tagger", "--inputs", "x.npy", "--out", "out"]) == 0
+    )
+    np.testing.assert_allclose(lrpjax.open_store("out")["output"][:], 2.0)
+    capsys.readouterr()
+    for name, option, message in [
+        ("wrong", [], "must return a torch.nn.Module, or (module, a dict"),
+        ("build", ["--params", "somewhere"], "loads its own weights"),
+    ]:
+        command = [
+            "explain",
+            "--model",
+            f"torch:torch_project:{name}",
+            "--inputs",
+            "x.npy",
+            "--out",
+            "o",
+            *option,
+        ]
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
