@@ -458,9 +458,10 @@ def test_the_module_is_as_it_was():
     assert isinstance(module(IDS)["logits"], torch.Tensor)
 
 
-def test_without_torch_one_line_says_what_to_install():
+@pytest.mark.parametrize("missing", ["torch", "torchax"])
+def test_without_torch_one_line_says_what_to_install(missing):
     code = (
-        "import sys; sys.modules['torchax'] = None; import lrpjax\n"
+        f"import sys; sys.modules[{missing!r}] = None; import lrpjax\n"
         "try:\n    import lrpjax.torch\nexcept ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
