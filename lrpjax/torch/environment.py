@@ -6,6 +6,7 @@ the errors, constants that stay constants, and parameters that are found by whic
 
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ _WANTS_VALUES = (
     jax.errors.NonConcreteBooleanIndexError,
 )
 
+_CALLS = itertools.count()  # numbers for the calls of what makes several parts of one tensor
+
 
 def _constants(*values: Any) -> contextlib.AbstractContextManager:
     """Computes at once, even while JAX traces, if none of these values is traced: modules look at their masks and
@@ -54,15 +57,57 @@ def _holder(tensor: Any) -> Any:
 class Tensor(torchax.tensor.Tensor):
     """torchax's tensor, with those of its methods (of torchax 0.0.13) that do not go through an environment.
 
-    origin: the tensor that torch would have made a view of. outdated: where such a view of this one has been changed.
+    In torch `x.view(…)` and `x.transpose(…)` are parts of x; here they are copies. All copies of one tensor share a
+    `family`, the list of the places where one of them was changed, and know how many of these changes they have `seen`:
+    one that has missed a change holds what torch would no longer hold, and may not be looked at. `piece` is (a number
+    for the call of `split`, which of its results this is, or is a part of): these do not overlap.
     """
 
-    origin: Any = None
-    outdated: str | None = None
+    family: list[tuple[str, tuple[int, int] | None]] | None = None
+    seen = 0
+    piece: tuple[int, int] | None = None
+
+    @property
+    def _elem(self) -> Any:
+        for place, piece in (self.family or [])[self.seen :]:
+            if piece is None or self.piece is None or piece[0] != self.piece[0] or piece == self.piece:
+                raise UnsupportedError(
+                    f"a tensor was changed in place through a view of it, in {place}, which torchax makes "
+                    "a copy: write it with a function that returns the changed tensor"
+                )
+        return self._held
+
+    @_elem.setter
+    def _elem(self, array: Any) -> None:
+        if self.family is not None:
+            _ = self._elem  # a change of what has missed another is an error too
+            self.family.append((self._env.place(), self.piece))
+            self.seen = len(self.family)
+        self._held = array
+
+    def same_memory(self, part: "Tensor", piece: tuple[int, int] | None) -> None:
+        """Says that torch would make `part` a part of this tensor."""
+        if self.family is None:
+            self.family = []
+        part.family, part.seen = self.family, len(self.family)
+        part.piece = piece or self.piece
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
+        return torch.flatten(self, start_dim, end_dim)
+
+    def detach(self) -> Any:
         with _constants(self):
-            return type(self)(super().flatten(start_dim, end_dim)._elem, self._env)
+            part = Tensor(jax.lax.stop_gradient(self.jax()), self._env)
+        self.same_memory(part, None)
+        return part
+
+    @property
+    def data(self) -> Any:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Any) -> None:
+        self._elem = other.jax()
 
     def type_as(self, other: Any) -> Any:
         """torchax changes the dtype of the tensor itself."""
@@ -131,9 +176,7 @@ class Environment(torchax.tensor.Environment):
             whole = self._whole(args[0])
             self.dispatch(func, types, (whole, *args[1:]), kwargs)
             args[0].update(whole)
-            self._note_change(args[0])
             return args[0]
-        self._refuse_outdated((args, kwargs))
         try:
             made = super().dispatch(func, types, args, kwargs)
         except torchax.tensor.OperatorNotFound as error:
@@ -149,28 +192,13 @@ class Environment(torchax.tensor.Environment):
         made = tree.tree_map_only(torchax.tensor.Tensor, self._own, made)
         if isinstance(func, torch._ops.OpOverload) and args and isinstance(args[0], Tensor | View):
             alias = func._schema.arguments[0].alias_info
-            if alias is not None and alias.is_write:
-                self._note_change(args[0])
-            elif alias is not None:
-                for part in tree.tree_leaves(made):
-                    if isinstance(part, Tensor) and part is not args[0]:
-                        part.origin = args[0]
+            whole = _holder(args[0])
+            if alias is not None and not alias.is_write and isinstance(whole, Tensor):
+                parts = [p for p in tree.tree_leaves(made) if isinstance(p, Tensor) and p is not whole]
+                call = next(_CALLS)
+                for number, part in enumerate(parts):
+                    whole.same_memory(part, (call, number) if len(parts) > 1 else None)
         return made
-
-    def _note_change(self, tensor: Any) -> None:
-        """Tensors of which one that changes is a part in torch, but a copy in torchax 0.0.13 (`x.view(…)`,
-        `x.transpose(…)`), hold what torch would no longer hold: they may not be looked at again."""
-        while (tensor := _holder(tensor).origin) is not None:
-            _holder(tensor).outdated = self.place()
-
-    def _refuse_outdated(self, values: Any) -> None:
-        for value in tree.tree_leaves(values):
-            value = _holder(value)
-            if isinstance(value, Tensor) and value.outdated:
-                raise UnsupportedError(
-                    f"a tensor was changed in place through a view of it, in {value.outdated}, which torchax makes a "
-                    "copy: write it with a function that returns the changed tensor"
-                )
 
     def _would_change_a_copy(self, func: Any, args: Any) -> bool:
         """Whether an operation is to change a part of a tensor, `x[2:4].zero_()` say, and torchax 0.0.13 would change a
@@ -253,7 +281,6 @@ class Environment(torchax.tensor.Environment):
 
     def array(self, tensor: Any) -> jax.Array:
         """The array of a tensor that the module made."""
-        self._refuse_outdated(tensor)
         return jnp.asarray(self._array(tensor))
 
     def t2j_iso(self, torchtensors: Any) -> Any:

@@ -429,6 +429,66 @@ def test_what_depends_on_data_or_chance_names_module_and_line():
             jax.make_jaxpr(f)(params, x.numpy())
 
 
+def changed(how):
+    """A function that changes a tensor in place which has views, by `how(x, a view, another view)`."""
+
+    def run(x):
+        x = 1 * x
+        return how(x, x.view(-1), x.view(-1))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, y, z: (y.__setitem__(slice(2, 4), 0), x)[1],
+        lambda x, y, z: (y[1:5].__setitem__(slice(0, 2), 0), x)[1],
+        lambda x, y, z: (y[2:4].zero_(), x)[1],
+        lambda x, y, z: (y.zero_(), z)[1],
+        lambda x, y, z: (x.zero_(), y)[1],
+        lambda x, y, z: (x.__setitem__(0, 0), y)[1],
+        # Methods that torchax writes itself.
+        lambda x, y, z: (x.flatten().zero_(), x)[1],
+        lambda x, y, z: [flat := x.flatten(), x.zero_(), flat][2],
+        lambda x, y, z: (x.detach().zero_(), x)[1],
+        lambda x, y, z: (x.data.zero_(), x)[1],
+        lambda x, y, z: [a := x.split(1), x.split(1)[0].zero_(), a[1]][2],  # another split of it
+    ],
+)
+def test_a_change_in_place_that_would_be_lost_is_an_error(how):
+    x = torch.ones(2, 3, dtype=torch.float64)
+    f, params = lrpjax.torch.function(Branching(changed(how)).eval(), x)
+    with pytest.raises(lrpjax.UnsupportedError, match="changed in place through a view"):
+        f(params, x.numpy())
+    f, params = lrpjax.torch.function(Branching(changed(lambda x, y, z: y.mul_(2.0))).eval(), x)
+    np.testing.assert_array_equal(f(params, x.numpy()), 2.0)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: [parts := x.chunk(2), parts[0].mul_(3.0), torch.cat(parts)][2],  # do not overlap
+        lambda x: [cast := x.to(torch.float32), cast.zero_(), x][2],  # a copy in torch as well
+        lambda x: [same := x.to(x.dtype), same.zero_(), x][2],  # the tensor itself
+        lambda x: [part := x[:, 1:], part.mul_(3.0), x][2],
+        lambda x: [part := x[0], x.zero_(), part][2],
+    ],
+)
+def test_a_change_in_place_that_torchax_carries_out_is_torchs(how):
+    x = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    f, params = lrpjax.torch.function(Branching(lambda x: how(1 * x)).eval(), x)
+    np.testing.assert_array_equal(f(params, x.numpy()), how(1 * x))
+
+
+def test_no_attribute_of_ours_hides_one_of_torchs_tensors():
+    """`chunk` was the name of one, and `x.chunk(2)` None."""
+    from lrpjax.torch.environment import Tensor
+
+    ours = {name for name in vars(Tensor) if hasattr(torch.Tensor, name) and not name.startswith("__")}
+    assert ours == {"flatten", "detach", "data", "type_as"}
+
+
 def test_a_lowering_of_the_users_own():
     f, params = lrpjax.torch.function(
         Branching(lambda x: torch.special.i1e(x) + torch.special.airy_ai(x)).eval(),
