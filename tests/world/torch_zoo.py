@@ -423,7 +423,6 @@ several(
             "transformer.word_embeddings",
             {"vocab_size": V, "hidden_size": D, "n_layer": L, "n_head": H},
         ),
-        "bert": ("BertForSequenceClassification", "BertConfig", BERT, ENCODER, None, _lxt("bert", "attnlrp")),
         "bert-eager": ("BertForSequenceClassification", "BertConfig", BERT, ENCODER, "eager"),
         "bert-mlm": ("BertForMaskedLM", "BertConfig", BERT, ENCODER),
         "roberta": (
@@ -519,6 +518,25 @@ def llama_padded() -> Network:
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     return dataclasses.replace(network, inputs={"input_ids": ids, "attention_mask": mask})
+
+
+@model("transformers/bert")
+def bert() -> Network:
+    made = _made("BertForSequenceClassification", "BertConfig", ENCODER)
+    peers = _lxt("bert", "attnlrp")
+    return Network(Masked(made), {"input_ids": tokens(T, V)}, at=f"model.{BERT}", kind=TOKENS, peers=peers)
+
+
+class Masked(torch.nn.Module):
+    """BERT with a mask that stays the same: that of transformers 4 looks whether anything is masked."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+        self.mask = torch.ones(1, T, dtype=torch.long)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=self.mask).logits
 
 
 @model("transformers/bert-embeds")
