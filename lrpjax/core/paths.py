@@ -90,6 +90,27 @@ def aliased(level: Level, wanted: dict[str, Value]) -> list[tuple[str, Value]]:
     return [(path, inner[v] if v in inner and inner[v].shape == v.shape else v) for path, v in wanted.items()]
 
 
+def refuse_inner(level: Level, named: Iterable[tuple[str, Value]]) -> None:
+    """
+    Raises:
+        PathError: a named value is made in the midst of a unit, where no relevance comes to it.
+    """
+    inner = {
+        v: u
+        for u in level.walk()
+        if not u.bodies
+        for n in u.nodes
+        for v in n.outputs
+        if v not in u.outputs and v not in u.operands
+    }
+    for path, v in named:
+        if v in inner:
+            raise PathError(
+                f"{path!r} names a value in the midst of {inner[v].place}, which is explained as a whole: name the "
+                "scope around it, or what goes into it"
+            )
+
+
 def globbed(level: Level, globs: Iterable[str]) -> dict[str, Value]:
     """For each glob, the outputs of all units whose path matches, by path ("path#2" for the second unit of a path)."""
     named: dict[str, Value] = {}

@@ -180,7 +180,7 @@ class Program:
             found = facts.find(g, carries, sources, families, self.cancelled, self.made)
             self.known = facts.mark(found)
         visible = frozenset([*wanted.values(), *conditioned.values(), *treatment.borders(g)])
-        self.level = recognise.find(g, families, visible)
+        self.level = recognise.find(g, families, visible, folds=self.composite.method == "relevance")
         self.taps = (
             dict(paths.aliased(self.level, wanted)) if self.composite.method == "relevance" else wanted
         )
@@ -191,6 +191,9 @@ class Program:
             for glob in conditions
             if glob not in conditioned
         }
+        paths.refuse_inner(
+            self.level, [*self.taps.items(), *((p, v) for p, vs in self.conditions.items() for v in vs)]
+        )
         return [*wanted.values(), *conditioned.values()]
 
     def warn_of_probabilities(self) -> None:

@@ -12,7 +12,8 @@ from jax import lax
 
 import lrpjax
 from lrpjax import composites, rules, select
-from lrpjax.core import recognise
+from lrpjax.core import paths, recognise
+from lrpjax.core.program import Program
 from lrpjax.core.units import Unit
 
 RNG = np.random.default_rng(2)
@@ -141,6 +142,17 @@ def test_bad_paths(at, message):
     with pytest.raises(lrpjax.PathError, match=message) as error:
         explain(at=at)
     assert isinstance(error.value, LookupError)
+
+
+def test_a_value_in_the_midst_of_a_unit_cannot_be_named():
+    """No program is known that comes to this: units are not grown across what is named."""
+    f = lambda x: jax.nn.softmax(x) @ jnp.ones((3, 2))
+    program = Program(f, composites.epsilon(), [jnp.ones(3)], {}, 0, None, False)
+    unit = next(unit for unit in program.level.units if unit.kind == "softmax")
+    inner = next(v for node in unit.nodes for v in node.outputs if v.carries and v not in unit.outputs)
+    with pytest.raises(lrpjax.PathError, match="'here' names a value in the midst of"):
+        paths.refuse_inner(program.level, [("here", inner)])
+    paths.refuse_inner(program.level, [("there", unit.out)])
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,70 @@ def test_at_an_embedding_explains_tokens():
         close(found, lrpjax.relevance(rest, composite, target=1)(table[tokens]))
 
 
+SCOPE = functools.partial(jax.named_scope, "here")
+TABLE = jnp.asarray(RNG.normal(size=(7, 4)))
+POSITIONS = jnp.asarray(RNG.normal(size=(3, 4)))
+behind = lambda h: jax.nn.gelu(h @ W1) @ W2
+STOPS = {
+    "scaled, and shifted behind": (lambda e: 2 * e, lambda h: behind(h + POSITIONS)),
+    "in front of a BatchNorm": (lambda e: e @ W1, lambda h: jax.nn.gelu(h * W1[0] + B1) @ W2),
+    "in front of an average's division": (lambda e: e.sum(0), lambda h: jax.nn.gelu(h / 3 @ W1) @ W2),
+    "padded": (
+        lambda e: jnp.pad(e, ((0, 0), (0, 2))),
+        lambda h: jax.nn.gelu(h @ W1[:, :3].repeat(2, 0)[:6]) @ W2[:3],
+    ),
+}
+
+
+@pytest.mark.parametrize("argument", ["tokens", "an array"])
+@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize(
+    "composite",
+    [
+        composites.epsilon(),
+        lrpjax.Composite([(select.kind("dense"), rules.ZPlus())]),
+        composites.input_x_gradient(),
+        composites.gradient(),
+    ],
+    ids=["epsilon", "z_plus", "input_x_gradient", "gradient"],
+)
+def test_at_what_a_unit_would_take_in(name, argument, composite):
+    """A named value has the relevance that it has as the argument of what follows; of a layer whose BatchNorm is folded
+    into it, that is the relevance of both."""
+    front, rest = STOPS[name]
+    tokens = jnp.array([3, 1, 5])
+
+    def f(x):
+        e = TABLE[x] if argument == "tokens" else jnp.sin(x)
+        with SCOPE():
+            h = front(e)
+        return rest(h)
+
+    x = tokens if argument == "tokens" else jnp.arcsin(TABLE[tokens] / 4)
+    e = TABLE[tokens] if argument == "tokens" else jnp.sin(x)
+    found = lrpjax.relevance(f, composite, target=1, at="here")(x)
+    if name == "in front of a BatchNorm" and composite.method == "relevance":
+        expected = lrpjax.relevance(lambda z: jax.nn.gelu(z) @ W2, composite, target=1)(front(e) * W1[0] + B1)
+    else:
+        expected = lrpjax.relevance(rest, composite, target=1)(front(e))
+    assert np.any(expected)
+    close(found, expected)
+
+
+def test_at_one_of_the_slices_that_a_weighted_sum_is_made_of():
+    """Relevance would pass by a copy of the slice, where the sum is one layer."""
+
+    def f(x):
+        e = jnp.sin(x)
+        with SCOPE():
+            h = e[:, 1:]
+        return (0.5 * h + 0.3 * e[:, :-1]).sum()
+
+    e = jnp.sin(X)
+    close(lrpjax.relevance(f, composites.epsilon(0.0), at="here")(X), 0.5 * e[:, 1:])
+    close(lrpjax.relevance(f, composites.gradient(), at="here")(X), jnp.full((2, 3), 0.5))
+
+
 # ------------------------------------------------------------------------------------------------------------------- the transforms of JAX
 
 EVERY = {

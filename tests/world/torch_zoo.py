@@ -584,8 +584,8 @@ def bart() -> Network:
         "decoder_start_token_id": 2,
     }
     made = _made("BartForConditionalGeneration", "BartConfig", options)
-    inputs = {"inputs_embeds": torch.randn(1, T, D), "decoder_input_ids": tokens(5, V)}
-    return Network(made, inputs, kind=TOKENS, fixed=_uncached(made))
+    inputs = {"input_ids": tokens(T, V), "decoder_input_ids": tokens(5, V)}
+    return Network(made, inputs, at="model.encoder.embed_tokens", kind=TOKENS, fixed=_uncached(made))
 
 
 @model("transformers/whisper")

@@ -39,7 +39,6 @@ class Pool(_Linear):
     """Sums and averages, and maxima, in which the winner takes all."""
 
     name = "pool"
-    stands_for_inside = True
 
     def unnamed(self, unit):
         return Along(unit, "winner takes all") if unit.name == "max_pool" else super().unnamed(unit)
@@ -58,7 +57,6 @@ class Affine(_Linear):
     """Adding, and multiplying with, constants. In plain form relevance passes unchanged."""
 
     name = "affine"
-    stands_for_inside = True
     takes = "affine maps take Epsilon, Norm, Pass and rules that define back(layer, x, z, R)"
 
     def unnamed(self, unit):

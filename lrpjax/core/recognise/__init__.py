@@ -40,9 +40,12 @@ RECOGNISERS = (
 """What is recognised first is taken first."""
 
 
-def find(graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset()) -> Level:
-    """Groups the nodes of a marked graph. Values in `kept` stay visible: no activation is grown across them."""
-    level = _find(graph, families, kept, Exponentials(graph, families))
+def find(
+    graph: Graph, families: Mapping[str, str], kept: frozenset[Value] = frozenset(), folds: bool = True
+) -> Level:
+    """Groups the nodes of a marked graph. Values in `kept` stay visible: no unit is grown across them. Where `folds`, a
+    weighted layer takes in its constants (a BatchNorm) nevertheless, and stands for the values inside of it."""
+    level = _find(graph, families, kept, Exponentials(graph, families), folds)
     recurrence.attach(level)
     _place(level, ())
     return level
@@ -56,9 +59,14 @@ def _place(level: Level, within: tuple[tuple[Unit, int], ...]) -> None:
 
 
 def _find(
-    graph: Graph, families: Mapping[str, str], kept: frozenset[Value], exponentials: Exponentials
+    graph: Graph,
+    families: Mapping[str, str],
+    kept: frozenset[Value],
+    exponentials: Exponentials,
+    folds: bool,
 ) -> Level:
-    draft = Draft(graph, families, kept, lambda body: _find(body, families, kept, exponentials), exponentials)
+    level_of = lambda body: _find(body, families, kept, exponentials, folds)
+    draft = Draft(graph, families, kept, level_of, exponentials, folds)
     for recognise in RECOGNISERS:
         recognise(draft)
     steps = _sorted(draft)

@@ -12,10 +12,11 @@ from lrpjax.core.units import Level, Unit
 class Draft:
     """The units of one graph while they are being found: a node belongs to the unit that takes it first.
 
-    kept: values that stay visible, so that no unit is grown across them. carrying: the nodes that relevance may
-    pass. unit_of: the unit of each node that has one. native: weighted sums that are no layers, by the node that
-    ends them: why, and the multiplications. level_of: finds the units of a sub-program. exponentials: those of the
-    whole program that are a softmax's.
+    kept: values that stay visible, so that no unit is grown across them. folds: but for a weighted layer, which takes
+    in the constants behind it all the same. carrying: the nodes that relevance may pass. unit_of: the unit of each
+    node that has one. native: weighted sums that are no layers, by the node that ends them: why, and the
+    multiplications. level_of: finds the units of a sub-program. exponentials: those of the whole program that are a
+    softmax's.
     """
 
     def __init__(
@@ -25,8 +26,10 @@ class Draft:
         kept: frozenset[Value],
         level_of: Callable[[Graph], Level],
         exponentials: Exponentials,
+        folds: bool,
     ):
         self.graph, self.families, self.kept, self.level_of = graph, families, kept, level_of
+        self.folds = folds
         self.exponentials = exponentials
         self.unit_of: dict[Node, Unit] = {}
         self.native: dict[Node, tuple[str, list[Node]]] = {}

@@ -82,10 +82,13 @@ def _negative(node: Node, value: Value) -> bool:
 
 
 def _unpad(draft: Draft, region: Region) -> None:
-    """Takes in zeros that x is padded with, so that they are no inputs: as if the layer padded."""
+    """Takes in zeros that x is padded with, so that they are no inputs: as if the layer padded. Where the relevance of
+    what is padded is wanted, it stays outside: it would pass by a copy of it."""
     before: list[Node] = []
     node, padded = region.x.node, 0
     while node is not None and draft.free(node) and len(node.carriers()) == 1:
+        if not draft.kept.isdisjoint(node.outputs):
+            break
         zeros = pads(node)
         if not zeros and node.name not in MOVES:
             break
@@ -165,7 +168,8 @@ def _chain(
     value = node.out
     free = [0] * len(value.shape)
     labelled = [({}, free)] if kernels is None else kernels
-    while len(value.users) == 1 and not value.returned:
+    folds = draft.folds and kernels is not None
+    while len(value.users) == 1 and not (value.returned or (value in draft.kept and not folds)):
         user = value.users[0]
         if not draft.free(user) or not user.outputs or not user.out.carries:
             break

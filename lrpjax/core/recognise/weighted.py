@@ -256,6 +256,8 @@ class Search:
             node = stack.pop().node
             if node is None or node in behind or not self.draft.free(node):
                 raise Unfit
+            if not self.draft.kept.isdisjoint(node.outputs):
+                raise Unfit  # relevance is wanted there, and would pass by a copy of it
             if node.name not in ways.MOVERS:
                 moves = self.draft.family(node) == "structural" and len(node.carriers()) == 1
                 raise Unfit(self.why(UNFOLLOWED) if moves else "")
