@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -92,6 +93,8 @@ class Program:
             )
         self.composite = composite
         self.has_aux = has_aux
+        if argnums is None and hasattr(f, "argnums"):
+            args, kwargs = _in_order(f, args, kwargs)
         self.argnums = argnums = getattr(f, "argnums", 0) if argnums is None else argnums
         self.warned = False
         numbers = _checked_numbers(argnums, len(args))
@@ -368,6 +371,21 @@ class Program:
             return jnp.zeros_like(x)
         plain = self.routes.form.get(value) == PLAIN and self.composite.method == "relevance"
         return divide(c, x) if plain else c
+
+
+def _in_order(f: Callable, args: Sequence[Any], kwargs: dict) -> tuple[Sequence[Any], dict]:
+    """The arguments of a function that says itself which of them are explained, by their places: some may be given by
+    their names.
+
+    Raises:
+        InputError: they do not fit the function.
+    """
+    try:
+        bound = signature(f).bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(f, "__name__", "the function")
+        raise InputError(f"the arguments do not fit {name}{signature(f)}: {error}") from None
+    return bound.args, bound.kwargs
 
 
 def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:

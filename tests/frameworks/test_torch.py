@@ -1,6 +1,7 @@
 """PyTorch modules as functions: against torch's own values and gradients, and the same networks written in JAX."""
 
 import functools
+import inspect
 import subprocess
 import sys
 
@@ -273,6 +274,18 @@ def test_the_explained_argument_is_the_input_unless_said_otherwise():
     ) == set(params)
     g, params = lrpjax.torch.function(tagger(), IDS, MASK)
     assert f.argnums == 1 and g.argnums == 2, "the first that is floating-point"
+
+
+def test_arguments_may_be_given_by_name():
+    net = cnn()
+    (name,) = [name for name in inspect.signature(net.forward).parameters]
+    f, params = lrpjax.torch.function(net, **{name: IMAGES})
+    x = jnp.asarray(IMAGES.numpy())
+    R = lrpjax.relevance(f, target=0)(params, **{name: x})
+    np.testing.assert_array_equal(R, lrpjax.relevance(f, target=0)(params, x))
+    assert len(lrpjax.plan(f, None, params, **{name: x})) == len(lrpjax.plan(f, None, params, x))
+    with pytest.raises(lrpjax.InputError, match="do not fit .*missing a required argument"):
+        lrpjax.relevance(f, target=0)(params, other=x)
 
 
 def test_an_explainer_compiles_once_and_follows_a_training():

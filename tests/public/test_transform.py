@@ -185,6 +185,21 @@ def test_gradient_family_differentiates_the_target(preset, wanted):
 # ------------------------------------------------------------------------------------------------------------------------------------- at
 
 
+def test_a_function_that_names_its_inputs_takes_them_by_name_too():
+    def f(scale, x):
+        return mlp(scale * x)
+
+    f.argnums = 1
+    expected = lrpjax.relevance(f)(2.0, X)
+    close(expected, lrpjax.relevance(lambda x: f(2.0, x))(X))
+    close(lrpjax.relevance(f)(x=X, scale=2.0), expected)
+    close(jax.jit(lrpjax.relevance(f))(2.0, x=X), expected)
+    with pytest.raises(
+        lrpjax.InputError, match=r"do not fit f\(scale, x\): missing a required argument: 'x'"
+    ):
+        lrpjax.relevance(f)(2.0)
+
+
 def test_at_one_path_gives_that_value_and_several_a_dictionary():
     alone = lrpjax.relevance(mlp, at="hidden")(X)
     assert alone.shape == (2, 6)
