@@ -21,9 +21,9 @@ from lrpjax.core.primitives import CALLS
 from lrpjax.errors import LrpjaxError, UnsupportedError
 
 try:
-    import jax2onnx
-    import onnx_ir
-    import onnxruntime
+    import jax2onnx  # pyright: ignore[reportMissingImports]
+    import onnx_ir  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError('an ONNX model needs jax2onnx and onnxruntime: pip install "lrpjax[onnx]"') from error
 
