@@ -253,16 +253,23 @@ def _windows(combine: Callable, neutral: Callable) -> Callable:
     return write
 
 
-def _scan(eqn: Any) -> Callable[..., Any] | None:
-    if not eqn.params["reverse"]:
-        return None
+def _scan(eqn: Any) -> Callable[..., Any]:
+    """A loop as a user writes it: jax2onnx runs none backwards, and knows not all that differentiation makes."""
     constants, carried = compat.scan_layout(eqn.params)
-    before = constants + carried
+    body, turn = compat.jaxpr_as_fun(eqn.params["jaxpr"]), eqn.params["reverse"]
+
+    def turned(arrays):
+        return [lax.rev(a, [0]) if turn else a for a in arrays]
 
     def scan(*values):
-        given = [*values[:before], *(lax.rev(x, [0]) for x in values[before:])]
-        out = compat.bind(eqn.primitive, {**eqn.params, "reverse": False}, *given)
-        return [*out[:carried], *(lax.rev(y, [0]) for y in out[carried:])]
+        fixed, begin, rows = values[:constants], values[constants:][:carried], values[constants + carried :]
+
+        def step(state, row):
+            out = body(*fixed, *state, *row)
+            return out[:carried], out[carried:]
+
+        end, made = lax.scan(step, list(begin), turned(rows), eqn.params["length"])
+        return [*end, *turned(made)]
 
     return scan
 
