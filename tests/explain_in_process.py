@@ -253,7 +253,12 @@ def command(*arguments):
     """The part of the command line that lrpjax.commands provides; gives the exit code."""
     parser = argparse.ArgumentParser("lrpjax")
     subparsers = parser.add_subparsers(required=True)
-    for add in (commands.add_explain_parser, commands.add_plan_parser, commands.add_show_parser):
+    for add in (
+        commands.add_explain_parser,
+        commands.add_plan_parser,
+        commands.add_show_parser,
+        commands.add_save_parser,
+    ):
         add(subparsers)
     args = parser.parse_args(list(map(str, arguments)))
     return args.run(args)

@@ -1,4 +1,4 @@
-"""The sub-commands `explain`, `plan` and `show` of the command line."""
+"""The sub-commands `explain`, `plan`, `show` and `save` of the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ inputs:
 results:
   DIR is a Zarr group with the arrays "relevance" and "output", and for each input the sums of the relevance that the
   output began with, "explained", and that arrived, "arrived" (lrpjax.open_store, or any Zarr 3 reader). A
-  command that was ended in any way goes on where it was when it is given again.
+  command that was ended in any way goes on where it was when it is given again. lrpjax save DIR FILE writes them
+  into a .npz, .npy or .safetensors file.
 
 exit codes:
   0 explained; 1 explained, but some results are NaN or infinite; 2 not explained: an error in what was given
@@ -138,6 +139,30 @@ def add_show_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def add_save_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds `lrpjax save` to the command line; its `run` writes stored results into one file."""
+    parser = subparsers.add_parser(
+        "save",
+        help="write stored results into a .npz, .npy or .safetensors file",
+        description="Writes the arrays of a store into one file, for programs that read no Zarr. The store stays.",
+    )
+    parser.add_argument("store", metavar="STORE", help="directory that explain wrote")
+    parser.add_argument(
+        "file", metavar="FILE", help=f"the file; its ending, {', '.join(store.ENDINGS)}, says the format"
+    )
+    parser.add_argument(
+        "--name", action="append", help="array that is written; may be given again (default: all)"
+    )
+    parser.add_argument(
+        "--widen",
+        action="store_true",
+        help="write types that NumPy lacks, such as bfloat16, to .npz and .npy as float32",
+    )
+    parser.add_argument("--partial", action="store_true", help="also write a store that is not complete")
+    parser.set_defaults(run=run_save)
+    return parser
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="MODULE:BUILD", help="your model; see below")
     parser.add_argument("--params", metavar="DIR", help="orbax checkpoint with the model's params")
@@ -187,6 +212,11 @@ def run_explain(args: argparse.Namespace) -> int:
       ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
       says it.
     """
+    if Path(args.out).suffix in store.ENDINGS:
+        raise ValueError(
+            f"--out {args.out} must be a directory, from which an interrupted run resumes; give --out DIR, and then "
+            f"lrpjax save DIR {args.out}"
+        )
     if args.batch < 1:
         raise ValueError(f"--batch must be 1 or more, not {args.batch}")
     _join(args.distributed)
@@ -331,6 +361,25 @@ def run_show(args: argparse.Namespace) -> int:
         path=out,
     )
     print(f"drawn: {out}")
+    return 0
+
+
+def run_save(args: argparse.Namespace) -> int:
+    """Writes a store's arrays into one file as the command line says.
+
+    Args:
+      args: what `add_save_parser` parses.
+
+    Returns:
+      The exit code, 0.
+
+    Raises:
+      ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
+      says it.
+    """
+    results = store.open_store(args.store)
+    path = results.save(args.file, args.name, widen=args.widen, partial=args.partial)
+    print(f"{results.rows} rows of {', '.join(args.name or results)}: {path}")
     return 0
 
 

@@ -15,6 +15,7 @@ COMMANDS = (
     commands.add_explain_parser,
     commands.add_plan_parser,
     commands.add_show_parser,
+    commands.add_save_parser,
 )
 
 

@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,48 @@ def traced_at(eqn: Any, f: Any) -> Any:
     manual = [(n, mesh.shape[n]) for n in getattr(mesh, "manual_axes", ())]
     with eqn.ctx.manager, source_info_util.user_context(eqn.source_info.traceback):
         return jax.make_jaxpr(f, axis_env=manual)(*operands)
+
+
+def rewritten(closed: Any, calls: Mapping[str, str], exchange: Callable[[Any], Callable | None]) -> Any:
+    """A closed jaxpr with equations exchanged, the bodies of calls in place of these, and loops and branches with
+    bodies that are rewritten too. Equations keep their sources; those of JAX's own functions get their callers'.
+
+    calls: where the body of a call is among its parameters, by the name of its primitive. exchange: of an equation,
+    the function of its operands that is traced in its place and gives a list, or None where it stays.
+    """
+
+    def run(body: Any, args: Sequence[Any], site: Any = None) -> list:
+        jaxpr, consts = open_jaxpr(body)
+        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        read = lambda v: v.val if isinstance(v, Literal) else env[v]
+        for eqn in jaxpr.eqns:
+            names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+            line = site or eqn.source_info.traceback
+            with source_info_util.user_context(line, name_stack=names), eqn.ctx.manager:
+                out = compute(eqn, [read(v) for v in eqn.invars], site)
+            env.update(zip(eqn.outvars, out, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def compute(eqn: Any, values: list, site: Any) -> list:
+        if eqn.primitive is custom_call:
+            return run(jax.make_jaxpr(lambda *xs: eqn.params["call"](*xs))(*values), values)
+        if eqn.primitive.name in calls:
+            site = site or (eqn.source_info.traceback if is_library_call(eqn) else None)
+            return run(eqn.params[calls[eqn.primitive.name]], values, site)
+        eqn = eqn.replace(params={name: inner(value) for name, value in eqn.params.items()})
+        function = exchange(eqn)
+        return bind(eqn.primitive, eqn.params, *values) if function is None else function(*values)
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(inner, value)) if any(hasattr(v, "jaxpr") for v in value) else value
+        return again(value) if isinstance(value, core.ClosedJaxpr) else value
+
+    def again(body: Any) -> Any:
+        shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype, weak_type=v.weak_type) for v in body.in_avals]
+        return jax.make_jaxpr(lambda *xs: run(body, xs))(*shapes)
+
+    return again(closed)
 
 
 def scope_of(eqn: Any) -> str:

@@ -145,14 +145,14 @@ def _data(node: Node) -> Value | None:
 
 def _spread(value: Value, onto: Value) -> bool:
     """Whether a value repeats the same numbers in the shape of another."""
-    return varying(value) < {d for d, n in enumerate(onto.shape) if n > 1}
+    return varying(value) < {d for d, n in enumerate(onto.shape) if n not in (0, 1)}
 
 
 def varying(value: Value) -> set[int]:
     """The dimensions along which a value is not known to repeat."""
     node = value.node
     if node is None or node.name not in (*CASTS, "broadcast_in_dim"):
-        return {d for d, n in enumerate(value.shape) if n > 1}
+        return {d for d, n in enumerate(value.shape) if n not in (0, 1)}
     inner = varying(node.inputs[0])
     if node.name != "broadcast_in_dim":
         return inner

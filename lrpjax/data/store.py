@@ -18,7 +18,8 @@ import importlib.metadata
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,83 @@ class Store(Mapping[str, Any]):
             -1, 2
         )
 
+    def save(
+        self,
+        file: str | os.PathLike[str],
+        names: Sequence[str] | None = None,
+        *,
+        widen: bool = False,
+        partial: bool = False,
+    ) -> Path:
+        """Writes the stored arrays into one file, for programs that read no Zarr.
+
+        The store stays as it is: it is what a run resumes from. The file appears whole or not at all.
+
+        Args:
+          file: .npz or .safetensors, with the arrays by their names, or .npy with one of them. A .safetensors
+            file has the settings and versions among its metadata, as JSON.
+          names: the arrays that are written; None: all.
+          widen: what NumPy lacks (bfloat16, float8) is written to .npz and .npy as float32, which holds each of
+            these numbers exactly. Without it that is an error, because NumPy reads such files as bare bytes.
+          partial: also write a store that is not complete.
+
+        Returns:
+          The absolute path of the file.
+
+        Raises:
+          ValueError: another ending; no such array; several arrays for .npy; a dtype that the format lacks.
+          StoreError: the file is there already, or cannot be written; the store is not complete.
+          ImportError: safetensors is not installed.
+
+        Example:
+          >>> import tempfile
+          >>> import jax, numpy as np
+          >>> from lrpjax import explain_batches, open_store
+          >>> folder, batches = tempfile.mkdtemp(), [np.ones((2, 3), np.float32)]
+          >>> sensitivity = jax.jit(jax.grad(lambda x: (x**2).sum()))
+          >>> for R in explain_batches(sensitivity, batches, store=f"{folder}/store", progress=False):
+          ...     pass
+          >>> path = open_store(f"{folder}/store").save(f"{folder}/relevances.npz")
+          >>> with np.load(path) as arrays:
+          ...     print(arrays["relevance"])
+          [[2. 2. 2.]
+           [2. 2. 2.]]
+        """
+        path = Path(file).absolute()
+        names = list(self if names is None else names)
+        write = _WRITERS.get(path.suffix)
+        if write is None:
+            raise ValueError(f"{file}: files of arrays end in {', '.join(_WRITERS)}, not in {path.suffix!r}")
+        for name in names:
+            if name not in self:
+                raise ValueError(f"{self.path} has the arrays {', '.join(self)}, not {name!r}")
+        if path.suffix == ".npy" and len(names) != 1:
+            raise ValueError(
+                f"{file}: a .npy file holds one array, not {', '.join(names)}; name it, or take .npz"
+            )
+        if not self.complete and not partial:
+            raise StoreError(
+                f"{self.path} is not complete: {self.rows} rows are stored. Go on with what made it, or ask for "
+                "what is there (partial=True, --partial)"
+            )
+        if path.exists():
+            raise StoreError(f"{path} is there already; delete it, or choose another name")
+        with _reported(f"{self.path} cannot be read"):
+            arrays = {name: np.ascontiguousarray(self[name].read().result()) for name in names}
+        if path.suffix != ".safetensors":
+            arrays = {name: _known_to_numpy(name, array, widen) for name, array in arrays.items()}
+        part = path.with_name(f".{path.name}.part")
+        try:
+            write(
+                part, arrays, {"settings": json.dumps(self.settings), "versions": json.dumps(self.versions)}
+            )
+            part.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
     def __getitem__(self, name: str) -> Any:
         return self._arrays[name]
 
@@ -342,6 +420,48 @@ class Store(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def _known_to_numpy(name: str, array: np.ndarray, widen: bool) -> np.ndarray:
+    if array.dtype.isbuiltin == 1:
+        return array
+    if not widen:
+        raise ValueError(
+            f"{name!r} is {array.dtype.name}, which NumPy would read as bare bytes: take .safetensors, which keeps it, "
+            "or float32, which holds each of its numbers (widen=True, --widen)"
+        )
+    return array.astype(np.float32)
+
+
+def _write_npy(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    with path.open("wb") as file:
+        for array in arrays.values():
+            np.save(file, array, allow_pickle=False)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    # Not np.savez, which takes the name "file" for its own argument.
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError('a .safetensors file needs safetensors: pip install "lrpjax[text]"') from error
+    try:
+        save_file(dict(arrays), path, dict(about))
+    except SafetensorError as error:
+        dtypes = ", ".join(f"{name} {array.dtype.name}" for name, array in arrays.items())
+        raise ValueError(f"safetensors cannot write these arrays ({dtypes}): {error}") from error
+
+
+_WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".safetensors": _write_safetensors}
+ENDINGS = tuple(_WRITERS)
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

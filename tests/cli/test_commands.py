@@ -16,6 +16,7 @@ from PIL import Image
 import lrpjax
 from lrpjax import loading
 from lrpjax.data.store import StoreError, open_store
+from lrpjax.pretrained import read_safetensors
 
 close = functools.partial(helpers.close, tolerance=1e-5, relative=1e-7, of_largest=True)
 
@@ -461,7 +462,12 @@ MISTAKES = [
     (["--mesh", "data"], ValueError, "--mesh must be all, or a number of devices"),
     (["--distributed", "here"], ValueError, "--distributed must be auto or HOST:PORT,COUNT,INDEX"),
     (["--distributed", "127.0.0.1:1,2,2"], ValueError, "INDEX < COUNT, not '127.0.0.1:1,2,2'"),
-    (["--out", "x.npy"], StoreError, "x.npy cannot be"),
+    (["--out", "digits.py"], StoreError, "digits.py cannot be"),
+    (
+        ["--out", "R.npz"],
+        ValueError,
+        "--out R.npz must be a directory, .*; give --out DIR, and then lrpjax save DIR R.npz",
+    ),
 ]
 
 
@@ -498,14 +504,37 @@ def test_a_checkpoint_of_another_model_is_refused_by_name():
         explain("--params", "weights", model="digits:linen")
 
 
-@pytest.mark.parametrize("name", ["explain", "plan", "show"])
+def test_save(capsys):
+    explain("--batch", 8)
+    capsys.readouterr()
+    for file in ("R.npz", "R.safetensors"):
+        assert command("save", "out", file) == 0
+        assert (
+            f"20 rows of arrived, explained, output, relevance: {Path(file).absolute()}"
+            in capsys.readouterr().out
+        )
+    with np.load("R.npz") as arrays:
+        saved = dict(arrays)
+    for found in (saved, read_safetensors("R.safetensors")):
+        assert sorted(found) == ["arrived", "explained", "output", "relevance"]
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, stored(name))
+    command("save", "out", "R.npy", "--name", "relevance")
+    np.testing.assert_array_equal(np.load("R.npy"), stored())
+    with pytest.raises(StoreError, match=r"R.npy is there already; delete it, or choose another name"):
+        command("save", "out", "R.npy", "--name", "relevance")
+    with pytest.raises(StoreError, match="there is no store in"):
+        command("save", "nowhere", "S.npz")
+
+
+@pytest.mark.parametrize("name", ["explain", "plan", "show", "save"])
 def test_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         command(name, "--help")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "usage: lrpjax " + name in shown
-    if name != "show":
+    if name in ("explain", "plan"):
         assert "build() returns (f, params)" in shown
     if name == "explain":
         assert "exit codes" in shown

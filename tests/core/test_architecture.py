@@ -27,7 +27,7 @@ LAYERS = (
     "composites custom targets viz _evaluate",
     "transform",
     "analysis patterns metrics bow",
-    "data keras pretrained torch",
+    "data keras onnx pretrained torch",
     "cli",
     "",
 )

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from explain_in_process import Logged, in_process, numbered
 from jax import export
 
 from lrpjax import store as module
 from lrpjax.data.batches import explain_batches
 from lrpjax.data.store import StoreError, StoreWriter, array_names, fingerprint, open_store
+from lrpjax.pretrained import read_safetensors
 
 
 def explain(x):
@@ -102,6 +104,121 @@ def test_every_dtype_comes_back_as_it_was(dtype, tmp_path):
         assert result.dtype == again.dtype == value.dtype
         np.testing.assert_array_equal(result, again)
         np.testing.assert_array_equal(result, value)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Makes a store with two arrays of a dtype, and gives it and what is in it."""
+
+    def make(dtype="float32"):
+        values = [np.array([[0, 1], [2, 3]]).astype(jnp.dtype(dtype)), np.ones((1, 2), jnp.dtype(dtype))]
+        run(
+            lambda x: {"relevance": x, "file": x + x},
+            values,
+            store=tmp_path / "store",
+            settings={"target": 3},
+        )
+        whole = np.concatenate(values)
+        return open_store(tmp_path / "store"), {"file": whole + whole, "relevance": whole}
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32", "complex64"])
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_arrays_are_saved_as_they_are(ending, dtype, made, tmp_path):
+    store, arrays = made(dtype)
+    path = store.save(tmp_path / f"R{ending}")
+    assert path == tmp_path / f"R{ending}"
+    found = dict(np.load(path)) if ending == ".npz" else read_safetensors(path)
+    assert sorted(found) == ["file", "relevance"]
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"R{ending}", "store"]
+
+
+def test_a_saved_file_says_what_its_relevances_are_of(made, tmp_path):
+    store, _ = made()
+    with safetensors.safe_open(store.save(tmp_path / "R.safetensors"), "np") as file:
+        about = {key: json.loads(text) for key, text in file.metadata().items()}
+    assert about == {"settings": store.settings, "versions": store.versions}
+    assert about["settings"]["target"] == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_types_that_numpy_lacks_are_kept_or_widened_but_never_bare_bytes(dtype, made, tmp_path):
+    store, arrays = made(dtype)
+    kept = saved_as(store.save(tmp_path / "R.safetensors"))
+    for name, array in arrays.items():
+        assert kept(name) == (dtype, array.tobytes())
+    for file, names in (("R.npz", None), ("R.npy", ["relevance"])):
+        with pytest.raises(ValueError, match=f"is {dtype}, which NumPy would read as bare bytes: .*--widen"):
+            store.save(tmp_path / file, names)
+        assert not (tmp_path / file).exists()
+        found = np.load(store.save(tmp_path / file, names, widen=True))
+        found = found["relevance"] if names is None else found
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, arrays["relevance"].astype(np.float32))
+
+
+def saved_as(path):
+    """The dtype and the bytes of each array of a .safetensors file, read as its format says."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    names = {"BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+    def read(name):
+        begin, end = header[name]["data_offsets"]
+        return names[header[name]["dtype"]], content[8 + size + begin : 8 + size + end]
+
+    return read
+
+
+def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(made, tmp_path, monkeypatch):
+    store, _ = made("complex128")
+    (tmp_path / "there.npz").write_text("mine")
+    mistakes = [
+        ("R.csv", None, ValueError, r"R.csv: files of arrays end in .npz, .npy, .safetensors, not in '.csv'"),
+        ("R", None, ValueError, "not in ''"),
+        (
+            "R.npy",
+            None,
+            ValueError,
+            "a .npy file holds one array, not file, relevance; name it, or take .npz",
+        ),
+        ("R.npz", ["R"], ValueError, "has the arrays file, relevance, not 'R'"),
+        ("there.npz", None, StoreError, "there.npz is there already; delete it, or choose another name"),
+        ("nowhere/R.npz", None, StoreError, "R.npz cannot be written: .*No such file or directory"),
+        ("nowhere/R.npy", ["file"], StoreError, "R.npy cannot be written: .*No such file or directory"),
+        (
+            "R.safetensors",
+            None,
+            ValueError,
+            r"safetensors cannot write .* \(file complex128, relevance complex128\)",
+        ),
+    ]
+    for file, names, error, message in mistakes:
+        with pytest.raises(error, match=message):
+            store.save(tmp_path / file, names)
+    assert (tmp_path / "there.npz").read_text() == "mine"
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r'needs safetensors: pip install "lrpjax\[text\]"'):
+        store.save(tmp_path / "R.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "there.npz"]
+
+
+def test_a_store_that_is_not_complete_is_saved_only_when_asked_for(tmp_path):
+    results = explain_batches(explain, rows(4, 4, 4), store=tmp_path / "store", progress=False)
+    next(results)
+    results.close()
+    store = open_store(tmp_path / "store")
+    with pytest.raises(StoreError, match=r"is not complete: 4 rows are stored. .*partial=True, --partial"):
+        store.save(tmp_path / "R.npy")
+    np.testing.assert_array_equal(np.load(store.save(tmp_path / "R.npy", partial=True)), store["relevance"])
+    run(explain, rows(4, 4, 4), store=tmp_path / "store")  # saving did not stop it from resuming
+    assert len(np.load(open_store(tmp_path / "store").save(tmp_path / "all.npy"))) == 12
 
 
 def test_what_is_not_stored_yet_is_not_there(tmp_path):

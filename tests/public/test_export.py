@@ -62,6 +62,24 @@ def test_an_explanation_is_lowered_for_three_platforms_and_survives_saving(compo
     )
 
 
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, param_dtype=jnp.float32)(x)
+        x = x + nn.MultiHeadDotProductAttention(2, param_dtype=jnp.float32)(nn.LayerNorm()(x))
+        return nn.Dense(3)(x.mean(1))
+
+
+def test_a_transformer_is_exported_for_any_number_of_rows():
+    model = Attention()
+    params = model.init(jax.random.key(0), jnp.zeros((1, 5, 6), jnp.float32))
+    explain = jax.jit(lrpjax.relevance(lambda x: model.apply(params, x), lrpjax.composites.attnlrp()))
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 5, 6"), jnp.float32)
+    exported = export.export(explain)(shape)
+    x = np.random.default_rng(0).normal(size=(3, 5, 6)).astype(np.float32)
+    np.testing.assert_allclose(exported.call(x), explain(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_fresh_process_calls_it_without_the_code_of_the_model(tmp_path):
     explain = explanation(lrpjax.composites.epsilon_plus())
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 8, 8, 1"), jnp.float32)
