@@ -278,13 +278,13 @@ def test_the_explained_argument_is_the_input_unless_said_otherwise():
 
 def test_arguments_may_be_given_by_name():
     net = cnn()
-    (name,) = [name for name in inspect.signature(net.forward).parameters]
+    (name,) = inspect.signature(net.forward).parameters
     f, params = lrpjax.torch.function(net, **{name: IMAGES})
     x = jnp.asarray(IMAGES.numpy())
     R = lrpjax.relevance(f, target=0)(params, **{name: x})
     np.testing.assert_array_equal(R, lrpjax.relevance(f, target=0)(params, x))
     assert len(lrpjax.plan(f, None, params, **{name: x})) == len(lrpjax.plan(f, None, params, x))
-    with pytest.raises(lrpjax.InputError, match="do not fit .*missing a required argument"):
+    with pytest.raises(lrpjax.InputError, match=r"do not fit .*missing a required argument"):
         lrpjax.relevance(f, target=0)(params, other=x)
 
 
