@@ -377,7 +377,7 @@ def main() -> int:
 
 
 INTRODUCTION = (
-    "Written by `tests/world/keras_models.py --markdown`: random weights, small inputs, KerasHub's backbones in small\n"
+    "What `tests/world/keras_models.py` found: random weights, small inputs, KerasHub's backbones in small\n"
     "configurations. ΣR ÷ logit is what arrives at the input of the explained output, its largest entry, under\n"
     "`epsilon()`; the same for input × gradient. Open in the audits is the largest part of the relevance that the audits of\n"
     "both composites of the kind cannot account for. A model passes if the first lines of the script and of `check.py`\n"
