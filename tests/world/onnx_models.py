@@ -116,7 +116,7 @@ def convert(converter: str, model, inputs: dict):
     elif converter == "onnx2pytorch":
         import onnx2pytorch
 
-        module = onnx2pytorch.ConvertModel(model, experimental=True)
+        module = onnx2pytorch.ConvertModel(model)
     else:
         import onnx2fx
 
