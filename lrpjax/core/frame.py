@@ -257,7 +257,7 @@ class Frame:
                 array = operand(value, place) if operand is not None else self.operand(unit, value)
                 if takes == RATIO and self.routes.gives[unit].get(value) == PLAIN:
                     array = widen(array) if widened else convert(array, None, RATIO, PLAIN)
-                operands[value] = array.astype(jnp.float32) if widened and value.narrow else array
+                operands[value] = wide(array) if widened else array
             return operands[value]
 
         def bind(node: Node) -> list:

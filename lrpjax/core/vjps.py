@@ -74,15 +74,15 @@ convert.defvjp(_convert_fwd, _convert_bwd)
 
 @jax.custom_vjp
 def widen(x: jax.Array) -> jax.Array:
-    """x in float32, whose cotangent arrives in ratio form and goes on in plain form, in x's own type."""
-    return x.astype(jnp.float32)
+    """x in at least float32, whose cotangent arrives in ratio form and goes on in plain form, in x's own type."""
+    return wide(x)
 
 
 def _widen_bwd(x, c):
     return ((c * wide(residual(x, c))).astype(x.dtype),)
 
 
-widen.defvjp(lambda x: (x.astype(jnp.float32), x), _widen_bwd)
+widen.defvjp(lambda x: (wide(x), x), _widen_bwd)
 
 
 def wide(x: jax.Array) -> jax.Array:

@@ -129,3 +129,64 @@ def test_values_of_a_function_in_half_precision_are_its_own():
         np.testing.assert_allclose(
             y.astype(np.float32), f(x).astype(np.float32), atol=4e-3 if dtype == "float16" else 0
         )
+
+
+def converted(first, between, last):
+    """A convolution with an affine map and an activation behind it, each in a type of its own, converted to explicitly."""
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(3, 3, 3, 4)), rng.normal(size=4)
+    factor, shift, top = rng.normal(size=4), rng.normal(size=4), rng.normal(size=(64, 3))
+
+    def f(x):
+        z = lax.conv_general_dilated(
+            x.astype(first),
+            jnp.asarray(kernel, first),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        z = (z + jnp.asarray(bias, first)).astype(between)
+        z = z * jnp.asarray(factor, between) + jnp.asarray(shift, between)
+        return jax.nn.relu(z.astype(last) + jnp.asarray(0.1, last)).reshape(1, -1) @ jnp.asarray(top, last)
+
+    return f
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ("float64", "float32", "float64"),  # Keras in float64 has its BatchNormalization in float32
+        ("float64", "float32", "float32"),
+        ("float32", "float64", "float64"),
+        ("float32", "float64", "float32"),
+        ("float64", "float16", "float64"),
+        ("bfloat16", "float32", "float64"),
+        ("float16", "float64", "float64"),
+        ("float16", "bfloat16", "float32"),
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.Epsilon(),
+        rules.Epsilon(bias="share"),
+        rules.Gamma(),
+        rules.ZPlus(),
+        rules.AlphaBeta(),
+        rules.WSquare(),
+        rules.ZBox(-4.0, 4.0),
+    ],
+    ids=str,
+)
+def test_a_layer_may_convert_between_its_input_and_what_is_folded_into_it(types, rule):
+    """Against the same network in float64 alone; half precision is right to a few of its own digits."""
+    x = np.random.default_rng(1).normal(size=(1, 6, 6, 3)).astype(types[0])
+    composite = Composite([(select.kind("conv"), rule)])
+    half = "16" in "".join(types)
+    for dtype in (types[0], "float64"):
+        R = lrpjax.relevance(converted(*types), composite)(jnp.asarray(x, dtype))
+        right = lrpjax.relevance(converted(*["float64"] * 3), composite)(jnp.asarray(x, "float64"))
+        assert R.dtype == dtype
+        error = jnp.abs(R.astype("float64") - right).max() / jnp.abs(right).max()
+        assert error < (0.05 if half else 1e-4)

@@ -94,7 +94,13 @@ class Weighted:
         self.multiplying = {n for k in self.kernels for n in (k.node, *k.scales)}
         self.behind = unit.nodes[len(self.region.nodes) :]
         self.moves = [n for n in self.behind if n.name not in AFFINE]
-        self.narrow = x_value.narrow or unit.out.narrow
+        # Where the program converts on the way from x to the output, rules compute in the wider of both types, and
+        # what they are given is as exact as the coarsest.
+        ends = [wide(jnp.zeros((), v.aval.dtype)).dtype for v in (x_value, unit.out)]
+        self.dtype = max(ends, key=lambda dtype: jnp.finfo(dtype).bits)
+        passed = [x_value, *(v for node in unit.nodes for v in node.outputs if v.carries)]
+        self.narrow = any(v.narrow for v in passed)
+        self.noise = 4 * max(float(jnp.finfo(v.aval.dtype).eps) for v in passed)
 
     def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
         return evaluate(self.unit, self.x_value, self.externals, x, externals, self.spreads)
@@ -111,11 +117,11 @@ class Weighted:
         layer = self.layer(x, *prepared, dict(zip(self.externals, externals, strict=True)))
         if self.audited:
             layer.account = []
-        R, z = relevance_of(z, c, self.forms[0]), wide(z)
-        result = rule.back(layer, wide(x), -z if self.unit.flipped else z, R)
+        R, z = relevance_of(z, c, self.forms[0]).astype(self.dtype), z.astype(self.dtype)
+        result = rule.back(layer, x.astype(self.dtype), -z if self.unit.flipped else z, R)
         result = of_shape(result, x.shape, f"{rule}: back", self.unit)
         if rule.emits == RATIO and self.forms[1] == PLAIN:
-            result = result * wide(x)
+            result = result * x.astype(result.dtype)
         return result if layer.account is None else (result, audit_entry(layer.account))
 
     def prepare(self, externals: list, leaves: list) -> Any:
@@ -140,6 +146,7 @@ class Weighted:
         tuple."""
         env = dict(zip(self.externals, externals, strict=True))
         read = lambda v: np.asarray(v.constant, v.aval.dtype) if v.constant is not None else env[v]
+        typed = lambda a: a.astype(self.dtype)
         kernels, region = self.kernels, self.region
         w, b = [wide(read(k.value)) if self.narrow else read(k.value) for k in kernels], 0.0
         w = [1 / each if k.node.name == "div" else each for each, k in zip(w, kernels, strict=True)]
@@ -149,11 +156,11 @@ class Weighted:
             for i in at:
                 w[i] = w[i] * along(factor, kernels[i].scales[node], w[i].ndim).astype(w[i].dtype)
         if self.shifts():
-            b = wide(self.shift(read))
+            b = typed(self.shift(read))
         value = region.out
         for node in self.behind:
             if node.name in ADDITIONS:
-                t = wide(read(next(v for v in node.inputs if v is not value)))
+                t = typed(read(next(v for v in node.inputs if v is not value)))
                 if node.name != "sub":
                     b = b + t
                 elif node.inputs[0] is value:
@@ -166,9 +173,9 @@ class Weighted:
                     each * along(factor, k.scales[node], each.ndim).astype(each.dtype)
                     for each, k in zip(w, kernels, strict=True)
                 ]
-                b = b * factor
+                b = b * typed(factor)
             elif not isinstance(b, float):
-                b = node.bind(jnp.broadcast_to(b, value.shape))[0]
+                b = typed(node.widened().bind(jnp.broadcast_to(b, value.shape))[0])
             value = node.out
         signed = {k: -each if k.sign < 0 else each for k, each in zip(kernels, w, strict=True)}
         merged = [
@@ -235,32 +242,32 @@ class Weighted:
                 z = (node.widened() if widened else node).bind(z)[0]
             return z
 
-        dtype, wide_dtype, shape = x.dtype, wide(x).dtype, self.unit.out.shape
-        # A BatchNorm behind the layer may compute in a wider type.
-        out = wide_dtype if self.narrow else (self.moves or self.region.nodes)[-1].out.aval.dtype
+        dtype, shape = x.dtype, self.unit.out.shape
+        out = (self.moves or self.region.nodes)[-1].out.aval.dtype
+        out = wide(jnp.zeros((), out)).dtype if self.narrow else out
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)
             # Relevance divided by z overflows float16; bfloat16 holds it.
             z_of = lambda x: run(x, w, self.narrow)
-            return jax.linear_transpose(z_of, wide(x) if self.narrow else x)(s)[0].astype(wide_dtype)
+            return jax.linear_transpose(z_of, wide(x) if self.narrow else x)(s)[0].astype(self.dtype)
 
         def ones():
             alike = [] if self.moves else _batch_dims(self.region)
             shape = [1 if d in alike else n for d, n in enumerate(x.shape)]
             return lax.optimization_barrier(
-                jnp.ones(shape, wide_dtype)
+                jnp.ones(shape, self.dtype)
             )  # or XLA convolves constants when compiling, slowly
 
         return Layer(
-            lambda x, w: run(x.astype(dtype), w, True).astype(wide_dtype),
+            lambda x, w: run(x.astype(dtype), w, True).astype(self.dtype),
             transpose,
             kernels,
-            b,
+            b if isinstance(b, float) else b.astype(self.dtype),
             self.x_value.nonnegative,
             self.rectified,
             ones,
-            4 * float(jnp.finfo(dtype).eps),
+            self.noise,
         )
 
 
