@@ -14,8 +14,8 @@ def to_jax(tensor: Any) -> jax.Array:
     contiguous, so what changes the tensor in place changes the array.
 
     Raises:
-        InputError: the tensor is not on the CPU, is sparse or quantised, or has a dtype that JAX would narrow
-            (float64 without `jax_enable_x64`).
+        InputError: the tensor is not on the CPU, is sparse or quantised, or JAX would narrow it (without
+            `jax_enable_x64`: float64, and whole numbers that 32 bits do not hold).
     """
     import torch
 
@@ -39,7 +39,15 @@ def to_jax(tensor: Any) -> jax.Array:
         )
     if not (tensor.is_floating_point() or tensor.is_complex()):
         # Integers narrow to what JAX computes indices in; booleans have no common form in older versions.
-        return jnp.asarray(tensor.numpy().astype(jax.dtypes.canonicalize_dtype(tensor.numpy().dtype)))
+        whole = tensor.numpy()
+        narrowed = whole.astype(jax.dtypes.canonicalize_dtype(whole.dtype))
+        if not np.array_equal(whole, narrowed):
+            lost = whole[whole != narrowed].flat[0]
+            raise InputError(
+                f"a tensor of {tensor.dtype} holds {lost}, which JAX would cut off to {narrowed.dtype}: "
+                'set `jax.config.update("jax_enable_x64", True)`'
+            )
+        return jnp.asarray(narrowed)
     array = jax.dlpack.from_dlpack(tensor.contiguous())
     return array if jax.default_backend() == "cpu" else jax.device_put(array, jax.devices()[0])
 

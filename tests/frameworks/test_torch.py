@@ -417,6 +417,19 @@ def test_float64_where_jax_computes_in_float32():
         lrpjax.torch.function(cnn(), IMAGES)
 
 
+def test_whole_numbers_that_jax_would_cut_off():
+    """Converters of ONNX write "up to the end" as 2⁶³ - 1, which was cut off to -1: one element fewer, and silent."""
+    net = torch.nn.Linear(2, 2).eval()
+    net.register_buffer("end", torch.tensor([3, 2**63 - 1]))
+    assert lrpjax.torch.function(net, torch.ones(1, 2))[1]["end"].tolist() == [3, 2**63 - 1]
+    net.register_buffer("small", torch.tensor([3, -(2**31)]))
+    with jax.enable_x64(False):
+        with pytest.raises(lrpjax.InputError, match=f"end: a tensor of torch.int64 holds {2**63 - 1}, which"):
+            lrpjax.torch.function(net, torch.ones(1, 2))
+        del net.end
+        assert lrpjax.torch.function(net, torch.ones(1, 2))[1]["small"].tolist() == [3, -(2**31)]
+
+
 class Branching(torch.nn.Module):
     def __init__(self, how):
         super().__init__()
