@@ -43,40 +43,40 @@ def to_onnx(explain: Callable[..., Any], *examples: Any, check: tuple | None = N
     model, and its results are held to those of JAX.
 
     Args:
-      explain: function of arrays, or pytrees of them, usually
-        `jax.jit(lrpjax.relevance(f, composite, target="max"))`. What it closes over, such as the weights,
-        becomes a part of the model.
-      *examples: its arguments, or `jax.ShapeDtypeStruct` in place of arrays. A shape may have symbolic
-        dimensions, `jax.export.symbolic_shape("b, 28, 28, 1")`, all in one scope: the model then takes any
-        number of rows.
-      check: tuple of arguments on which the model is run once; None: the examples, if all are arrays. Without
-        arrays nothing is checked.
-      **options: those of `jax2onnx.to_onnx`, such as `input_names` and `output_names`, or
-        `return_mode="file", output_path="explain.onnx"`. `enable_double_precision` is set where an argument is
-        float64.
+        explain: function of arrays, or pytrees of them, usually
+            `jax.jit(lrpjax.relevance(f, composite, target="max"))`. What it closes over, such as the weights,
+            becomes a part of the model.
+        *examples: its arguments, or `jax.ShapeDtypeStruct` in place of arrays. A shape may have symbolic
+            dimensions, `jax.export.symbolic_shape("b, 28, 28, 1")`, all in one scope: the model then takes any
+            number of rows.
+        check: tuple of arguments on which the model is run once; None: the examples, if all are arrays. Without
+            arrays nothing is checked.
+        **options: those of `jax2onnx.to_onnx`, such as `input_names` and `output_names`, or
+            `return_mode="file", output_path="explain.onnx"`. `enable_double_precision` is set where an argument is
+            float64.
 
     Returns:
-      The `onnx.ModelProto`, or what `return_mode` says. Its inputs and outputs are the leaves of the arguments
-      and of the results, in the order of `jax.tree.leaves`, with their shapes and dtypes.
+        The `onnx.ModelProto`, or what `return_mode` says. Its inputs and outputs are the leaves of the arguments
+        and of the results, in the order of `jax.tree.leaves`, with their shapes and dtypes.
 
     Raises:
-      UnsupportedError: jax2onnx cannot convert an operation; the message names it and the line it is in.
-      OnnxError: the model's results differ from those of JAX by more than 10⁻³ of the largest value (float64:
-        10⁻⁸) or in shape or dtype.
+        UnsupportedError: jax2onnx cannot convert an operation; the message names it and the line it is in.
+        OnnxError: the model's results differ from those of JAX by more than 10⁻³ of the largest value (float64:
+            10⁻⁸) or in shape or dtype.
 
     Example:
-      >>> import jax, jax.numpy as jnp, numpy as np, onnxruntime
-      >>> import lrpjax, lrpjax.onnx
-      >>> W = np.array([[1, -1], [2, 1]], np.float32)
-      >>> explain = lrpjax.relevance(lambda x: jax.nn.relu(x @ W).sum(1))
-      >>> rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 2"), jnp.float32)
-      >>> x = np.array([[1, 2], [3, 1], [0, 1]], np.float32)
-      >>> model = lrpjax.onnx.to_onnx(explain, rows, check=(x,), output_names=["R"])
-      >>> session = onnxruntime.InferenceSession(model.SerializeToString())
-      >>> session.run(["R"], {session.get_inputs()[0].name: x})[0].round(3)
-      array([[0., 6.],
-             [3., 2.],
-             [0., 3.]], dtype=float32)
+        >>> import jax, jax.numpy as jnp, numpy as np, onnxruntime
+        >>> import lrpjax, lrpjax.onnx
+        >>> W = np.array([[1, -1], [2, 1]], np.float32)
+        >>> explain = lrpjax.relevance(lambda x: jax.nn.relu(x @ W).sum(1))
+        >>> rows = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 2"), jnp.float32)
+        >>> x = np.array([[1, 2], [3, 1], [0, 1]], np.float32)
+        >>> model = lrpjax.onnx.to_onnx(explain, rows, check=(x,), output_names=["R"])
+        >>> session = onnxruntime.InferenceSession(model.SerializeToString())
+        >>> session.run(["R"], {session.get_inputs()[0].name: x})[0].round(3)
+        array([[0., 6.],
+               [3., 2.],
+               [0., 3.]], dtype=float32)
     """
     leaves, treedef = jax.tree.flatten(examples)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(_described, leaves)]
@@ -105,7 +105,12 @@ def to_onnx(explain: Callable[..., Any], *examples: Any, check: tuple | None = N
     if check is None and not any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
         check = examples
     if check is not None:
-        _check(model, flat, jax.tree.leaves(check), double)
+        try:
+            _check(model, flat, jax.tree.leaves(check), double)
+        except OnnxError:
+            if isinstance(model, (str, os.PathLike)):
+                os.unlink(model)
+            raise
     return model
 
 

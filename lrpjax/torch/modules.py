@@ -1,5 +1,7 @@
 """Which modules can be explained, and what their parameters are."""
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +49,29 @@ def check(module: Any) -> None:
             f"the module's parameters are float16 ({_few(halves)}), in which torch hardly computes on the CPU and "
             "relevance overflows above 65504: call `module.float()` or `module.bfloat16()`"
         )
+
+
+@contextlib.contextmanager
+def unchanged(module: Any) -> Iterator[None]:
+    """Puts back afterwards what the attributes of the modules were, and what was in dicts, lists and sets among them.
+
+    Some modules keep what they compute for the next call (the biases of LeViT's attention): while JAX traces, that is
+    good for this trace alone.
+    """
+    before = []
+    for part in module.modules():
+        attributes = dict(vars(part))
+        kept = {k: copy.copy(v) for k, v in attributes.items() if isinstance(v, dict | list | set)}
+        before.append((part, attributes, kept))
+    try:
+        yield
+    finally:
+        for part, attributes, kept in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+            for name, content in kept.items():
+                attributes[name].clear()
+                (attributes[name].extend if isinstance(content, list) else attributes[name].update)(content)
 
 
 def parameters(module: Any) -> dict[str, jax.Array]:

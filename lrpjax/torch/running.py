@@ -141,7 +141,8 @@ class Module:
             for name, place in self.places
         }
         # torch has its own rules of promotion, which torchax leaves to JAX's standard ones.
-        with torch.no_grad(), jax.numpy_dtype_promotion("standard"), env.scopes(), env:
+        kept = modules.unchanged(self.module)
+        with kept, torch.no_grad(), jax.numpy_dtype_promotion("standard"), env.scopes(), env:
             made = torch.func.functional_call(
                 self.module,
                 own,

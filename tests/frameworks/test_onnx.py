@@ -193,7 +193,7 @@ def test_errors_of_explain_itself_and_of_options_stay_as_they_are():
         onnx.to_onnx(lambda x: x + 1, np.ones(2, np.float32), input_names=["a", "b"])
 
 
-def test_a_model_that_computes_something_else_is_refused(monkeypatch):
+def test_a_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(onnx._WRITINGS, "reshape", lambda eqn: None)
     f = lambda x: lax.reshape(x, (3, 2), dimensions=(1, 0))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -202,6 +202,10 @@ def test_a_model_that_computes_something_else_is_refused(monkeypatch):
             onnx.OnnxError, match="differs from that of JAX by 2, where the largest value is 5"
         ):
             onnx.to_onnx(f, *given, **options)
+    file = tmp_path / "wrong.onnx"
+    with pytest.raises(onnx.OnnxError):
+        onnx.to_onnx(f, x, return_mode="file", output_path=str(file))
+    assert not file.exists()
     monkeypatch.undo()
     same(run(onnx.to_onnx(f, x, return_mode="proto"), x), [f(x)])
     onnx.to_onnx(f, x, return_mode="ir")

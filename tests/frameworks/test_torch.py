@@ -515,6 +515,35 @@ def test_no_attribute_of_ours_hides_one_of_torchs_tensors():
     assert ours == {"flatten", "detach", "data", "type_as"}
 
 
+class Remembering(torch.nn.Module):
+    """Keeps what it computed of its parameters, as LeViT does, and its last output, and counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        self.kept, self.last, self.calls = {}, [], 0
+
+    def forward(self, x):
+        self.calls += 1
+        if "double" not in self.kept:
+            self.kept["double"] = 2 * self.weight
+        self.last.append(x)
+        self.newest = x
+        return self.kept["double"] * x
+
+
+def test_what_a_module_keeps_for_the_next_call_is_not_kept_while_jax_traces():
+    net = Remembering().eval()
+    x = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+    f, params = lrpjax.torch.function(net, x)
+    for p in (params, {"weight": 3 * params["weight"]}):
+        np.testing.assert_array_equal(jax.jit(f)(p, x.numpy()), 2 * p["weight"] * x.numpy())
+    np.testing.assert_array_equal(f(params, x.numpy()), 2 * x)
+    assert (net.kept, net.last, net.calls, hasattr(net, "newest")) == ({}, [], 0, False)
+    net(x)
+    assert net.calls == 1 and net.last[0] is x and torch.equal(net.kept["double"], 2 * net.weight)
+
+
 def test_a_lowering_of_the_users_own():
     f, params = lrpjax.torch.function(
         Branching(lambda x: torch.special.i1e(x) + torch.special.airy_ai(x)).eval(),

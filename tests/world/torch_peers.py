@@ -42,6 +42,27 @@ def moved(network: torch_zoo.Network) -> tuple[float, float]:
     return y, R
 
 
+def slopes(network: torch_zoo.Network, R: np.ndarray) -> tuple[float, float]:
+    """How far relevance by input × gradient, and torch's own, are from difference quotients of torch's outputs along some
+    directions in the input, of the largest quotient."""
+    name, x = next(iter(network.inputs.items()))
+    y, theirs = gradient(network)
+    hot = np.abs(y).argmax()
+    found = []
+    for _ in range(8):
+        step = 1e-6 * torch.randn_like(x)
+        with torch.no_grad():
+            ends = [
+                chosen(network.module(**{**network.inputs, name: at}, **network.fixed), network.output)
+                for at in (x + step, x - step)
+            ]
+        quotient = float((ends[0] - ends[1]).reshape(-1)[hot]) / 2e-6
+        found.append([quotient, *(float((a / x.numpy() * step.numpy()).sum() / 1e-6) for a in (R, theirs))])
+    quotients, ours, others = np.array(found).T
+    size = np.abs(quotients).max()
+    return float(np.abs(ours - quotients).max() / size), float(np.abs(others - quotients).max() / size)
+
+
 @contextlib.contextmanager
 def _leaf(network: torch_zoo.Network) -> Iterator[Callable]:
     """A function of the module that gives its output, and the tensor that is explained: a leaf of the graph.
