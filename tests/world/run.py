@@ -3,13 +3,13 @@
 For each model: `plan`, `relevance` under three composites (finite, bounded, conserved where no bias is), the value left
 alone, jit against no jit, input × gradient equal to `jax.grad`'s, audits that close, no warning that the model does not
 expect, and the cost against the gradient's. Not part of the default tests: the collections want an environment of their
-own,
+own:
 
     pip install . "jax==0.10.2" dm-haiku equinox flaim equimo keras jraph memax penzai flowjax diffrax e3nn-jax \\
         esm2quinox recurrentgemma flaxmodels qwix aqtp
 
-and another with "transformers<5"; files whose collections are missing are left out, and named. For the NNX zoo, give a
-checkout of github.com/jax-ml/bonsai in PYTHONPATH (beside tqdm, safetensors, etils). Nothing is downloaded. Columns:
+Files whose collections are missing are left out, and named: so are Hugging Face's Flax classes, which ended with
+transformers 4, where that is not installed (its PyTorch classes are in torch_models.py). For the NNX zoo, give a checkout of github.com/jax-ml/bonsai in PYTHONPATH (beside tqdm, safetensors, etils). Nothing is downloaded. Columns:
 equations of the program (loops counted once), units of the plan, units that no rule of the literature is about, and for
 the ε composite against the gradient: CPU time of tracing and compiling, and the smallest of five run times taken in
 turns. Below them, how many units of each kind there are, and what was warned of.
