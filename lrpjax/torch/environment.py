@@ -128,7 +128,10 @@ class Environment(torchax.tensor.Environment):
     def __init__(self, module: Any, known: Mapping[int, Any], lowered: Mapping[Any, Callable]):
         with jax.ensure_compile_time_eval():  # it makes a random key, which nothing will use
             super().__init__()
-        self._ops |= {**lowerings.OPERATORS, **{op: lowerings.of_arrays(op, f) for op, f in lowered.items()}}
+        self._ops |= {
+            **lowerings.operators(),
+            **{op: lowerings.of_arrays(op, f) for op, f in lowered.items()},
+        }
         self.known = known
         self.paths = {m: name.replace(".", "/") for name, m in module.named_modules()}
         self.active: list[tuple[Any, source_info_util.NameStack, contextlib.ExitStack]] = []

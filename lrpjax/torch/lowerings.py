@@ -6,7 +6,7 @@ Checked with torchax 0.0.13 beside torch 2.13.0 and 2.14.1.
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -163,34 +163,19 @@ def power(x: Any, exponent: Any) -> Any:
     return jaten._aten_pow(x, exponent)
 
 
-class _Operators(Mapping):
-    """The table, made when it is first looked at, so that torch is imported with the first module that is explained."""
+@functools.cache
+def operators() -> dict[Any, Any]:
+    """{operation of torch: what torchax does for it}, in place of torchax's own or where it has none."""
+    import torch
 
-    @functools.cached_property
-    def made(self) -> dict[Any, Any]:
-        import torch
-
-        aten = torch.ops.aten
-        rows = {
-            torch.nn.functional.linear: linear,
-            torch.nn.functional.scaled_dot_product_attention: attention,
-            aten.scaled_dot_product_attention: attention,
-            aten._grouped_mm: grouped_mm,
-            aten.pow.Tensor_Scalar: power,
-            # With which `torch._check_tensor_all` looks at data: torchax 0.0.13 has none.
-            aten._is_all_true: jnp.all,
-        }
-        return {operation: of_arrays(operation, lowering) for operation, lowering in rows.items()}
-
-    def __getitem__(self, operation: Any) -> Any:
-        return self.made[operation]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.made)
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-
-OPERATORS: Mapping[Any, Any] = _Operators()
-"""{operation of torch: what torchax does for it}, in place of torchax's own or where it has none."""
+    aten = torch.ops.aten
+    rows = {
+        torch.nn.functional.linear: linear,
+        torch.nn.functional.scaled_dot_product_attention: attention,
+        aten.scaled_dot_product_attention: attention,
+        aten._grouped_mm: grouped_mm,
+        aten.pow.Tensor_Scalar: power,
+        # With which `torch._check_tensor_all` looks at data: torchax 0.0.13 has none.
+        aten._is_all_true: jnp.all,
+    }
+    return {operation: of_arrays(operation, lowering) for operation, lowering in rows.items()}

@@ -18,7 +18,7 @@ from PIL import Image
 
 import lrpjax
 import lrpjax.torch
-from lrpjax import composites
+from lrpjax import composites, rules, select
 from lrpjax.cli.main import main
 
 
@@ -130,6 +130,38 @@ def test_relevance_is_that_of_the_network_written_in_jax():
         np.testing.assert_allclose(
             R, lrpjax.relevance(written, composite, target=1)(x), rtol=1e-9, atol=1e-12
         )
+
+
+def test_concepts_patterns_and_rules_go_by_the_modules_names():
+    f, params = lrpjax.torch.function(cnn(), IMAGES)
+    g, x = functools.partial(f, params), jnp.asarray(IMAGES.numpy())
+    composite = composites.epsilon(0.0)
+    whole = lrpjax.relevance(g, composite, target=1)(x)
+
+    def through(channel):
+        conditions = {"3": channel}
+        return lrpjax.concepts.relevance(g, composite, conditions, target=1, channel_axis=1)(x)
+
+    parts = jax.vmap(through)(jnp.arange(4))
+    np.testing.assert_allclose(parts.sum(0), whole, rtol=1e-9, atol=1e-12)
+    channels = lrpjax.concepts.channel_relevance(g, composite, at="3", target=1, channel_axis=1)(x)
+    at = lrpjax.relevance(g, composite, at="3", target=1)(x)
+    np.testing.assert_allclose(channels, at.sum((2, 3)), rtol=1e-9, atol=1e-12)
+
+    fitted = lrpjax.patterns.fit(g, [x])
+    assert set(fitted) == {"0", "5"}
+    R = lrpjax.relevance(g, composites.pattern_attribution(fitted), target=1)(x)
+    assert R.shape == x.shape and np.all(np.isfinite(R)) and np.any(R)
+
+    by_name = lrpjax.Composite([("0", rules.Flat()), ("5", rules.Epsilon(0.0))])
+    by_kind = lrpjax.Composite(
+        [(select.first("conv"), rules.Flat()), (select.kind("dense"), rules.Epsilon(0.0))]
+    )
+    np.testing.assert_array_equal(
+        *(lrpjax.relevance(g, composite, target=1)(x) for composite in (by_name, by_kind))
+    )
+    alone = jax.vmap(lambda x: lrpjax.relevance(g, composite, target=1)(x[None])[0])(x)
+    np.testing.assert_allclose(alone, whole, rtol=1e-9, atol=1e-12)
 
 
 def test_gradient_times_input_is_torchs():

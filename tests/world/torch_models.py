@@ -62,7 +62,8 @@ EXACT = 1e-10
 difference where the inputs change in their last digit (`torch_peers.moved`: efficientnet_v2_s, which is deep)."""
 
 SINGLE = 1e-6
-"""And where the module itself computes a part in float32 (the norms of Llama, say), which is rounded in another order."""
+"""And where the module itself computes a part in float32 (the norms of Llama, say), which is rounded in another order; ten
+times that for input × gradient, which is rounded on the way back as well."""
 
 REST = 1e-8
 """Largest part of the relevance that an audit may leave open."""
@@ -111,7 +112,11 @@ def _examine(row: Row, eager: bool, quick: bool) -> None:
     options = {"argnums": 1} if network.at is None else {"argnums": 1, "at": network.at.replace(".", "/")}
     row.single = re.search(r"\b(b?f16|f32)\[", str(jax.make_jaxpr(f)(params, *given))) is not None
     least = SINGLE if row.single else EXACT
-    limit, limit_of_gradient = (max(least, 10 * moved) for moved in torch_peers.moved(network))
+    value, gradient = torch_peers.moved(network)
+    limit, limit_of_gradient = (
+        max(least, 10 * value),
+        max(10 * least if row.single else least, 10 * gradient),
+    )
 
     composite = COMPOSITES[network.kind]()
     plan = lrpjax.plan(f, composite, params, *given, **options)
@@ -168,7 +173,7 @@ def _examine(row: Row, eager: bool, quick: bool) -> None:
             continue
         R = jax.jit(lrpjax.relevance(f, ours, target=hot, **options))(params, *given)
         row.peers[f"{peer} {method}"] = difference(R, S)
-        hold(row, f"{peer} {method}", row.peers[f"{peer} {method}"], max(bound, limit_of_gradient))
+        hold(row, f"{peer} {method}", row.peers[f"{peer} {method}"], max(bound, least, 10 * gradient))
 
 
 def hold(row: Row, what: str, error: float, limit: float) -> None:
