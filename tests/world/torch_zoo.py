@@ -784,11 +784,17 @@ class Asked(torch.nn.Module):
 # ------------------------------------------------------------------------------------------------------ timm, torch
 
 
-def _timm(name: str, size: int, kind: str = IMAGE, options: Mapping[str, Any] | None = None) -> Network:
+def _timm(
+    name: str,
+    size: int,
+    kind: str = IMAGE,
+    options: Mapping[str, Any] | None = None,
+    expected: tuple[str, ...] = (),
+) -> Network:
     import timm
 
     made = timm.create_model(name, pretrained=False, num_classes=10, **(options or {}))
-    return Network(made, {"x": image(size)}, kind=kind)
+    return Network(made, {"x": image(size)}, kind=kind, expected=expected)
 
 
 MIXER = {"img_size": 32}
@@ -857,7 +863,7 @@ several(
         "efficientnet_lite0": ("efficientnet_lite0", 64),
         "tf_efficientnet_b0": ("tf_efficientnet_b0", 64),
         "ghostnet": ("ghostnetv2_100", 64),
-        "hrnet": ("hrnet_w18_small", 64),
+        "hrnet": ("hrnet_w18_small", 64, IMAGE, None, ("native: sum",)),
         "dla34": ("dla34", 64),
         "vovnet": ("ese_vovnet19b_dw", 64),
         "repvgg": ("repvgg_a0", 64),
