@@ -217,8 +217,9 @@ def markdown(rows: list[Row]) -> str:
         "# PyTorch models through `lrpjax.torch`",
         "",
         f"{datetime.date.today()}, {versions}, Python {platform.python_version()}, CPU. {len(rows) - len(failed)} of "
-        f"{len(rows)} models pass. {' '.join(__doc__.split('Columns: ')[1].split())} All is computed in float64, but for what a module itself "
-        "casts to float32.",
+        f"{len(rows)} models pass. Columns: {' '.join(__doc__.split('Columns: ')[1].split())} All is computed in float64, but for what a module itself "
+        "casts to float32. LXT's relevances of models of transformers are from the second environment, with torch 2.13.0 and transformers 4.57.6. The "
+        "column jit is filled where the script was run with `--eager`, which takes long.",
         "",
         f"| {' | '.join(HEAD)} |",
         "| --- " * len(HEAD) + "|",
@@ -229,6 +230,10 @@ def markdown(rows: list[Row]) -> str:
     if strange:
         lines += ["", "## Units that no rule of the literature is about", ""]
         lines += [f"- {row.name}: {', '.join(row.strange)}" for row in strange]
+    said = [row for row in rows if any("derivative is wrong" in text for text in row.said)]
+    if said:
+        lines += ["", "## Where torch's own derivative is wrong", ""]
+        lines += [f"- {row.name}: {next(t for t in row.said if 'derivative is wrong' in t)}" for row in said]
     return "\n".join(lines) + "\n"
 
 
