@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from lrpjax import transform
 from lrpjax.core.seeds import output_relevance
 from lrpjax.data import batches as batching
-from lrpjax.data import loading, store
+from lrpjax.data import files, loading, store
 
 MODEL = """\
 the model (--model package.module:build):
@@ -148,7 +148,7 @@ def add_save_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("store", metavar="STORE", help="directory that explain wrote")
     parser.add_argument(
-        "file", metavar="FILE", help=f"the file; its ending, {', '.join(store.ENDINGS)}, says the format"
+        "file", metavar="FILE", help=f"the file; its ending, {', '.join(files.WRITERS)}, says the format"
     )
     parser.add_argument(
         "--name", action="append", help="array that is written; may be given again (default: all)"
@@ -212,7 +212,7 @@ def run_explain(args: argparse.Namespace) -> int:
       ValueError, OSError, ImportError, LrpjaxError: whatever was wrong in what the user gave; the message
       says it.
     """
-    if Path(args.out).suffix in store.ENDINGS:
+    if Path(args.out).suffix in files.WRITERS:
         raise ValueError(
             f"--out {args.out} must be a directory, from which an interrupted run resumes; give --out DIR, and then "
             f"lrpjax save DIR {args.out}"

@@ -87,7 +87,16 @@ widen.defvjp(lambda x: (wide(x), x), _widen_bwd)
 
 def wide(x: jax.Array) -> jax.Array:
     """x in the precision that rules compute in: at least float32."""
-    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+    return x.astype(jnp.float32) if is_half(x.dtype) else x
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The type that `wide` gives to values of a type."""
+    return jnp.dtype(jnp.float32) if is_half(dtype) else dtype
+
+
+def is_half(dtype: Any) -> bool:
+    return dtype in (jnp.bfloat16, jnp.float16)
 
 
 def residual(x: jax.Array, c: jax.Array) -> jax.Array:

@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lrpjax._version import __version__
+from lrpjax.data import files
 from lrpjax.errors import LrpjaxError
 
 _FORMAT = 1
@@ -379,9 +379,11 @@ class Store(Mapping[str, Any]):
         """
         path = Path(file).absolute()
         names = list(self if names is None else names)
-        write = _WRITERS.get(path.suffix)
+        write = files.WRITERS.get(path.suffix)
         if write is None:
-            raise ValueError(f"{file}: files of arrays end in {', '.join(_WRITERS)}, not in {path.suffix!r}")
+            raise ValueError(
+                f"{file}: files of arrays end in {', '.join(files.WRITERS)}, not in {path.suffix!r}"
+            )
         for name in names:
             if name not in self:
                 raise ValueError(f"{self.path} has the arrays {', '.join(self)}, not {name!r}")
@@ -399,7 +401,7 @@ class Store(Mapping[str, Any]):
         with _reported(f"{self.path} cannot be read"):
             arrays = {name: np.ascontiguousarray(self[name].read().result()) for name in names}
         if path.suffix != ".safetensors":
-            arrays = {name: _known_to_numpy(name, array, widen) for name, array in arrays.items()}
+            arrays = {name: files.known_to_numpy(name, array, widen) for name, array in arrays.items()}
         part = path.with_name(f".{path.name}.part")
         try:
             write(
@@ -420,48 +422,6 @@ class Store(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._arrays)
-
-
-def _known_to_numpy(name: str, array: np.ndarray, widen: bool) -> np.ndarray:
-    if array.dtype.isbuiltin == 1:
-        return array
-    if not widen:
-        raise ValueError(
-            f"{name!r} is {array.dtype.name}, which NumPy would read as bare bytes: take .safetensors, which keeps it, "
-            "or float32, which holds each of its numbers (widen=True, --widen)"
-        )
-    return array.astype(np.float32)
-
-
-def _write_npy(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    with path.open("wb") as file:
-        for array in arrays.values():
-            np.save(file, array, allow_pickle=False)
-
-
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    # Not np.savez, which takes the name "file" for its own argument.
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-def _write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-    except ImportError as error:
-        raise ImportError('a .safetensors file needs safetensors: pip install "lrpjax[text]"') from error
-    try:
-        save_file(dict(arrays), path, dict(about))
-    except SafetensorError as error:
-        dtypes = ", ".join(f"{name} {array.dtype.name}" for name, array in arrays.items())
-        raise ValueError(f"safetensors cannot write these arrays ({dtypes}): {error}") from error
-
-
-_WRITERS = {".npz": _write_npz, ".npy": _write_npy, ".safetensors": _write_safetensors}
-ENDINGS = tuple(_WRITERS)
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

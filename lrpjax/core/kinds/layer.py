@@ -18,7 +18,7 @@ from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.bounds import brought
 from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
 from lrpjax.core.units import Region, Unit
-from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, with_backward
+from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, wide_dtype, with_backward
 from lrpjax.rules import PLAIN, RATIO, Epsilon, Layer, Rule, is_epsilon
 
 AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
@@ -96,7 +96,7 @@ class Weighted:
         self.moves = [n for n in self.behind if n.name not in AFFINE]
         # Where the program converts on the way from x to the output, rules compute in the wider of both types, and
         # what they are given is as exact as the coarsest.
-        ends = [wide(jnp.zeros((), v.aval.dtype)).dtype for v in (x_value, unit.out)]
+        ends = [wide_dtype(v.aval.dtype) for v in (x_value, unit.out)]
         self.dtype = max(ends, key=lambda dtype: jnp.finfo(dtype).bits)
         passed = [x_value, *(v for node in unit.nodes for v in node.outputs if v.carries)]
         self.narrow = any(v.narrow for v in passed)
@@ -244,7 +244,7 @@ class Weighted:
 
         dtype, shape = x.dtype, self.unit.out.shape
         out = (self.moves or self.region.nodes)[-1].out.aval.dtype
-        out = wide(jnp.zeros((), out)).dtype if self.narrow else out
+        out = wide_dtype(out) if self.narrow else out
 
         def transpose(s, w):
             s = jnp.broadcast_to(s, shape).astype(out)
