@@ -37,6 +37,8 @@ from lrpjax.errors import RuleError as RuleError
 from lrpjax.errors import TargetError as TargetError
 from lrpjax.errors import UnmatchedWarning as UnmatchedWarning
 from lrpjax.errors import UnsupportedError as UnsupportedError
+from lrpjax.linearised import Linearised as Linearised
+from lrpjax.linearised import linearise as linearise
 from lrpjax.transform import plan as plan
 from lrpjax.transform import relevance as relevance
 from lrpjax.transform import value_and_relevance as value_and_relevance

@@ -8,7 +8,7 @@ functions, which close over static data only.
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from lrpjax.core.vjps import (
     absorbing,
     convert,
     detach,
+    junction,
     metered,
     scale,
     wide,
@@ -40,12 +41,30 @@ from lrpjax.errors import UnsupportedError
 from lrpjax.rules import PLAIN, RATIO
 
 
+class Tap(NamedTuple):
+    """What a run does at a tapped value; every entry may be None. Inside of loops arrays are stacked over the steps.
+
+    put: (where, array), with which the value is replaced, where the first is true. zeros: is added, so that its
+    cotangent is that of the value, which the run returns. weight: is multiplied onto the cotangent, and with it onto
+    the relevance that goes on from there. gate: a number, with which the tap is a `junction`; the run returns a pair,
+    the value and the gate, whose cotangents steer the backward pass.
+    """
+
+    zeros: Any = None
+    weight: Any = None
+    gate: Any = None
+    put: Any = None
+
+    @property
+    def silent(self) -> Any:
+        """Zeros of what the run returns here: for a branch that the value does not stand in."""
+        return jax.tree.map(jnp.zeros_like, self.zeros if self.gate is None else (self.zeros, self.gate))
+
+
 class Rewritten:
     """A level's function with relevance for derivative.
 
-    `tapped` lists values at which relevance is asked for or weighted: `run` takes a pair of arrays for each of
-    them, either of which may be None. It adds the first (zeros) to the value and returns the value; it
-    multiplies the second onto the value's cotangent, and with it onto the relevance that goes on from there.
+    `tapped` lists values at which relevance is asked for, weighted or steered: `run` takes a `Tap` for each of them.
     `audited` lists units, and values at which relevance ends (`lrpjax.core.ends`) with the unit that reads them, of
     which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account. At `stops`,
     tapped values, relevance is read and goes no further.
@@ -75,10 +94,10 @@ class Rewritten:
         self,
         level: Level,
         inputs: Sequence[Any],
-        taps: Mapping[int, tuple[Any, Any]],
+        taps: Mapping[int, Tap],
         slots: Sequence[Any] = (),
     ) -> tuple[list, dict[int, Any]]:
-        """(outputs, {index of a tapped value: its value}) of a level."""
+        """(outputs, {index of a tapped value: what its tap returns}) of a level."""
         frame = Frame(self, level, taps, slots)
         for value, array in zip(level.inputs, inputs, strict=True):
             frame.define(value, array)
@@ -111,7 +130,7 @@ class Frame:
     """One execution of one level: the values computed so far."""
 
     def __init__(
-        self, program: Rewritten, level: Level, taps: Mapping[int, tuple[Any, Any]], slots: Sequence[Any]
+        self, program: Rewritten, level: Level, taps: Mapping[int, Tap], slots: Sequence[Any]
     ):
         self.program, self.routes = program, program.routes
         self.taps, self.slots = taps, slots
@@ -124,12 +143,17 @@ class Frame:
         entered into the account."""
         index = self.program.tapped.get(value)
         if index is not None:
-            zeros, weight = self.taps[index]
-            if zeros is not None:
+            tap = self.taps[index]
+            if tap.put is not None:
+                array = jnp.where(tap.put[0], tap.put[1], array)
+            if tap.gate is not None:
+                array, value_seen, gate = junction(array, tap.zeros, tap.gate)
+                self.seen[index] = value_seen, gate
+            elif tap.zeros is not None:
                 self.seen[index] = array
-                array = (detach(array) if value in self.program.stops else array) + zeros
-            if weight is not None:
-                array = scale(array, weight)
+                array = (detach(array) if value in self.program.stops else array) + tap.zeros
+            if tap.weight is not None:
+                array = scale(array, tap.weight)
         maker = self.program.made.get(value)
         if maker is not None and value in self.routes.reached and value not in self.program.stops:
             array = self.audit(

@@ -207,12 +207,12 @@ def flow(
 
 def route(
     level: Level,
-    seeded: Sequence[bool],
+    borders: Sequence[Reached],
     propagations: Mapping[Unit, Propagation],
     tapped: frozenset[Value],
     flowing: set[Value],
 ) -> Routes:
-    """Decides which values relevance reaches, and in which form, given at which outputs it begins (in plain form)."""
+    """Decides which values relevance reaches, and in which form, given at which outputs it begins, and in which."""
 
     narrow = _too_narrow(level, flowing, propagations)
 
@@ -233,7 +233,7 @@ def route(
     join = lambda a, b: Reached(a.reached or b.reached, a.plain or b.plain, a.meant or b.meant)
     known = Flow(Reached(), join, transfer, backward=True, within=flowing)
     known.known = {v: Reached(True, v in narrow) for v in tapped}
-    known.solve(level, [Reached(s, s) for s in seeded])
+    known.solve(level, borders)
     for value, fact in known.known.items():
         if fact.reached:
             routes.reached.add(value)

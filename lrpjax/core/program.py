@@ -22,7 +22,7 @@ from lrpjax.core import (
     recognise,
     turns,
 )
-from lrpjax.core.frame import Rewritten
+from lrpjax.core.frame import Rewritten, Tap
 from lrpjax.core.graph import Value
 from lrpjax.core.inspection import Inspection
 from lrpjax.core.nnx import nnx_scopes
@@ -82,17 +82,20 @@ class Program:
         conditions: Sequence[str] = (),
         inlined: bool = False,
         inspect: Any = None,
+        per_unit: bool = False,
     ):
         """argnums: None stands for those that `f` says are its inputs, as models of other frameworks do, or else for
         the first. inlined: all calls are, also those that their own derivative would explain. inspect: None, or
         the functions
-        (to, back) of the coordinates that are explained in place of the argument."""
+        (to, back) of the coordinates that are explained in place of the argument. per_unit: the output's relevance is
+        given divided by the output, wherever no rule wants it as it is."""
         if not isinstance(composite, Chooses):
             raise TypeError(
                 f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
             )
         self.composite = composite
         self.has_aux = has_aux
+        self.per_unit = per_unit
         if argnums is None and hasattr(f, "argnums"):
             args, kwargs = _in_order(f, args, kwargs)
         self.argnums = argnums = getattr(f, "argnums", 0) if argnums is None else argnums
@@ -217,7 +220,8 @@ class Program:
         propagations, outs = self.assignment.propagations, self.graph.outputs
         flowing = plan.flow(self.level, [v.carries for v in self.graph.inputs], propagations, wanted)
         self.seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
-        self.routes = plan.route(self.level, self.seeded, propagations, wanted, flowing)
+        borders = [plan.Reached(s, s and not self.per_unit) for s in self.seeded]
+        self.routes = plan.route(self.level, borders, propagations, wanted, flowing)
 
     def cut(self) -> list[str]:
         """The places where ways of relevance to what is explained are cut.
@@ -269,6 +273,22 @@ class Program:
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0
 
+    def output_leaves(self) -> tuple[list, Any]:
+        """The shapes of the output's arrays, and its structure.
+
+        Raises:
+            TargetError: it holds none, or one that is no floating-point number.
+        """
+        leaves, tree = jax.tree.flatten(self.shapes[0] if self.has_aux else self.shapes)
+        if not leaves:
+            raise TargetError("the function returned no array: there is nothing to explain")
+        for leaf in leaves:
+            if not compat.is_float(leaf):
+                raise TargetError(
+                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
+                )
+        return leaves, tree
+
     def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
         """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
 
@@ -282,16 +302,7 @@ class Program:
         """As `linearise`; pull gives a pair, the second of which are the accounts of what is audited, and what came to
         the arguments beside the values that are named."""
         self.warn()
-        y_shapes = self.shapes[0] if self.has_aux else self.shapes
-        y_leaves, y_tree = jax.tree.flatten(y_shapes)
-        if not y_leaves:
-            raise TargetError("the function returned no array: there is nothing to explain")
-        for leaf in y_leaves:
-            if not compat.is_float(leaf):
-                raise TargetError(
-                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
-                )
-
+        y_leaves, y_tree = self.output_leaves()
         inputs = self.graph.inputs[len(self.consts) :]
 
         def run(leaves, zeros, slots):
@@ -343,7 +354,7 @@ class Program:
         slots: Sequence[Any] = (),
     ) -> Any:
         """(flat outputs, {index of a tapped value: its value})."""
-        taps = {i: (zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        taps = {i: Tap(zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
         return self.rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
 
     def zeros(self) -> dict[int, Any]:

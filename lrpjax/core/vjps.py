@@ -40,6 +40,24 @@ def _scale_bwd(w, c):
 scale.defvjp(lambda x, w: (x, w), _scale_bwd)
 
 
+@jax.custom_vjp
+def junction(x: jax.Array, zeros: jax.Array, gate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x + zeros, x, gate): a place at which a backward pass is steered by the cotangents that it is given.
+
+    The cotangent that arrives from above is that of `zeros`. What goes on is this, times the cotangent of the third
+    (1: on as it came; 0: no further), and the cotangent of the second, which begins here.
+    """
+    return x + zeros, x, gate
+
+
+def _junction_bwd(_, cotangents):
+    c, begins, passes = cotangents
+    return c * passes.astype(c.real.dtype) + begins, c, None
+
+
+junction.defvjp(lambda x, zeros, gate: (junction(x, zeros, gate), None), _junction_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convert(
     x: jax.Array, epsilon: jax.Array | None, arrives: str, leaves: str, rectified: bool = False

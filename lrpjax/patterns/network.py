@@ -12,7 +12,7 @@ from jax import lax
 from lrpjax import rules
 from lrpjax.composites import Composite
 from lrpjax.core import compat, dimensions, paths
-from lrpjax.core.frame import Rewritten
+from lrpjax.core.frame import Rewritten, Tap
 from lrpjax.core.graph import Value
 from lrpjax.core.kinds.layer import Weighted
 from lrpjax.core.program import Program
@@ -145,7 +145,7 @@ class Network:
         values = list(dict.fromkeys(values))
         level = self.program.level
         taps = {
-            i: (jnp.zeros(paths.shape_outside(level, v), v.aval.dtype), None) for i, v in enumerate(values)
+            i: Tap(jnp.zeros(paths.shape_outside(level, v), v.aval.dtype)) for i, v in enumerate(values)
         }
         rewritten = Rewritten(self.program.assignment.propagations, self.program.routes, values)
         _, seen = rewritten.run(level, [*consts, *(leaf[None] for leaf in leaves)], taps)

@@ -25,7 +25,7 @@ LAYERS = (
     "core.accounts",
     "core",
     "composites custom targets viz _evaluate",
-    "transform",
+    "linearised transform",
     "analysis patterns metrics bow",
     "data keras onnx pretrained torch",
     "cli",

@@ -99,7 +99,7 @@ class _Cond(Inside):
             def run(arrays, taps):
                 outputs, seen = frame.program.run(body, self.enter(frame, body, arrays), taps, frame.slots)
                 return self.leave(frame, body, outputs), {
-                    i: seen.get(i, jnp.zeros_like(z)) for i, (z, _) in taps.items() if z is not None
+                    i: seen.get(i, tap.silent) for i, tap in taps.items() if tap.zeros is not None
                 }
 
             return run
