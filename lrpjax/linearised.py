@@ -8,6 +8,7 @@ read forward, and taken apart into the direct ways between named values.
 
 import dataclasses
 import functools
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -87,7 +88,9 @@ class _Layout:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("output", "_seen", "_leaves", "_back"), meta_fields=("_layout",)
+    jax.tree_util.register_dataclass,
+    data_fields=("output", "_seen", "_leaves", "_back"),
+    meta_fields=("_layout",),
 )
 @dataclasses.dataclass(frozen=True)
 class Linearised:
@@ -116,7 +119,12 @@ class Linearised:
         return {path: self._seen[i] for path, i in self._layout.names.items()}
 
     def pull(
-        self, seed: Any = None, *, start: str | None = None, stop: str | Iterable[str] = (), direct: bool = False
+        self,
+        seed: Any = None,
+        *,
+        start: str | None = None,
+        stop: str | Iterable[str] = (),
+        direct: bool = False,
     ) -> Reading:
         """The relevance of the input and of every named value, R_h = h ⊙ c, for that of the output.
 
@@ -207,8 +215,6 @@ class Linearised:
 
         zero, back = jax.vjp(read, *self._silence())
         change, changes = back(jax.tree.map(lambda u, z: u.astype(z.dtype), direction, zero))
-        if begin is not None:
-            changes[begin] = changes[begin] + _put(changes[begin], index, direction)
         output = jax.tree.unflatten(layout.output_tree, change)
         return Reading(None, output, {name: changes[i] for name, i in layout.names.items()})
 
@@ -265,7 +271,7 @@ class Linearised:
         Raises:
             PathError: a path is not named.
         """
-        check_positive(batch=batch)
+        check_positive("batch", batch)
         begins = self._nodes(sources, INPUT)
         ends = self._nodes(targets, OUTPUT)
         first, silent = self._begun(seed, None)
@@ -280,7 +286,9 @@ class Linearised:
                 else:
                     starts[tap] = starts[tap] + _put(starts[tap], index, mine(_at(inner[tap], index)))
             reading = self._reading(outs, starts, self._gates((), True), self._relevance, begun=False)
-            return [reduce(reading.input if tap is None else reading[path]) for path, (tap, _) in begins.items()]
+            return [
+                reduce(reading.input if tap is None else reading[path]) for path, (tap, _) in begins.items()
+            ]
 
         found = map_batched(one, jnp.arange(len(ends)), batch)
         return {
@@ -362,7 +370,9 @@ class Linearised:
         if start is None:
             given = jax.tree.leaves(output_relevance(self.output, seed, layout.method))
             ys = jax.tree.leaves(self.output)
-            outs = [self._cotangent(*one, "the output") for one in zip(given, ys, layout.outputs, strict=True)]
+            outs = [
+                self._cotangent(*one, "the output") for one in zip(given, ys, layout.outputs, strict=True)
+            ]
         else:
             number, index = self._node(start, OUTPUT)
             h = _at(self._seen[number], index)
@@ -383,7 +393,9 @@ class Linearised:
 
     def _from_units(self, units: list, starts: list) -> tuple[list, list]:
         """Cotangents in each value's own form, from coefficients."""
-        turn = lambda c, h, p: (c * h if p.plain and self._layout.method == "relevance" else c).astype(p.dtype)
+        turn = lambda c, h, p: (c * h if p.plain and self._layout.method == "relevance" else c).astype(
+            p.dtype
+        )
         ys = jax.tree.leaves(self.output)
         return [turn(*one) for one in zip(units, ys, self._layout.outputs, strict=True)], [
             turn(*one) for one in zip(starts, self._seen, self._layout.taps, strict=True)
@@ -517,7 +529,10 @@ def linearise(
 
     def run(given: list, zeros: list) -> tuple[list, list]:
         leaves = dict(enumerate(program.leaves)) | dict(zip(floating, given, strict=True))
-        taps = {i: Tap(z, gate=jnp.ones(p.loops, jnp.float32)) for i, (z, p) in enumerate(zip(zeros, layout.taps, strict=True))}
+        taps = {
+            i: Tap(z, gate=jnp.ones(p.loops, jnp.float32))
+            for i, (z, p) in enumerate(zip(zeros, layout.taps, strict=True))
+        }
         arrays = [*program.consts, *(leaves[i] for i in range(len(leaves)))]
         outputs, seen = program.rewritten.run(program.level, arrays, taps)
         return outputs[:count], [seen[i] for i in range(len(zeros))]
@@ -532,7 +547,9 @@ def _layout_of(program: Program) -> _Layout:
     level, routes, tapped = program.level, program.routes, program.tapped
     for name in program.taps:
         if name in (INPUT, OUTPUT):
-            raise PathError(f"a value cannot be called {name!r} here: that is what an end of the program is called")
+            raise PathError(
+                f"a value cannot be called {name!r} here: that is what an end of the program is called"
+            )
     led = ends.way(level, program.seeded, routes, frozenset())
     inputs = level.inputs[len(program.consts) :]
     bits = {v: 1 << i for i, v in enumerate(tapped)}
@@ -542,7 +559,8 @@ def _layout_of(program: Program) -> _Layout:
         shape = program.shape_of(value)
         plain = routes.form[value] == PLAIN if value in routes.reached else None
         loops = shape[: len(shape) - len(value.shape)]
-        return _Place(shape, value.aval.dtype, loops, plain, value in led, ways.get(value, 0))
+        leaving = ways.get(value, 0) & (-1 if loops else ~bits.get(value, 0))
+        return _Place(shape, value.aval.dtype, loops, plain, value in led, leaving)
 
     seeded = [v for v, s in zip(level.outputs, program.seeded, strict=True) if s]
     return _Layout(
@@ -563,18 +581,16 @@ def _layout_of(program: Program) -> _Layout:
 
 
 def _ways(program: Program, bits: dict[Value, int], whole: int) -> dict[Value, int]:
-    """For every value, as bits, the named values, and the input, that relevance can go to from it."""
+    """For every value, as bits, the named values (itself, if it is one), and the input, that relevance can go to from
+    it."""
     routes, level = program.routes, program.level
 
     def transfer(known: Flow[int], step: Unit | Node) -> Iterator[tuple[Value, int]]:
         if isinstance(step, Unit) and step in routes.takes:
-            given = 0
-            for value in routes.gives[step]:
-                given |= known[value] | bits.get(value, 0)
+            given = functools.reduce(operator.or_, (known[v] for v in routes.gives[step]), 0)
             yield from ((v, given) for v in step.outputs)
 
-    flow = Flow(0, lambda a, b: a | b, transfer)
-    flow.known = {}
+    flow = Flow(0, operator.or_, transfer, known=dict(bits))
     inputs = level.inputs[len(program.consts) :]
     borders = [0] * len(program.consts) + [whole if v in routes.reached else 0 for v in inputs]
     return flow.solve(level, borders).known

@@ -129,9 +129,7 @@ class Rewritten:
 class Frame:
     """One execution of one level: the values computed so far."""
 
-    def __init__(
-        self, program: Rewritten, level: Level, taps: Mapping[int, Tap], slots: Sequence[Any]
-    ):
+    def __init__(self, program: Rewritten, level: Level, taps: Mapping[int, Tap], slots: Sequence[Any]):
         self.program, self.routes = program, program.routes
         self.taps, self.slots = taps, slots
         self.seen: dict[int, Any] = {}

@@ -144,9 +144,7 @@ class Network:
         """The values that a run of one example computes; those in loops are stacked over the steps."""
         values = list(dict.fromkeys(values))
         level = self.program.level
-        taps = {
-            i: Tap(jnp.zeros(paths.shape_outside(level, v), v.aval.dtype)) for i, v in enumerate(values)
-        }
+        taps = {i: Tap(jnp.zeros(paths.shape_outside(level, v), v.aval.dtype)) for i, v in enumerate(values)}
         rewritten = Rewritten(self.program.assignment.propagations, self.program.routes, values)
         _, seen = rewritten.run(level, [*consts, *(leaf[None] for leaf in leaves)], taps)
         return {v: seen[i] for i, v in enumerate(values)}
