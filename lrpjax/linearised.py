@@ -261,8 +261,8 @@ class Linearised:
         which `batch` run at once. Of what comes to a target, biases and stabilisers absorb what its edges do not have.
 
         Args:
-            seed: of the output, as for `pull`. sources, targets: paths, "input" and "output"; None for all. A value in a
-                loop stands for all its steps, "path[0]", "path[1]", …. reduce: makes of relevance, in the shape of a
+            seed: of the output, as for `pull`. sources, targets: paths, "input" and "output"; None for all. A value in
+                a loop stands for all its steps, "path[0]", "path[1]", …. reduce: makes of relevance, in the shape of a
                 source (in the structure of the input), what is kept of it: arrays. batch: targets at once.
 
         Returns:
@@ -348,7 +348,7 @@ class Linearised:
         bit = len(layout.taps) if source is None else source
         return bool(layout.taps[target].ways >> bit & 1)
 
-    # --------------------------------------------------------------------------------------------- the map, and its ends
+    # -------------------------------------------------------------------------------------------- the map, and its ends
 
     def _silence(self) -> tuple[list, list]:
         """Cotangents of the outputs and of the named values with which nothing begins."""

@@ -271,10 +271,7 @@ def test_remat_and_jitted_parts(params, x, lin, wrap):
 
     other = lrpjax.linearise(f, CP, x, at=NAMES)
     close(other.pull(1, stop="mlp1").input, lin.pull(1, stop="mlp1").input)
-    close(
-        other.edges(1)["mlp0", "mlp1"] if ("mlp0", "mlp1") in other.edges(1) else 0.0,
-        lin.edges(1).get(("mlp0", "mlp1"), 0.0),
-    )
+    close(other.edges(1)["mlp0", "residual0"], lin.edges(1)["mlp0", "residual0"])
     close(other.push("mlp0", x).output, lin.push("mlp0", x).output)
 
 
@@ -390,15 +387,15 @@ def test_globs_name_units(params, x):
     close(lin.pull().input.sum(), lin.output.sum())
 
 
-def test_half_precision_and_float32(params, x):
-    for dtype, tolerance in [(jnp.float32, 1e-4), (jnp.bfloat16, 0.2)]:
-        less = jax.tree.map(lambda a: a.astype(dtype), params)
-        lin = lrpjax.linearise(functools.partial(unrolled, less), CP, x.astype(dtype), at=NAMES)
-        reading = lin.pull(1)
-        assert reading.input.dtype == dtype and lin.push("mlp0", reading["mlp0"]).output.dtype == dtype
-        whole = lrpjax.relevance(functools.partial(unrolled, less), CP, target=1)(x.astype(dtype))
-        scale = jnp.abs(whole.astype(float)).max()
-        assert jnp.abs((reading.input - whole).astype(float)).max() < tolerance * scale
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.2)])
+def test_half_precision_and_float32(params, x, dtype, tolerance):
+    less = jax.tree.map(lambda a: a.astype(dtype), params)
+    lin = lrpjax.linearise(functools.partial(unrolled, less), CP, x.astype(dtype), at=NAMES)
+    reading = lin.pull(1)
+    assert reading.input.dtype == dtype and lin.push("mlp0", reading["mlp0"]).output.dtype == dtype
+    whole = lrpjax.relevance(functools.partial(unrolled, less), CP, target=1)(x.astype(dtype))
+    scale = jnp.abs(whole.astype(float)).max()
+    assert jnp.abs((reading.input - whole).astype(float)).max() < tolerance * scale
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -406,7 +403,7 @@ def test_half_precision_and_float32(params, x):
 
 def test_what_is_not_named(lin, loop):
     for path in ("mlp7", "mlp", "mlp0[1]"):
-        with pytest.raises(PathError, match="named|stands in no loop"):
+        with pytest.raises(PathError, match=r"named|stands in no loop"):
             lin.pull(start=path)
     with pytest.raises(PathError, match="loops of 3 steps"):
         loop.pull(stop="mlp[3]")
