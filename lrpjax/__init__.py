@@ -3,6 +3,7 @@
 import typing as _typing
 
 from lrpjax import _aliases
+from lrpjax import circuits as circuits
 from lrpjax import composites as composites
 from lrpjax import metrics as metrics
 from lrpjax import patterns as patterns

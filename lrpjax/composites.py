@@ -525,6 +525,31 @@ def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     )
 
 
+def relp(epsilon: Any = 0.0) -> Composite:
+    """The coefficients of RelP (Jafari et al. 2025, arXiv 2508.21258, table 1): the scale of norms is held fixed (Ali et
+    al. 2022), activations are passed through (Jafari et al. 2024), gates take half, attention is as its derivative
+    has it, and layers take ε.
+
+    For `lrpjax.linearise` and `lrpjax.circuits`, which multiply coefficients by changes. As a relevance it is not
+    conserved: both factors of attention's products take all. With attention held fixed (the paper's AH-rule) it is
+    `cp_lrp`.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
+    >>> x = jnp.array([[1.0, 1.0], [0.0, 1.0]])
+    >>> lin = lrpjax.linearise(f, relp(), x)
+    >>> weight = jnp.array([0.0, 1.0])
+    >>> bool(jnp.allclose(lin.coefficients(unit=weight).input, jax.grad(lambda x: f(x) @ weight)(x)))
+    True
+    """
+    return _preset(
+        "relp",
+        (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        (select.contracted(), rules.Product("each")),
+        (select.kind("product"), rules.Product("uniform")),
+    )
+
+
 def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs
     along the state and the input only; the discretised A, B and the readout C are held fixed. With a `gamma`,

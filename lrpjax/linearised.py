@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,6 +118,20 @@ class Linearised:
         """What the function computed at every named value, by path; inside of loops stacked over the steps."""
         return {path: self._seen[i] for path, i in self._layout.names.items()}
 
+    @property
+    def inputs(self) -> Any:
+        """What is explained, of the structure of the argument, with None for integers."""
+        return self._explained(self._leaves)
+
+    def value(self, path: str) -> jax.Array:
+        """What the function computed at a named value, or at one step of it."""
+        number, index = self._named(path)
+        return _at(self._seen[number], index)
+
+    def loops(self, path: str) -> tuple[int, ...]:
+        """The steps of the loops around a named value, along which it is stacked."""
+        return self._layout.taps[self._named(path)[0]].loops
+
     def pull(
         self,
         seed: Any = None,
@@ -167,12 +181,7 @@ class Linearised:
         Raises:
             As `pull`. TargetError also if seed and unit are given.
         """
-        if unit is None:
-            begun = self._begun(seed, start)
-        elif seed is None:
-            begun = self._begun_per_unit(unit, start)
-        else:
-            raise TargetError("coefficients takes a seed or a unit, but was given both")
+        begun = self._seeded(seed, unit, start)
         return self._reading(*begun, self._gates(stop, direct), self._coefficient)
 
     def push(
@@ -204,7 +213,7 @@ class Linearised:
             )
         begin, index = (None, None) if path is None else self._named(path)
         where = "the input" if path is None else repr(path)
-        value = self._explained(self._leaves) if begin is None else _at(self._seen[begin], index)
+        value = self.inputs if path is None else self.value(path)
         direction = _fitting(direction, value, "the direction", where)
         gates = self._gates(stop, direct)
 
@@ -250,8 +259,10 @@ class Linearised:
         self,
         seed: Any = None,
         *,
+        unit: Any = None,
         sources: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
+        change: Mapping[str, Any] | None = None,
         reduce: Callable = jnp.sum,
         batch: int = 16,
     ) -> dict[tuple[str, str], Any]:
@@ -261,9 +272,11 @@ class Linearised:
         which `batch` run at once. Of what comes to a target, biases and stabilisers absorb what its edges do not have.
 
         Args:
-            seed: of the output, as for `pull`. sources, targets: paths, "input" and "output"; None for all. A value in
-                a loop stands for all its steps, "path[0]", "path[1]", …. reduce: makes of relevance, in the shape of a
-                source (in the structure of the input), what is kept of it: arrays. batch: targets at once.
+            seed, unit: of the output, as for `coefficients`. sources, targets: paths, "input" and "output"; None for
+                all. A value in a loop stands for all its steps, "path[0]", "path[1]", …. change: what the coefficients
+                of sources are multiplied by in place of their values, in full: {path: array}; a source that is not in
+                it has edges of its relevance. reduce: makes of relevance, in the shape of a source (in the structure
+                of the input), what is kept of it: arrays. batch: targets at once.
 
         Returns:
             The pairs between which the program has a way; in loops also such between whose steps none leads, with 0.
@@ -274,7 +287,8 @@ class Linearised:
         check_positive("batch", batch)
         begins = self._nodes(sources, INPUT)
         ends = self._nodes(targets, OUTPUT)
-        first, silent = self._begun(seed, None)
+        first, silent = self._seeded(seed, unit, None)
+        change = {p: _fitting(u, self.values[p], "the change", repr(p)) for p, u in (change or {}).items()}
         inner = self._run(first, silent, self._gates((), False))[1]
 
         def one(number: jax.Array) -> list:
@@ -285,7 +299,12 @@ class Linearised:
                     outs = [mine(c) for c in first]
                 else:
                     starts[tap] = starts[tap] + _put(starts[tap], index, mine(_at(inner[tap], index)))
-            reading = self._reading(outs, starts, self._gates((), True), self._relevance, begun=False)
+            taken = self._run(outs, starts, self._gates((), True))
+            reading = self._read(*taken, self._relevance)
+            if change:
+                slopes = self._read(*taken, self._coefficient)
+                changed = {p: c * slopes.at[p] for p, c in change.items()}
+                reading = dataclasses.replace(reading, at=reading.at | changed)
             return [
                 reduce(reading.input if tap is None else reading[path]) for path, (tap, _) in begins.items()
             ]
@@ -381,7 +400,12 @@ class Linearised:
             starts[number] = _put(starts[number], index, c)
         return outs, starts
 
-    def _begun_per_unit(self, unit: Any, start: str | None) -> tuple[list, list]:
+    def _seeded(self, seed: Any, unit: Any, start: str | None) -> tuple[list, list]:
+        """Cotangents that begin with a relevance, or with one per unit."""
+        if unit is None:
+            return self._begun(seed, start)
+        if seed is not None:
+            raise TargetError("this takes a seed or a unit, but was given both")
         units, starts = self._silence()
         if start is None:
             units = jax.tree.leaves(_fitting(unit, self.output, "the unit", "the output"))
@@ -409,10 +433,13 @@ class Linearised:
 
     def _reading(self, outs: list, starts: list, gates: list, read: Callable, begun: bool = True) -> Reading:
         """What the map makes of cotangents. begun: whether what begins at a value counts there."""
-        layout = self._layout
         inputs, taps = self._run(outs, starts, gates)
         if begun:
             taps = [c + s for c, s in zip(taps, starts, strict=True)]
+        return self._read(inputs, taps, read)
+
+    def _read(self, inputs: list, taps: list, read: Callable) -> Reading:
+        layout = self._layout
         explained = zip(inputs, self._leaves, layout.inputs, strict=True)
         inputs = [None if p is None else read(c, h, p) for c, h, p in explained]
         taps = [read(c, h, p) for c, h, p in zip(taps, self._seen, layout.taps, strict=True)]
@@ -512,11 +539,11 @@ def linearise(
     ...     return hidden @ v
     >>> x = jnp.array([2.0, 1.0])
     >>> lin = lrpjax.linearise(f, lrpjax.composites.epsilon(0.0), x, at="hidden")
-    >>> print(lin.output, lin.values["hidden"], lin.pull()["hidden"].round(3), lin.pull().input.round(3))
+    >>> print(lin.output, lin.values["hidden"], jnp.rint(lin.pull()["hidden"]), jnp.rint(lin.pull().input))
     [16.] [1. 5.] [ 1. 15.] [14.  2.]
-    >>> print(lin.coefficients()["hidden"].round(3), lin.push("hidden", jnp.array([0.0, 5.0])).output.round(3))
+    >>> print(jnp.rint(lin.coefficients()["hidden"]), jnp.rint(lin.push("hidden", jnp.array([0.0, 5.0])).output))
     [1. 3.] [15.]
-    >>> print(lin.pull(1, start="hidden").input.round(3))  # where the second hidden neuron comes from
+    >>> print(jnp.rint(lin.pull(1, start="hidden").input))  # where the second hidden neuron comes from
     [4. 1.]
     """
     composite = composite or DEFAULT

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from lrpjax.errors import RuleError
 
-__all__ = ["Selector", "between", "first", "kind", "last", "matches", "path"]
+__all__ = ["Selector", "between", "contracted", "first", "kind", "last", "matches", "path"]
 
 
 class Selectable(Protocol):
@@ -102,6 +102,17 @@ class Kind(Selector):
 
     def __str__(self) -> str:
         return f"kind({', '.join(self.kinds)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contracted(Selector):
+    """Products that are contractions."""
+
+    def choose(self, units):
+        return [u.kind == "product" and getattr(u, "contracts", False) for u in units]
+
+    def __str__(self) -> str:
+        return "contracted()"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +259,18 @@ def kind(*kinds: str) -> Selector:
     [True, True, False]
     """
     return Kind(kinds)
+
+
+def contracted() -> Selector:
+    """The products that sum over an axis of their factors, as the two of attention do, q kᵀ and the weights with v; not
+    the elementwise ones, such as gates.
+
+    >>> from types import SimpleNamespace as Unit
+    >>> units = [Unit(path='', kind='product', name='', contracts=c) for c in (True, False)]
+    >>> contracted().choose(units)
+    [True, False]
+    """
+    return Contracted()
 
 
 def first(*kinds: str) -> Selector:

@@ -352,9 +352,14 @@ class Program:
         zeros: Mapping[int, Any],
         weights: Mapping[Value, Any],
         slots: Sequence[Any] = (),
+        puts: Mapping[int, tuple[Any, Any]] | None = None,
     ) -> Any:
-        """(flat outputs, {index of a tapped value: its value})."""
-        taps = {i: Tap(zeros.get(i), weights.get(v)) for v, i in self.rewritten.tapped.items()}
+        """(flat outputs, {index of a tapped value: its value}). At the tapped values of `puts` an array is put in their
+        place: (where, array)."""
+        puts = puts or {}
+        taps = {
+            i: Tap(zeros.get(i), weights.get(v), put=puts.get(i)) for v, i in self.rewritten.tapped.items()
+        }
         return self.rewritten.run(self.level, [*self.consts, *leaves], taps, slots)
 
     def zeros(self) -> dict[int, Any]:

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from lrpjax.core.graph import Graph, Node, Value
 
+CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
+"""Primitives that multiply two values and sum over an axis."""
+
 RUNNING_MAXIMUM = "running maximum"
 """The name of a unit that holds an exponential with a running maximum, of which no softmax was found."""
 
@@ -105,6 +108,11 @@ class Unit:
     def coded(self) -> frozenset[Value]:
         """What it reads that stands for an operand, be it an integer."""
         return frozenset()
+
+    @property
+    def contracts(self) -> bool:
+        """Whether it sums over an axis that its factors have in common."""
+        return any(node.name in CONTRACTIONS for node in self.nodes)
 
     @property
     def outputs(self) -> list[Value]:

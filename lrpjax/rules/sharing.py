@@ -25,7 +25,8 @@ class Product(Rule):
     gate of SwiGLU in CP-LRP); without one, uniform. "selective": state-space models; the state, or else the
     input of the recurrence, takes all (Jafari et al. 2024; see `lrpjax.core.recognise.recurrence`). "uniform":
     each of N factors gets R/N (AttnLRP, Achtibat et al. 2024, propositions 3.2 and 3.3). "magnitude": in
-    proportion to |a|, |b|, … (elementwise products only). An int: that factor, in the order of writing, takes all.
+    proportion to |a|, |b|, … (elementwise products only). "each": every factor takes all, R/a per unit of a, as a
+    derivative has it; nothing is conserved. An int: that factor, in the order of writing, takes all.
     Along an axis (`jnp.prod`, `jnp.cumprod`) all share alike.
 
     >>> import jax.numpy as jnp, lrpjax
@@ -38,7 +39,7 @@ class Product(Rule):
     kinds: ClassVar = ("product",)
 
     def __post_init__(self):
-        shares = ("gate", "activated", "selective", "uniform", "magnitude")
+        shares = ("gate", "activated", "selective", "uniform", "magnitude", "each")
         if isinstance(self.share, bool) or not (isinstance(self.share, int) or self.share in shares):
             raise RuleError(
                 f"Product: share must be {', '.join(map(repr, shares))} or the number of a factor, "
@@ -60,7 +61,7 @@ class Product(Rule):
     def weights(self, values: Sequence[jax.Array]) -> Sequence[Any]:
         if self.share == "magnitude" and len(values) > 1:
             return magnitudes(values)
-        return [1.0 / len(values)] * len(values)
+        return [1.0 if self.share == "each" else 1.0 / len(values)] * len(values)
 
 
 def _unless(

@@ -26,7 +26,7 @@ LAYERS = (
     "core",
     "composites custom targets viz _evaluate",
     "linearised transform",
-    "analysis patterns metrics bow",
+    "analysis circuits patterns metrics bow",
     "data keras onnx pretrained torch",
     "cli",
     "",

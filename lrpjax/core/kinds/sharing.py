@@ -18,7 +18,6 @@ from lrpjax.rules import PLAIN, RATIO, Factor, Product, Rule, is_epsilon
 from lrpjax.rules.arithmetic import broadcasts
 
 ADDITIONS = ("add", "sub", "add_any")
-CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
 
 class ProductKind(Kind):
@@ -79,8 +78,7 @@ class Shared(Propagation):
         if weights is None:
             raise RuleError("its weights are None, which only a sum can carry out")
         shapes = [np.shape(w) for w in weights]
-        contraction = any(n.name in CONTRACTIONS for n in unit.nodes)
-        if contraction and any(shape != () for shape in shapes):
+        if unit.contracts and any(shape != () for shape in shapes):
             raise RuleError(
                 "its weights are arrays, defined for elementwise products only, but that at "
                 f"{unit.main.source} is a contraction"
