@@ -67,7 +67,8 @@ class Rewritten:
     `tapped` lists values at which relevance is asked for, weighted or steered: `run` takes a `Tap` for each of them.
     `audited` lists units, and values at which relevance ends (`lrpjax.core.ends`) with the unit that reads them, of
     which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account. At `stops`,
-    tapped values, relevance is read and goes no further.
+    tapped values, relevance is read and goes no further. `crediting`: constants have cotangents, too; what depends on the
+    explained input, and gets no relevance, hands none to them.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Rewritten:
         tapped: Sequence[Value],
         audited: Sequence[Unit | tuple[Unit, Value]] = (),
         stops: frozenset[Value] = frozenset(),
+        crediting: bool = False,
     ):
+        self.crediting = crediting
         self.propagations = propagations
         self.routes = routes
         self.tapped = {v: i for i, v in enumerate(tapped)}
@@ -181,10 +184,10 @@ class Frame:
 
     def fixed(self, value: Value) -> Any:
         """A value as a constant of the relevance."""
-        if value not in self.routes.reached:
+        if value not in self.routes.reached and not (self.program.crediting and value.carries):
             return self.read(value)
         if value not in self.detached:
-            self.detached[value] = detach(self.env[value])
+            self.detached[value] = detach(self.read(value))
         return self.detached[value]
 
     def known(self, value: Value) -> Any:

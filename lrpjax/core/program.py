@@ -14,6 +14,7 @@ from lrpjax.core import (
     cancelling,
     compat,
     cuts,
+    factors,
     facts,
     graph,
     paths,
@@ -83,12 +84,15 @@ class Program:
         inlined: bool = False,
         inspect: Any = None,
         per_unit: bool = False,
+        beside: Sequence[int] = (),
     ):
         """argnums: None stands for those that `f` says are its inputs, as models of other frameworks do, or else for
         the first. inlined: all calls are, also those that their own derivative would explain. inspect: None, or
         the functions
         (to, back) of the coordinates that are explained in place of the argument. per_unit: the output's relevance is
-        given divided by the output, wherever no rule wants it as it is."""
+        given divided by the output, wherever no rule wants it as it is. beside: the arguments that are constants of
+        the relevance, but inputs of the program all the same, the first behind its own constants: a function's
+        parameters. Integers may be explained then."""
         if not isinstance(composite, Chooses):
             raise TypeError(
                 f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
@@ -103,19 +107,25 @@ class Program:
         numbers = _checked_numbers(argnums, len(args))
         explained = [args[i] for i in numbers]
         leaves, self.treedef = jax.tree.flatten(explained)
-        self.leaves = [_checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
+        self.tokens = at is not None or bool(beside)
+        self.leaves = [_checked_leaf(leaf, allow_integers=self.tokens) for leaf in leaves]
+        given, given_tree = jax.tree.flatten([args[i] for i in beside])
+        self.beside_leaves = [jnp.asarray(leaf) for leaf in given]
         if not leaves:
             raise InputError("the argument to be explained holds no arrays")
 
         def flat(*leaves: Any) -> Any:
             full = list(args)
-            for i, arg in zip(numbers, jax.tree.unflatten(self.treedef, leaves), strict=True):
+            count = len(given)
+            for i, arg in zip(beside, jax.tree.unflatten(given_tree, leaves[:count]), strict=True):
+                full[i] = arg
+            for i, arg in zip(numbers, jax.tree.unflatten(self.treedef, leaves[count:]), strict=True):
                 full[i] = arg
             return f(*full, **kwargs)
 
         with nnx_scopes():
-            self.jaxpr, self.shapes = graph.trace(flat, *self.leaves)
-        self.consts = compat.open_jaxpr(self.jaxpr)[1]
+            self.jaxpr, self.shapes = graph.trace(flat, *self.beside_leaves, *self.leaves)
+        self.consts = [*compat.open_jaxpr(self.jaxpr)[1], *self.beside_leaves]
         if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
             raise TargetError("with has_aux=True the function must return a pair (output, auxiliary data)")
         self.inspection = None
@@ -151,6 +161,7 @@ class Program:
             if done or not treatment.extend(self.level, self.assignment, self.routes, families, named):
                 break
         self.notes = list(treatment.notes)
+        self.refuse_weights()
         plan.check(self.assignment, self.composite, treatment.unused)
         plan.refuse(self.routes)
         self.cuts = self.cut()
@@ -173,8 +184,9 @@ class Program:
         floats = [compat.is_float(v.aval) for v in g.inputs]
         explained = [i >= len(g.inputs) - inputs for i in range(len(g.inputs))]
         sources = frozenset(v for v in wanted.values()) | (
-            frozenset() if at is None else facts.token_sources(g, explained)
+            facts.token_sources(g, explained) if self.tokens else frozenset()
         )
+        self.sources = sources
         carries = [e and f for e, f in zip(explained, floats, strict=True)]
         self.known = facts.mark(facts.find(g, carries, sources, families))
         self.cancelled = cancelling.find(g, families, self.composite.method == "relevance")
@@ -202,6 +214,29 @@ class Program:
         )
         return [*wanted.values(), *conditioned.values()]
 
+    def refuse_weights(self) -> None:
+        """
+        Raises:
+            InputError: an explained argument holds the weights of layers.
+        """
+        if self.composite.method != "relevance" or self.tapped:
+            return
+        paths_of, numbers = [], []
+        for number, one in enumerate(jax.tree.unflatten(self.treedef, self.leaves)):
+            for path, _ in jax.tree_util.tree_flatten_with_path(one)[0]:
+                paths_of.append(jax.tree_util.keystr(path))
+                numbers.append(number)
+        inputs = self.level.inputs[len(self.consts) :]
+        found = factors.find(self.level, self.routes, inputs, numbers)
+        if found:
+            lines = "\n".join(f"  {paths_of[a]} with what {paths_of[b]} made, {unit.place}" for unit, a, b in found)
+            raise InputError(
+                f"the argument to be explained holds the weights of layers, which are multiplied\n{lines}\nAs factors of "
+                "products they and the activations would take half of the relevance each, again and again. For the "
+                "relevance of parameters call lrpjax.parameters.relevance(f, composite)(params, x); to explain such a "
+                "product all the same, give its arrays as arguments of their own, argnums=(0, 1)"
+            )
+
     def warn_of_probabilities(self) -> None:
         outputs = self.graph.outputs
         if self.composite.method == "relevance" and any(
@@ -218,6 +253,8 @@ class Program:
         """Finds the ways of relevance from the output to the explained inputs and to the tapped values."""
         self.tapped, wanted = tapped, frozenset(tapped)
         propagations, outs = self.assignment.propagations, self.graph.outputs
+        if self.beside_leaves:
+            wanted |= self.sources  # relevance goes through the whole program, though tokens take none
         flowing = plan.flow(self.level, [v.carries for v in self.graph.inputs], propagations, wanted)
         self.seeded = [i < len(outs) - self.aux_count() for i in range(len(outs))]
         borders = [plan.Reached(s, s and not self.per_unit) for s in self.seeded]
@@ -268,7 +305,10 @@ class Program:
         self.slots = [jnp.zeros(SLOT)] * len(audited)
         self.beside = list(beside)
         watched = list(dict.fromkeys(watched))
-        self.rewritten = Rewritten(self.assignment.propagations, self.routes, watched, audited, stops)
+        crediting = bool(self.beside_leaves)
+        self.rewritten = Rewritten(
+            self.assignment.propagations, self.routes, watched, audited, stops, crediting
+        )
 
     def aux_count(self) -> int:
         return len(jax.tree.leaves(self.shapes[1])) if self.has_aux else 0

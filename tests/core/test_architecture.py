@@ -19,7 +19,7 @@ LAYERS = (
     "core.cancelling core.recognise",
     "core.kinds",
     "core.plan core.paths core.references",
-    "core.calls core.cuts core.ends core.turns",
+    "core.calls core.cuts core.ends core.factors core.turns",
     "core.frame",
     "core.inspection core.program core.seeds",
     "core.accounts",

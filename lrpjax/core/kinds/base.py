@@ -57,6 +57,11 @@ class Propagation(abc.ABC):
         another for each element."""
         return 1.0
 
+    def credits(self, form: str) -> bool:
+        """Whether a constant that it reads, times its own cotangent, is the relevance that goes through the constant,
+        where the outputs' cotangents come in this form: the unit runs as JAX differentiates it, in ratio form."""
+        return False
+
     @abc.abstractmethod
     def run(self, frame: Any) -> None:
         """Computes the unit's outputs in a `lrpjax.core.frame.Frame` and defines them there: by `frame.native`, or from
@@ -84,6 +89,9 @@ class Proportional(Propagation):
     def forms(self, form, meant):
         return RATIO, RATIO
 
+    def credits(self, form):
+        return True
+
     def run(self, frame):
         frame.native(self.unit, stabiliser(self.epsilon))
 
@@ -105,6 +113,9 @@ class Along(Propagation):
 
     def forms(self, form, meant):
         return form, form
+
+    def credits(self, form):
+        return form == RATIO
 
     def run(self, frame):
         frame.native(self.unit)
@@ -144,6 +155,9 @@ class Line(PassOn):
 
     def forms(self, form, meant):
         return form, form
+
+    def credits(self, form):
+        return form == RATIO
 
     def run(self, frame):
         if frame.routes.takes[self.unit] == PLAIN:

@@ -39,6 +39,9 @@ class Inside(Propagation):
     def forms(self, form, meant):
         return RATIO, RATIO
 
+    def credits(self, form):
+        return True  # what stands inside says it for itself
+
     def run(self, frame):
         node = self.unit.nodes[0]
         arrays = [frame.operand(self.unit, v) for v in node.inputs]

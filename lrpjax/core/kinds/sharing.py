@@ -92,6 +92,9 @@ class Shared(Propagation):
     def forms(self, form, meant):
         return self.form, self.form
 
+    def credits(self, form):
+        return self.form == RATIO
+
     def part(self, value: Value, receivers: Sequence[Value]) -> float | None:
         """The share that an operand takes, where it is a number."""
         weight = abstract_weights(self.sharing, receivers)[receivers.index(value)]  # type: ignore[index]
