@@ -88,7 +88,7 @@ def test_convolutions_and_batch_norm(rng):
     model, x = Convolutional(), jnp.asarray(rng.normal(size=(2, 4, 4, 2)))
     variables = lenient(model.init)(jax.random.key(0), x)
     variables = jax.tree.map(lambda a: a.astype(float) + 0.1 * jnp.asarray(rng.uniform(size=a.shape)), variables)
-    f = lambda params, x: model.apply({**variables, "params": params}, x)
+    f = lambda params, x: lenient(model.apply)({**variables, "params": params}, x)
     found = parameters.relevance(f, EXACT, target=1)(variables["params"], x)
     slopes = jax.grad(lambda p: f(p, x)[:, 1].sum())(variables["params"])
     jax.tree.map(lambda r, w, g: close(r, w * g), found, variables["params"], slopes)
