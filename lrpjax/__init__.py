@@ -15,6 +15,7 @@ from lrpjax.analysis import bilrp as _bilrp
 from lrpjax.analysis import concepts as concepts
 from lrpjax.analysis import gradients as gradients
 from lrpjax.analysis import parameters as parameters
+from lrpjax.analysis import positions as positions
 from lrpjax.analysis import taylor as taylor
 from lrpjax.analysis import tuning as tuning
 from lrpjax.analysis.audit import Audit as Audit
