@@ -6,6 +6,7 @@ from lrpjax import _aliases
 from lrpjax import circuits as circuits
 from lrpjax import composites as composites
 from lrpjax import metrics as metrics
+from lrpjax import neuralised as neuralised
 from lrpjax import patterns as patterns
 from lrpjax import rules as rules
 from lrpjax import select as select

@@ -26,7 +26,7 @@ LAYERS = (
     "core",
     "composites custom targets viz _evaluate",
     "linearised transform",
-    "analysis circuits patterns metrics bow",
+    "analysis circuits metrics neuralised patterns bow",
     "data keras onnx pretrained torch",
     "cli",
     "",
