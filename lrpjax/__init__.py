@@ -19,6 +19,7 @@ from lrpjax.analysis import parameters as parameters
 from lrpjax.analysis import positions as positions
 from lrpjax.analysis import taylor as taylor
 from lrpjax.analysis import tuning as tuning
+from lrpjax.analysis import uncertainty as uncertainty
 from lrpjax.analysis.audit import Audit as Audit
 from lrpjax.analysis.audit import audit as audit
 from lrpjax.analysis.audit import messages as messages
@@ -77,5 +78,6 @@ _aliases.install(
         "lrpjax.store": "lrpjax.data.store",
         "lrpjax.taylor": "lrpjax.analysis.taylor",
         "lrpjax.tuning": "lrpjax.analysis.tuning",
+        "lrpjax.uncertainty": "lrpjax.analysis.uncertainty",
     }
 )

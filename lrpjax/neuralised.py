@@ -98,7 +98,9 @@ def kmeans(model: Any, *, beta: float | None = None, soft: bool = False) -> "Clu
         )
     _several(len(centers), "cluster")
     if len(np.unique(centers, axis=0)) < len(centers):
-        raise ModelError("two clusters have the same centre, so that nothing tells them apart: fit fewer clusters")
+        raise ModelError(
+            "two clusters have the same centre, so that nothing tells them apart: fit fewer clusters"
+        )
     return ClusterEvidence(centers, beta, soft)
 
 
@@ -152,7 +154,9 @@ def kernel_density(model: Any) -> "Outlierness":
     """
     tree = _fitted(model, "tree_", "call fit first, or give a KernelDensity", array=False)
     if model.kernel != "gaussian":
-        raise ModelError(f'the kernel is {model.kernel!r}, but only "gaussian" is a soft minimum of distances')
+        raise ModelError(
+            f'the kernel is {model.kernel!r}, but only "gaussian" is a soft minimum of distances'
+        )
     if model.metric not in ("euclidean", "l2") and not (
         model.metric == "minkowski" and (model.metric_params or {}).get("p", 2) == 2
     ):
@@ -238,7 +242,9 @@ def gaussian_mixture(
     factors = _fitted(model, "precisions_cholesky_", "call fit first")
     weights = _fitted(model, "weights_", "call fit first")
     if not np.all(weights > 0):
-        raise ModelError("a component has no weight, so that its logarithm is not finite: fit fewer components")
+        raise ModelError(
+            "a component has no weight, so that its logarithm is not finite: fit fewer components"
+        )
     if model.covariance_type == "tied":
         factors = factors[None]  # [1, D, D]: the same for all components
     elif model.covariance_type == "spherical":
@@ -272,7 +278,9 @@ def _dense(matrix: Any) -> np.ndarray:
 
 def _several(count: int, what: str) -> None:
     if count < 2:
-        raise ModelError(f"there is one {what} only, and evidence for it is evidence against others: fit at least two")
+        raise ModelError(
+            f"there is one {what} only, and evidence for it is evidence against others: fit at least two"
+        )
 
 
 def _points(x: Any, features: int) -> jax.Array:
@@ -382,7 +390,9 @@ class ClusterEvidence:
         if self.soft and self.beta is None:
             raise ModelError("a soft minimum needs a beta, such as neuralised.stiffness(f, x)")
         if isinstance(self.beta, (int, float)) and not 0 < self.beta < math.inf:
-            raise ModelError(f"beta must be positive and finite, but is {self.beta}; None stands for infinity")
+            raise ModelError(
+                f"beta must be positive and finite, but is {self.beta}; None stands for infinity"
+            )
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         x = _points(x, self.centers.shape[-1])

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import BisectingKMeans, KMeans
@@ -16,7 +15,9 @@ import lrpjax
 from lrpjax import composites, neuralised
 from lrpjax.errors import InputError
 
-DIGITS = load_digits().images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) / 16  # halved: 4 × 4 pixels
+DIGITS = (
+    load_digits().images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16) / 16
+)  # halved: 4 × 4 pixels
 X = DIGITS[::100]  # 18 digits
 D = DIGITS.shape[1]
 BANDWIDTH = 0.3
@@ -42,7 +43,9 @@ def machine(gamma="scale"):
 
 @functools.cache
 def mixture(kind):
-    return GaussianMixture(4, covariance_type=kind, reg_covar=1e-2, max_iter=10, tol=1e9, random_state=0).fit(DIGITS[:600])
+    return GaussianMixture(4, covariance_type=kind, reg_covar=1e-2, max_iter=10, tol=1e9, random_state=0).fit(
+        DIGITS[:600]
+    )
 
 
 FUNCTIONS = {
@@ -107,7 +110,9 @@ def test_float32_in_float32_out(name):
     y, R = lrpjax.value_and_relevance(f, target=target_of(f))(x)
     assert y.dtype == R.dtype == np.float32
     wide = lrpjax.relevance(f, target=target_of(f))(X)
-    np.testing.assert_allclose(R, wide, rtol=2e-3, atol=2e-5 * np.abs(wide).max())  # where clusters meet, h cancels
+    np.testing.assert_allclose(
+        R, wide, rtol=2e-3, atol=2e-5 * np.abs(wide).max()
+    )  # where clusters meet, h cancels
     np.testing.assert_allclose(R.sum(-1), y.max(-1) if target_of(f) else y, rtol=2e-5, atol=1e-5)
 
 
@@ -367,9 +372,7 @@ def test_a_mixture_of_equal_spheres_is_a_soft_k_means():
     factors = np.full((count, features), variance**-0.5)
     g = neuralised.MixtureEvidence(centers, factors, np.zeros(count))
     close(g(X), f(X) * f.beta)
-    close(
-        lrpjax.relevance(g, target="max")(X), lrpjax.relevance(f, target="max")(X) * f.beta, rtol=1e-9
-    )
+    close(lrpjax.relevance(g, target="max")(X), lrpjax.relevance(f, target="max")(X) * f.beta, rtol=1e-9)
 
 
 def test_with_one_covariance_the_root_is_on_the_line_through_the_means():
@@ -409,7 +412,11 @@ def test_components_at_one_mean_share_the_constant_evenly():
         (neuralised.one_class_svm, KMeans(2), "KMeans has no support_vectors_"),
         (neuralised.gaussian_mixture, GaussianMixture(2), "GaussianMixture has no means_: call fit first"),
         (neuralised.gaussian_mixture, GaussianMixture(1).fit(X), "there is one component only"),
-        (neuralised.gaussian_mixture, BayesianGaussianMixture(n_components=1).fit(X), "fit a GaussianMixture"),
+        (
+            neuralised.gaussian_mixture,
+            BayesianGaussianMixture(n_components=1).fit(X),
+            "fit a GaussianMixture",
+        ),
     ],
 )
 def test_models_that_cannot_be_neuralised_are_errors(convert, model, message):
@@ -456,5 +463,8 @@ def test_one_component_has_an_outlierness():
 def test_sparse_support_vectors_are_read():
     sparse = pytest.importorskip("scipy.sparse")
     model = OneClassSVM(gamma=0.5, nu=0.3).fit(sparse.csr_matrix(X))
-    f, dense = neuralised.one_class_svm(model), neuralised.one_class_svm(OneClassSVM(gamma=0.5, nu=0.3).fit(X))
+    f, dense = (
+        neuralised.one_class_svm(model),
+        neuralised.one_class_svm(OneClassSVM(gamma=0.5, nu=0.3).fit(X)),
+    )
     np.testing.assert_allclose(f(X), dense(X), rtol=1e-4)

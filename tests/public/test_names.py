@@ -19,6 +19,7 @@ PLACES = {
     "lrpjax.similarity": "lrpjax.analysis.bilrp",
     "lrpjax.store": "lrpjax.data.store",
     "lrpjax.taylor": "lrpjax.analysis.taylor",
+    "lrpjax.uncertainty": "lrpjax.analysis.uncertainty",
 }
 
 
