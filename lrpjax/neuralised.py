@@ -1,24 +1,28 @@
-"""Clusterings and densities as neural networks: k-means, Gaussian mixtures, kernel density estimates and one-class
-support vector machines, converted from scikit-learn to JAX functions that `lrpjax.relevance` explains as their papers do.
+"""Clusterings and densities as neural networks: k-means, Gaussian mixtures, kernel density estimates and
+one-class support vector machines, converted from scikit-learn to JAX functions that `lrpjax.relevance`
+explains as their papers do.
 
-These models speak of distances to points, and a distance explained by its plain formula is explained against the
-origin, which means nothing to the model. Rewritten, each is a layer of distances, or of differences of distances, and a
-soft minimum over them; relevance goes from the minimum to its operands by a soft-min, and from each of them to the
-features of x relative to a root point (a centre, a data point, the border between two clusters).
+These models speak of distances to points, and a distance explained by its plain formula is explained against
+the origin, which means nothing to the model. Rewritten, each is a layer of distances, or of differences of
+distances, and a soft minimum over them; relevance goes from the minimum to its operands by a soft-min, and
+from each of them to the features of x relative to a root point (a centre, a data point, the border between
+two clusters).
 
     f = neuralised.kmeans(KMeans(10).fit(X))
     lrpjax.relevance(f, target="max")(x)  # why x is in its cluster, and not in the next one
     lrpjax.relevance(lambda x: f(encoder(x)), composite, target="max")(x)  # the same behind a network
 
-Kauffmann et al. 2022, "From Clustering to Cluster Explanations via Neural Networks" (IEEE TNNLS; arXiv 1906.07633), is
-the source for k-means; the rules here agree with the first author's demonstration (github.com/jacobkauffmann/neon_demo,
-`neon.py`). Kauffmann, Müller, Montavon 2020, "Towards Explaining Anomalies: A Deep Taylor Decomposition of One-Class
-Models" (Pattern Recognition 101, arXiv 1805.06230), is the source for outliers: distances, a soft minimum over them, and
-a deep Taylor decomposition. Its equations could not be read when this was written; they are rebuilt from its abstract
-and from that recipe, and the docstrings say what is our own.
+Kauffmann et al. 2022, "From Clustering to Cluster Explanations via Neural Networks" (IEEE document 9817459, arXiv
+1906.07633), is the source for k-means; the rules here agree with the first author's demonstration
+(github.com/jacobkauffmann/neon_demo, `neon.py`). Kauffmann, Müller, Montavon 2020, "Towards Explaining
+Anomalies: A Deep Taylor Decomposition of One-Class Models" (Pattern Recognition 101, arXiv 1805.06230), is
+the source for outliers: distances, a soft minimum over them, and a deep Taylor decomposition. Its equations
+could not be read when this was written; they are rebuilt from its abstract and from that recipe, and the
+docstrings say what is our own.
 
-Everywhere Σ R is what the function returns (or the relevance that comes to it from above), to rounding and without a
-stabiliser. The parameters of the models receive no relevance, and no composite changes what happens inside.
+Everywhere Σ R is what the function returns (or the relevance that comes to it from above), to rounding and
+without a stabiliser. The parameters of the models receive no relevance, and no composite changes what happens
+inside.
 """
 
 import dataclasses
@@ -68,8 +72,8 @@ def kmeans(model: Any, *, beta: float | None = None, soft: bool = False) -> "Clu
     The evidence is positive for the cluster that x is in, and 0 on its border. See `ClusterEvidence`.
 
     Args:
-        model: anything with `cluster_centers_` [K, D] whose clusters are those of the nearest centre: scikit-learn's
-            KMeans, MiniBatchKMeans, MeanShift.
+        model: anything with `cluster_centers_` [K, D] whose clusters are those of the nearest centre:
+            scikit-learn's KMeans, MiniBatchKMeans, MeanShift.
         beta: how relevance is shared among the competitors, see `ClusterEvidence`; `stiffness` finds one.
         soft: whether the minimum is a soft one, too.
 
@@ -93,10 +97,11 @@ def kmeans(model: Any, *, beta: float | None = None, soft: bool = False) -> "Clu
     centers = _fitted(model, "cluster_centers_", "call fit first, or give a model that has centres")
     if hasattr(model, "bisecting_strategy"):
         raise ModelError(
-            "BisectingKMeans assigns clusters by a tree and not by the nearest centre: fit a KMeans, for instance "
-            "with init=model.cluster_centers_"
+            "BisectingKMeans assigns clusters by a tree and not by the nearest centre: fit a KMeans, "
+            "for instance with init=model.cluster_centers_"
         )
     _several(len(centers), "cluster")
+    _check_beta(beta, soft)
     if len(np.unique(centers, axis=0)) < len(centers):
         raise ModelError(
             "two clusters have the same centre, so that nothing tells them apart: fit fewer clusters"
@@ -105,7 +110,8 @@ def kmeans(model: Any, *, beta: float | None = None, soft: bool = False) -> "Clu
 
 
 def stiffness(f: "ClusterEvidence", x: ArrayLike) -> float:
-    """A β for `kmeans` that fits the scale of data: 1 / mean of max_c f_c(x), as in the paper's demonstration.
+    """A β for `kmeans` that fits the scale of data: 1 / mean of max_c f_c(x), as in the paper's
+    demonstration.
 
     Args:
         f: the evidence, with any beta.
@@ -128,15 +134,16 @@ def stiffness(f: "ClusterEvidence", x: ArrayLike) -> float:
 
 
 def kernel_density(model: Any) -> "Outlierness":
-    """A fitted kernel density estimate as the outlierness of a point, a soft minimum of its distances to the data.
+    """A fitted kernel density estimate as the outlierness of a point, a soft minimum of its distances to the
+    data.
 
-    o(x) = −1/γ log Σ_j w_j exp(−γ ‖x − u_j‖²) with γ = 1 / (2 bandwidth²) and Σ w_j = 1. In terms of the log-density,
-    o(x) = −(score_samples(x) + D log(bandwidth √(2π))) / γ: a squared distance, 0 where the density is as high as it
-    could be. See `Outlierness`.
+    o(x) = −1/γ log Σ_j w_j exp(−γ ‖x − u_j‖²) with γ = 1 / (2 bandwidth²) and Σ w_j = 1. In terms of the
+    log-density, o(x) = −(score_samples(x) + D log(bandwidth √(2π))) / γ: a squared distance, 0 where the
+    density is as high as it could be. See `Outlierness`.
 
     Args:
-        model: scikit-learn's KernelDensity with kernel="gaussian" and a Euclidean metric, with sample weights or
-            without. Its `score_samples` may be approximate (`rtol`, `atol`); o is not.
+        model: scikit-learn's KernelDensity with kernel="gaussian" and a Euclidean metric, with sample weights
+            or without. Its `score_samples` may be approximate (`rtol`, `atol`); o is not.
 
     Returns:
         A function [..., D] -> [...].
@@ -168,11 +175,13 @@ def kernel_density(model: Any) -> "Outlierness":
 
 
 def one_class_svm(model: Any) -> "Outlierness":
-    """A fitted one-class SVM as the outlierness of a point, a soft minimum of its distances to the support vectors.
+    """A fitted one-class SVM as the outlierness of a point, a soft minimum of its distances to the support
+    vectors.
 
     o(x) = −1/γ log Σ_j α_j exp(−γ ‖x − u_j‖²), with α scaled to Σ α_j = 1, which the threshold follows:
-    `f.threshold` is the outlierness of the border, and o(x) > f.threshold where `decision_function` is negative
-    and `predict` says −1. See `Outlierness`. Inliers have a decomposition of their own in the paper, which is not here.
+    `f.threshold` is the outlierness of the border, and o(x) > f.threshold where `decision_function` is
+    negative and `predict` says −1. See `Outlierness`. Inliers have a decomposition of their own in the paper,
+    which is not here.
 
     Args:
         model: scikit-learn's OneClassSVM with kernel="rbf".
@@ -206,8 +215,8 @@ def gaussian_mixture(
 ) -> "MixtureEvidence | MixtureOutlierness":
     """A fitted Gaussian mixture as the evidence for each of its components, or as the outlierness of a point.
 
-    "clusters": f_c(x) = log P(c | x) / (1 − P(c | x)), see `MixtureEvidence`. "outlierness": how far log p(x) is below
-    its bound, see `MixtureOutlierness`.
+    "clusters": f_c(x) = log P(c | x) / (1 − P(c | x)), see `MixtureEvidence`. "outlierness": how far log p(x)
+    is below its bound, see `MixtureOutlierness`.
 
     Args:
         model: scikit-learn's GaussianMixture, of any `covariance_type`.
@@ -283,6 +292,13 @@ def _several(count: int, what: str) -> None:
         )
 
 
+def _check_beta(beta: Any, soft: bool) -> None:
+    if soft and beta is None:
+        raise ModelError("a soft minimum needs a beta, such as neuralised.stiffness(f, x)")
+    if isinstance(beta, (int, float)) and not 0 < beta < math.inf:
+        raise ModelError(f"beta must be positive and finite, but is {beta}; None stands for infinity")
+
+
 def _points(x: Any, features: int) -> jax.Array:
     """x as a floating-point array [..., D]."""
     x = jnp.asarray(x)
@@ -294,8 +310,8 @@ def _points(x: Any, features: int) -> jax.Array:
 
 
 # ----------------------------------------------------------------------------------------------- parts of relevance
-# What uses these is compiled, also where the caller is not: no array [..., J, D] is made, as differences are summed as
-# they are computed.
+# What uses these is compiled, also where the caller is not: no array [..., J, D] is made, as differences are
+# summed as they are computed.
 
 
 def _squares(x: jax.Array, points: jax.Array) -> jax.Array:
@@ -309,7 +325,7 @@ def _weighted_squares(x: jax.Array, points: jax.Array, weights: jax.Array) -> ja
 
 
 def _times_precision(difference: jax.Array, factors: jax.Array) -> jax.Array:
-    """Λ_j δ_j with Λ = P Pᵀ, [..., J, D] from δ [..., J, D]. P is [J, D] or, with all entries, [J, D, D] or [1, D, D]."""
+    """Λ_j δ_j with Λ = P Pᵀ, [..., J, D]. P is [J, D] or, with all entries, [J, D, D] or [1, D, D]."""
     if factors.ndim == 2:
         return difference * factors**2
     product = lambda v, matrix: jnp.matmul(v[..., None, :], matrix, precision="highest")[..., 0, :]
@@ -340,36 +356,37 @@ def _shares(h: jax.Array, rival: jax.Array, beta: jax.Array | None) -> jax.Array
     return first / first.sum(-1, keepdims=True)
 
 
-# -------------------------------------------------------------------------------------------------------------- k-means
+# ------------------------------------------------------------------------------------------------- k-means
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClusterEvidence:
-    """The evidence for each cluster of a k-means, f_c(x) = min_{k≠c} h_ck(x), as a function [..., D] -> [..., K].
+    """The evidence for each cluster of a k-means, a function [..., D] -> [..., K]: f_c(x) = min_{k≠c} h_ck(x).
 
-    h_ck(x) = ‖x − μ_k‖² − ‖x − μ_c‖² = w_ck · x + b_ck with w_ck = 2 (μ_c − μ_k) and b_ck = ‖μ_k‖² − ‖μ_c‖² (Kauffmann
-    et al. 2022): a layer of linear units and a minimum. f_c(x) > 0 if and only if x is nearest to μ_c.
+    h_ck(x) = ‖x − μ_k‖² − ‖x − μ_c‖² = w_ck · x + b_ck with w_ck = 2 (μ_c − μ_k) and b_ck = ‖μ_k‖² − ‖μ_c‖²
+    (Kauffmann et al. 2022): a layer of linear units and a minimum. f_c(x) > 0 if and only if x is nearest to
+    μ_c.
 
-    Relevance: R_ck = R_c · exp(−β h_ck) / Σ_k exp(−β h_ck), and R_i = Σ_ck R_ck w_cki (x_i − m_cki) / h_ck with the
-    midpoint m_ck = (μ_c + μ_k) / 2, a root of h_ck, so that Σ_i w_cki (x_i − m_cki) = h_ck exactly: the midpoint rule.
-    Where h_ck is 0, x is a root itself and R_ck is shared in proportion to w², the direction to the centres. Differs from
-    the demonstration in that nothing is added to the denominator.
+    Relevance: R_ck = R_c · exp(−β h_ck) / Σ_k exp(−β h_ck), and R_i = Σ_ck R_ck w_cki (x_i − m_cki) / h_ck
+    with the midpoint m_ck = (μ_c + μ_k) / 2, a root of h_ck, so that Σ_i w_cki (x_i − m_cki) = h_ck exactly:
+    the midpoint rule. Where h_ck is 0, x is a root itself and R_ck is shared in proportion to w², the
+    direction to the centres. Differs from the demonstration in that nothing is added to the denominator.
 
-    Explain the cluster that x is in (`target="max"`): all h_ck are at least f_c > 0 there. The evidence for another
-    cluster is negative, its h_ck have both signs, and one that is nearly 0 makes relevances that are large and cancel,
-    unless β is None.
+    Explain the cluster that x is in (`target="max"`): all h_ck are at least f_c > 0 there. The evidence for
+    another cluster is negative, its h_ck have both signs, and one that is nearly 0 makes relevances that are
+    large and cancel, unless β is None.
 
     Args:
         centers: μ [K, D].
-        beta: the stiffness β, in units of 1 / squared distance. Small: all competitors share; None: the nearest one takes
-            all (β → ∞; several that are equally near share evenly).
+        beta: the stiffness β, in units of 1 / squared distance. Small: all competitors share; None: the
+            nearest one takes all (β → ∞; several that are equally near share evenly).
         soft: f_c(x) = −1/β log Σ_{k≠c} exp(−β h_ck) in place of the minimum, which is 1/β times the log-odds
             log P(c | x) / (1 − P(c | x)) for P(c | x) ∝ exp(−β ‖x − μ_c‖²).
 
     Raises:
-        ModelError: beta is not positive, or None though soft. InputError: when called, x is not floating-point or has
-            another number of features.
+        ModelError: when called, beta is not positive, or None though soft. InputError: when called, x is not
+            floating-point or has another number of features.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -419,7 +436,8 @@ def _soft_evidence(x, centers, beta):
 def _evidence_relevance(residuals, R):
     x, centers, beta = residuals
     h, rival = _rivals(-_squares(x, centers))
-    # w_cki (x_i − m_cki) = (x_i − μ_ki)² − (x_i − μ_ci)², whose sum is h_ck: weights of K squares in place of K² terms.
+    # w_cki (x_i − m_cki) = (x_i − μ_ki)² − (x_i − μ_ci)², whose sum is h_ck: weights of K squares in place of
+    # K² terms.
     per_unit, at_root = _quotient(_shares(h, rival, beta) * R[..., None], h)
     R_x = _weighted_squares(x, centers, per_unit.sum(-2) - per_unit.sum(-1))
     apart = jnp.where(rival, _squares(centers, centers), jnp.ones_like(h))
@@ -440,30 +458,33 @@ for _function in (_evidence, _soft_evidence):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixtureEvidence:
-    """The evidence for each component of a Gaussian mixture, f_c(x) = log P(c | x) / (1 − P(c | x)): [..., D] -> [..., K].
+    """The evidence for each component of a Gaussian mixture, a function [..., D] -> [..., K].
 
-    With the logarithm of a component's density at x, l_k = log π_k N(x; μ_k, Σ_k), and h_ck = l_c − l_k, it is a soft
-    minimum: f_c = −log Σ_{k≠c} exp(−h_ck). With equal weights and covariances σ² I, f_c is the soft evidence of k-means
-    (`ClusterEvidence`) with β = 1 / (2 σ²), multiplied by β, and so is its relevance.
+    f_c(x) = log P(c | x) / (1 − P(c | x)), the log-odds. With the logarithm of a component's density at x,
+    l_k = log π_k N(x; μ_k, Σ_k), and h_ck = l_c − l_k, it is a soft minimum: f_c = −log Σ_{k≠c} exp(−h_ck).
+    With equal weights and covariances σ² I, f_c is the soft evidence of k-means (`ClusterEvidence`) with
+    β = 1 / (2 σ²), multiplied by β, and so is its relevance.
 
-    Relevance: R_ck = R_c · exp(−h_ck) / Σ_k exp(−h_ck), and R_i = Σ_ck R_ck z_cki / h_ck, where z is the expansion of h_ck
-    at the midpoint, feature by feature, so that Σ_i z_cki = h_ck exactly. With e = x − (μ_c + μ_k) / 2, a = μ_c − μ_k, the
-    mean Λ̄ and the difference Δ = Λ_k − Λ_c of the two precisions:
+    Relevance: R_ck = R_c · exp(−h_ck) / Σ_k exp(−h_ck), and R_i = Σ_ck R_ck z_cki / h_ck, where z is the
+    expansion of h_ck at the midpoint, feature by feature, so that Σ_i z_cki = h_ck exactly. With e = x − (μ_c
+    + μ_k) / 2, a = μ_c − μ_k, the mean Λ̄ and the difference Δ = Λ_k − Λ_c of the two precisions:
 
         z_i = e_i (Λ̄ a)_i + ½ e_i (Δ e)_i + ⅛ a_i (Δ a)_i + b s_i,    s_i = a_i (Λ̄ a)_i / aᵀ Λ̄ a
 
-    b is what h_ck holds besides the distances: weights and determinants; it is shared as the distance of the two means is
-    (evenly between equal means). With one covariance for all, z_i = w_i (x_i − m_i) with w = Λ (μ_c − μ_k) and m the root
-    of h_ck on the line through the means: the midpoint rule, moved as the weights move the border. For diagonal
-    covariances z_i = ½ (x_i − μ_ki)² / σ²_ki − ½ (x_i − μ_ci)² / σ²_ci + b s_i. Where h_ck is 0, R_ck is shared by s. This
-    extension of the papers to covariances and weights is our own.
+    b is what h_ck holds besides the distances: weights and determinants; it is shared as the distance of the
+    two means is (evenly between equal means). With one covariance for all, z_i = w_i (x_i − m_i) with w = Λ
+    (μ_c − μ_k) and m the root of h_ck on the line through the means: the midpoint rule, moved as the weights
+    move the border. For diagonal covariances z_i = ½ (x_i − μ_ki)² / σ²_ki − ½ (x_i − μ_ci)² / σ²_ci + b s_i.
+    Where h_ck is 0, R_ck is shared by s. This extension of the papers to covariances and weights is our own.
 
     As with k-means, explain the component that x is in; with full covariances even there some z are negative.
 
     Args:
         means: μ [K, D].
-        factors: P with Σ⁻¹ = Λ = P Pᵀ: [K, D] for diagonal covariances, else [K, D, D], or [1, D, D] if all share one.
-        heights: log π_k + log |det P_k| − D/2 log 2π, [K], the logarithm of a component's density at its mean.
+        factors: P with Σ⁻¹ = Λ = P Pᵀ: [K, D] for diagonal covariances, else [K, D, D], or [1, D, D] if all
+            share one.
+        heights: log π_k + log |det P_k| − D/2 log 2π, [K], the logarithm of a component's density at its
+            mean.
 
     Raises:
         InputError: when called, x is not floating-point or has another number of features.
@@ -514,7 +535,8 @@ def _log_odds_relevance(residuals, R):
     parts = jnp.where(total > 0, apart * mean / jnp.where(total > 0, total, jnp.ones_like(total)), even)
     over_pairs = lambda weights, v: jnp.einsum("...ck,cki->...i", weights, v, precision="highest")
     R_x = over_pairs(per_unit * (heights[:, None] - heights) + at_root, parts)
-    # ½ (δ_k Λ_k δ_k − δ_c Λ_c δ_c), feature by feature, shares e Λ̄ a + ½ e Δ e + ⅛ a Δ a as this is symmetric in e and a …
+    # ½ (δ_k Λ_k δ_k − δ_c Λ_c δ_c), feature by feature, shares e Λ̄ a + ½ e Δ e + ⅛ a Δ a as this is
+    # symmetric in e and a …
     R_x += 0.5 * ((per_unit.sum(-2) - per_unit.sum(-1))[..., None] * difference * scaled).sum(-2)
     if factors.ndim == 3:
         # … and ½ (e Λ̄ a − a Λ̄ e), which is 0 for diagonal precisions, is the rest.
@@ -537,15 +559,17 @@ _log_odds.defrelevance(lambda *args: (_log_odds.f(*args), args), _log_odds_relev
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outlierness:
-    """How far x is from weighted points, o(x) = −1/γ log Σ_j α_j exp(−γ ‖x − u_j‖²), as a function [..., D] -> [...].
+    """How far x is from weighted points, a function [..., D] -> [...].
 
-    A layer of distances h_j = ‖x − u_j‖² − 1/γ log α_j and a soft minimum over them (Kauffmann, Müller, Montavon 2020),
-    for kernel density estimates and one-class SVMs. With Σ α_j = 1, o(x) ≥ 0.
+    o(x) = −1/γ log Σ_j α_j exp(−γ ‖x − u_j‖²): a layer of distances h_j = ‖x − u_j‖² − 1/γ log α_j and a soft
+    minimum over them (Kauffmann, Müller, Montavon 2020), for kernel density estimates and one-class SVMs. With
+    Σ α_j = 1, o(x) ≥ 0.
 
-    Relevance: R_j = R · exp(−γ h_j) / Σ_j exp(−γ h_j), and R_i = Σ_j R_j (x_i − u_ji)² / ‖x − u_j‖²: each distance is
-    shared among the features with its root at u_j. The offset −1/γ log α_j has no features of its own: R_j holds its
-    share of o(x), and the squared differences, which are not negative, divide all of it. Where x is u_j, R_j is shared
-    evenly among the features. (What the paper does with the offset could not be read; this conserves.)
+    Relevance: R_j = R · exp(−γ h_j) / Σ_j exp(−γ h_j), and R_i = Σ_j R_j (x_i − u_ji)² / ‖x − u_j‖²: each
+    distance is shared among the features with its root at u_j. The offset −1/γ log α_j has no features of its
+    own: R_j holds its share of o(x), and the squared differences, which are not negative, divide all of it.
+    Where x is u_j, R_j is shared evenly among the features. (What the paper does with the offset could not be
+    read; this conserves.)
 
     Args:
         points: u [J, D].
@@ -597,16 +621,17 @@ _outlier.defrelevance(lambda *args: (_outlier.f(*args), args), _outlier_relevanc
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixtureOutlierness:
-    """How far the log-density of a Gaussian mixture is below its bound, o(x) = log p̄ − log p(x): [..., D] -> [...].
+    """How far the log-density of a Gaussian mixture is below its bound, a function [..., D] -> [...].
 
-    p̄ = Σ_k π_k N(μ_k; μ_k, Σ_k) is what the density would be if all components had their mean at x; so o(x) ≥ 0, and it
-    does not depend on the units of the features, as log p does. `offset` is log p̄: scikit-learn's `score_samples` is
-    offset − o(x). It is the soft minimum −log Σ_k α_k exp(−½ d_k) over the Mahalanobis distances d_k, with
-    α_k = π_k N(μ_k; μ_k, Σ_k) / p̄, and is explained as `Outlierness` is (an extension of ours to covariances).
+    o(x) = log p̄ − log p(x), where p̄ = Σ_k π_k N(μ_k; μ_k, Σ_k) is what the density would be if all components
+    had their mean at x; so o(x) ≥ 0, and it does not depend on the units of the features, as log p does.
+    `offset` is log p̄: scikit-learn's `score_samples` is offset − o(x). The outlierness is the soft minimum −log Σ_k α_k exp(−½ d_k) over the
+    Mahalanobis distances d_k, with α_k = π_k N(μ_k; μ_k, Σ_k) / p̄, and is explained as `Outlierness` is (an
+    extension of ours to covariances).
 
-    Relevance: R_k = R · P(k | x), and R_i = Σ_k R_k q_ki / d_k with q_ki = (x − μ_k)_i (Λ_k (x − μ_k))_i, which sum to d_k:
-    (x_i − μ_ki)² / σ²_ki for diagonal covariances; with correlations some are negative. Offsets go with R_k, as in
-    `Outlierness`, and where x is a mean, R_k is shared evenly.
+    Relevance: R_k = R · P(k | x), and R_i = Σ_k R_k q_ki / d_k with q_ki = (x − μ_k)_i (Λ_k (x − μ_k))_i,
+    which sum to d_k: (x_i − μ_ki)² / σ²_ki for diagonal covariances; with correlations some are negative.
+    Offsets go with R_k, as in `Outlierness`, and where x is a mean, R_k is shared evenly.
 
     Args:
         means, factors: as in `MixtureEvidence`.
@@ -641,7 +666,7 @@ def _below(x, means, factors, log_weights):
 
 
 def _mahalanobis(x: jax.Array, means: jax.Array, factors: jax.Array) -> jax.Array:
-    """δ_i (Λ δ)_i, whose sum over i is δᵀ Λ δ, [..., K, D]: half of gradient × input, with its root at the mean."""
+    """δ_i (Λ δ)_i, [..., K, D], whose sum over i is δᵀ Λ δ: half of gradient × input, with its root at 0."""
     difference = x[..., None, :] - means
     return difference * _times_precision(difference, factors)
 

@@ -1,14 +1,16 @@
-"""Relevance over an ensemble, or over samples of a posterior: how sure an explanation is, and what makes a prediction
-unsure.
+"""Relevance over an ensemble, or over samples of a posterior: how sure an explanation is, and what makes a
+prediction unsure.
 
 Two questions, from the relevances R_m of the members m = 1 … M of an ensemble:
 
-- How much do the members agree on a feature? Means, deviations, quantiles and the share of members that find it positive
-  (B-LRP, Bykov et al. 2020, "How Much Can I Trust You? Quantifying Uncertainties in Explaining Neural Networks", arXiv
-  2006.09000).
-- Which features make the members' predictions differ? Cov_m(R_i, R_j), whose sum over i and j is the variance of the
-  prediction where relevance is conserved (CovLRP, Bley et al. 2025, "Explaining Predictive Uncertainty by Exposing
-  Second-Order Effects", Pattern Recognition 160, arXiv 2401.17441).
+- How much do the members agree on a feature? Means, deviations, quantiles and the share of members that find it
+  positive (B-LRP, Bykov et al. 2020, "How Much Can I Trust You? Quantifying Uncertainties in Explaining Neural
+  Networks", arXiv 2006.09000: percentiles of relevance. Its equations, and its names for low and high
+  percentiles, could not be looked up when this was written).
+- Which features make the members' predictions differ? Cov_m(R_i, R_j), whose sum over i and j is the variance of
+  the prediction where relevance is conserved (CovLRP, Bley et al. 2025, "Explaining Predictive Uncertainty by
+  Exposing Second-Order Effects", Pattern Recognition 160, arXiv 2401.17441; the covariance, its diagonal and its
+  marginal are those of the authors' example script).
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     u = lrpjax.uncertainty.ensemble(f, composite, stacked, target=3)(x)
@@ -22,7 +24,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from lrpjax._evaluate import _chunks, sum_batched
 from lrpjax.analysis.bilrp import Regions, _labels
@@ -41,27 +42,29 @@ class EnsembleError(LrpjaxError, ValueError):
     >>> ensemble(lambda p, x: p["w"] * x + p["b"], None, {"w": jnp.ones(3), "b": jnp.ones(2)})
     Traceback (most recent call last):
     ...
-    lrpjax.analysis.uncertainty.EnsembleError: the params do not agree on the number of members: ['b'] has 2, ['w'] has 3
+    lrpjax.analysis.uncertainty.EnsembleError: the params differ in their members: ['b'] has 2, ['w'] has 3
     """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:
-    """The relevances of the members of an ensemble, summed up. All moments are those of a population (divided by M).
+    """The relevances of the members of an ensemble, summed up. Moments are those of a population (divided by M).
 
     Attributes:
-        mean: the mean over members, in the shape of the relevance; itself a relevance, of the mean prediction.
+        mean: the mean over members, in the shape of the relevance; itself a relevance, of the mean
+            prediction.
         std: the standard deviation over members; std² is the diagonal form of CovLRP.
-        marginal: Cov_m(R_i, Σ_j R_j), the marginal form of CovLRP, without a matrix: what feature i has in the variance
-            of the prediction, all its interactions included. Σ marginal = Var_m(Σ R).
-        positive: the share of members with R_i > 0. `positive >= 0.95` are the features on which nearly all agree
-            (intersection), `positive >= 0.05` those that some members use (union).
-        score_mean, score_variance: of what is explained (the logit of the target, for each example), over members.
-        quantiles: [Q, ...], one heatmap for each quantile that was asked for, or None. A low quantile shows what all
-            members find relevant, a high one what any does (B-LRP).
-        covariance: [B, P, P] over P regions or features, or [P, P] for a single example; None if not asked for. Its
-            diagonal and its sums over rows are the two forms above, for regions.
+        marginal: Cov_m(R_i, Σ_j R_j), the marginal form of CovLRP, without a matrix: what feature i has in
+            the variance of the prediction, all its interactions included. Σ marginal = Var_m(Σ R).
+        positive: the share of members with R_i > 0. `positive >= 0.95` are the features on which nearly all
+            agree (intersection), `positive >= 0.05` those that some members use (union).
+        score_mean, score_variance: of what is explained (the logit of the target, for each example), over
+            members.
+        quantiles: [Q, ...], one heatmap for each quantile that was asked for, or None. A low quantile shows
+            what all members find relevant, a high one what any does (B-LRP).
+        covariance: [B, P, P] over P regions or features, or [P, P] for a single example; None if not asked
+            for. Its diagonal and its sums over rows are the two forms above, for regions.
         relevances: [M, ...], of all members, or None.
 
     Example:
@@ -100,41 +103,41 @@ def ensemble(
 ) -> Callable:
     """Relevance of f(params_m, x) for all members m of an ensemble, and its statistics over them.
 
-    Cov_ij = 1/M Σ_m (R_mi − R̄_i) (R_mj − R̄_j), as in the authors' script (the population's covariance, for each example).
-    Σ_ij Cov_ij = Var_m(Σ_i R_mi), which is the variance of the prediction where Σ R = f(x); biases and stabilisers take
-    their share of it as they do of f(x). Quantiles of relevances over samples of a posterior are the heatmaps of B-LRP;
-    quantiles interpolate linearly, as NumPy's.
+    Cov_ij = 1/M Σ_m (R_mi − R̄_i) (R_mj − R̄_j), as in the authors' script (the population's covariance, for
+    each example). Σ_ij Cov_ij = Var_m(Σ_i R_mi), which is the variance of the prediction where Σ R = f(x);
+    biases and stabilisers take their share of it as they do of f(x). Quantiles of relevances over samples of
+    a posterior are the heatmaps of B-LRP; quantiles interpolate linearly, as NumPy's.
 
-    Members are explained `batch` at a time and their moments merged, so that memory does not grow with their number,
-    unless `quantiles` or `keep` is given: these hold M relevances.
+    Members are explained `batch` at a time and their moments merged, so that memory does not grow with their
+    number, unless `quantiles` or `keep` is given: these hold M relevances.
 
     Args:
         f: a function f(params, x, ...).
         composite: as for `lrpjax.relevance`.
-        params: a pytree whose arrays all have the members along their first axis: trained networks stacked, samples of a
-            posterior, or random keys [M] if f draws from them (Monte Carlo dropout).
-        target: as for `lrpjax.relevance`, the same for all members. "max" is the class that has the largest mean output
-            (and takes another forward pass), not the largest of each member.
+        params: a pytree whose arrays all have the members along their first axis: trained networks stacked,
+            samples of a posterior, or random keys [M] if f draws from them (Monte Carlo dropout).
+        target: as for `lrpjax.relevance`, the same for all members. "max" is the class that has the largest
+            mean output (and takes another forward pass), not the largest of each member.
         argnums: which argument of f is explained, counted with the params: 1 is the first after them.
         at: as for `lrpjax.relevance`; several paths give dicts.
         quantiles: numbers between 0 and 1, such as (0.05, 0.5, 0.95).
         covariance: whether to compute all of the covariance, P² numbers for each example.
-        regions: int labels 0, 1, … that broadcast to the relevance of one example, or a function of its shape, as for
-            `lrpjax.similarity.bilrp`: relevance is summed over them first, so that the covariance is that of P regions.
-            Given, `covariance` is meant.
-        batched: whether the first axis of the relevance is that of examples, which have a covariance each. If not, all
-            of x is one example.
+        regions: int labels 0, 1, … that broadcast to the relevance of one example, or a function of its
+            shape, as for `lrpjax.similarity.bilrp`: relevance is summed over them first, so that the
+            covariance is that of P regions. Given, `covariance` is meant.
+        batched: whether the first axis of the relevance is that of examples, which have a covariance each. If
+            not, all of x is one example.
         keep: whether to return the relevances of all members.
         batch: how many members to explain at once.
 
     Returns:
-        A function of f's arguments after the params, which returns an `Ensemble` in the dtype of the relevance. It works
-        under `jax.jit` and `jax.vmap`.
+        A function of f's arguments after the params, which returns an `Ensemble` in the dtype of the
+        relevance. It works under `jax.jit` and `jax.vmap`.
 
     Raises:
-        EnsembleError: there are no params or no members, or the arrays differ in their number; a quantile is not between
-            0 and 1; argnums is 0; a covariance is asked for of several values. RegionError: as for `bilrp`. Else as
-            `lrpjax.relevance`.
+        EnsembleError: there are no params or no members, or the arrays differ in their number; a quantile is
+            not between 0 and 1; argnums is 0; a covariance is asked for of several values. RegionError: as for
+            `bilrp`. Else as `lrpjax.relevance`.
 
     Example:
         >>> import jax.numpy as jnp, lrpjax
@@ -199,7 +202,7 @@ def _members(params: Any) -> int:
     different = {size[0]: name for name, size in sizes.items()}
     if len(different) > 1:
         listed = ", ".join(f"{name} has {size}" for size, name in sorted(different.items()))
-        raise EnsembleError(f"the params do not agree on the number of members: {listed}")
+        raise EnsembleError(f"the params differ in their members: {listed}")
     (count,) = different
     if not count:
         raise EnsembleError("the first axis of the params has length 0: there are no members")
@@ -289,7 +292,7 @@ def _weighted(v: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _moments(values: Any, weights: jax.Array, batched: bool) -> dict:
-    """Mean, Σ (v − mean)², Σ (v − mean) (total − its mean) and Σ [v > 0] over members [S, ...] that weigh 1 or 0."""
+    """Mean, Σ (v − mean)², Σ (v − mean) (total − its mean), Σ [v > 0] over members [S, ...] that weigh 1 or 0."""
 
     def of(v: jax.Array) -> tuple:
         w, n = _weighted(v, weights)

@@ -433,6 +433,8 @@ def test_equal_centres_and_bad_options_are_errors():
     for beta in (0.0, -1.0, float("inf")):
         with pytest.raises(neuralised.ModelError, match="beta must be positive"):
             neuralised.kmeans(model, beta=beta)
+        with pytest.raises(neuralised.ModelError, match="beta must be positive"):
+            neuralised.ClusterEvidence(model.cluster_centers_, beta)(X)
     with pytest.raises(neuralised.ModelError, match="needs a beta"):
         neuralised.kmeans(model, soft=True)
     with pytest.raises(neuralised.ModelError, match='"clusters" or "outlierness"'):

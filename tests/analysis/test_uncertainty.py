@@ -90,7 +90,7 @@ def test_two_members_by_hand():
 
 def test_regions_are_summed_before_the_covariance():
     R, _ = loop()
-    pooled = np.stack([R[..., LABELS == p].sum(-1) for p in range(3)], -1)
+    pooled = np.stack([R[..., p == LABELS].sum(-1) for p in range(3)], -1)
     for labels in (LABELS, lambda shape: np.arange(shape[0]) // 2):
         u = uncertainty.ensemble(net, None, PARAMS, target=2, regions=labels)(X)
         assert u.covariance.shape == (3, 3, 3)
@@ -118,7 +118,7 @@ def test_a_quantile_is_positive_where_enough_members_agree():
 
 
 def test_a_single_example_has_one_covariance():
-    options = dict(target=2, covariance=True)
+    options = {"target": 2, "covariance": True}
     many = uncertainty.ensemble(net, None, PARAMS, **options)(X)
     one = uncertainty.ensemble(net, None, PARAMS, batched=False, **options)(X[1])
     assert one.covariance.shape == (6, 6) and one.score_mean.shape == ()
@@ -127,7 +127,7 @@ def test_a_single_example_has_one_covariance():
 
 
 def test_jit_and_vmap_agree():
-    options = dict(target=2, covariance=True, quantiles=(0.1, 0.9), batch=3)
+    options = {"target": 2, "covariance": True, "quantiles": (0.1, 0.9), "batch": 3}
     explain = uncertainty.ensemble(net, None, PARAMS, **options)
     single = uncertainty.ensemble(net, None, PARAMS, batched=False, **options)
     plain = explain(X)
