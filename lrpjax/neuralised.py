@@ -403,15 +403,8 @@ class ClusterEvidence:
     beta: Any = None
     soft: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def __post_init__(self):
-        if self.soft and self.beta is None:
-            raise ModelError("a soft minimum needs a beta, such as neuralised.stiffness(f, x)")
-        if isinstance(self.beta, (int, float)) and not 0 < self.beta < math.inf:
-            raise ModelError(
-                f"beta must be positive and finite, but is {self.beta}; None stands for infinity"
-            )
-
     def __call__(self, x: ArrayLike) -> jax.Array:
+        _check_beta(self.beta, self.soft)
         x = _points(x, self.centers.shape[-1])
         beta = None if self.beta is None else jnp.asarray(self.beta, x.dtype)
         evidence = _soft_evidence if self.soft else _evidence
@@ -625,9 +618,9 @@ class MixtureOutlierness:
 
     o(x) = log p̄ − log p(x), where p̄ = Σ_k π_k N(μ_k; μ_k, Σ_k) is what the density would be if all components
     had their mean at x; so o(x) ≥ 0, and it does not depend on the units of the features, as log p does.
-    `offset` is log p̄: scikit-learn's `score_samples` is offset − o(x). The outlierness is the soft minimum −log Σ_k α_k exp(−½ d_k) over the
-    Mahalanobis distances d_k, with α_k = π_k N(μ_k; μ_k, Σ_k) / p̄, and is explained as `Outlierness` is (an
-    extension of ours to covariances).
+    `offset` is log p̄: scikit-learn's `score_samples` is offset − o(x). The outlierness is the soft minimum
+    −log Σ_k α_k exp(−½ d_k) over the Mahalanobis distances d_k, with α_k = π_k N(μ_k; μ_k, Σ_k) / p̄, and is
+    explained as `Outlierness` is (an extension of ours to covariances).
 
     Relevance: R_k = R · P(k | x), and R_i = Σ_k R_k q_ki / d_k with q_ki = (x − μ_k)_i (Λ_k (x − μ_k))_i,
     which sum to d_k: (x_i − μ_ki)² / σ²_ki for diagonal covariances; with correlations some are negative.

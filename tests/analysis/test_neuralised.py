@@ -83,15 +83,12 @@ def test_relevance_sums_to_the_output(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_jit_vmap_and_single_examples_agree(name):
+def test_jit_and_vmap_agree(name):
     f = FUNCTIONS[name]()
-    explain = lrpjax.relevance(f, target=target_of(f))
-    y, R = f(X), explain(X)
-    for other in (jax.jit(f), jax.vmap(f)):
-        close(other(X), y)
-    for other in (jax.jit(explain), jax.jit(jax.vmap(explain))):
-        close(other(X), R)
-    close(explain(X[3]), R[3])
+    explain = lrpjax.value_and_relevance(f, target=target_of(f))
+    plain = explain(X)
+    jax.tree.map(close, jax.jit(explain)(X), plain)
+    jax.tree.map(close, jax.jit(jax.vmap(explain))(X), plain)
 
 
 @pytest.mark.parametrize("name", ["k-means, beta", "one class", "mixture, full", "outlierness, diag"])
@@ -103,7 +100,9 @@ def test_models_are_arguments_of_compiled_functions(name):
     close(explain(f, X.reshape(2, 3, 3, D)), R.reshape(2, 3, 3, D))
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", ["k-means", "k-means, soft", "one class", "mixture, full", "outlierness, diag"]
+)
 def test_float32_in_float32_out(name):
     f = FUNCTIONS[name]()
     x = X.astype(np.float32)
@@ -116,7 +115,9 @@ def test_float32_in_float32_out(name):
     np.testing.assert_allclose(R.sum(-1), y.max(-1) if target_of(f) else y, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", ["k-means", "k-means, soft", "one class", "mixture, full", "outlierness, diag"]
+)
 def test_gradients_are_those_of_the_function(name):
     """Until lrpjax transforms them they are plain functions: slopes by differences."""
     f = FUNCTIONS[name]()
@@ -125,7 +126,9 @@ def test_gradients_are_those_of_the_function(name):
     np.testing.assert_allclose(slope, (output_of(f, x + step) - output_of(f, x - step)) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name", ["k-means, beta", "density", "mixture, full", "mixture, diag", "outlierness, full"]
+)
 def test_behind_a_network_relevance_reaches_the_network_and_its_input(name):
     f = FUNCTIONS[name]()
     w = np.random.default_rng(1).normal(size=(32, D)) / 8
