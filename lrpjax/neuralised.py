@@ -21,8 +21,8 @@ could not be read when this was written; they are rebuilt from its abstract and 
 docstrings say what is our own.
 
 Everywhere Σ R is what the function returns (or the relevance that comes to it from above), to rounding and
-without a stabiliser. The parameters of the models receive no relevance, and no composite changes what happens
-inside.
+without a stabiliser. The parameters of the models receive no relevance. Presets leave all this as it is, but for
+the gradient family, which takes the gradient; a pair that names these functions (as "*" does) gives them its rule.
 """
 
 import dataclasses

@@ -143,6 +143,20 @@ def test_behind_a_network_relevance_reaches_the_network_and_its_input(name):
     close(lrpjax.relevance(whole, exact, target=target_of(f))(inputs).sum(-1), y)
 
 
+def test_presets_leave_the_relevance_as_it_is_and_gradients_are_gradients():
+    f = neuralised.kmeans(clusters(), beta=0.3)
+    R = lrpjax.relevance(f, target="max")(X)
+    for composite in (
+        composites.epsilon(0.1),
+        composites.epsilon_plus(),
+        composites.deep_taylor(),
+        composites.attnlrp(),
+    ):
+        close(lrpjax.relevance(f, composite, target="max")(X), R)
+    slope = jax.grad(lambda x: f(x).max(-1).sum())(X)
+    close(lrpjax.relevance(f, composites.gradient(), target="max")(X), slope)
+
+
 # ----------------------------------------------------------------------------------------------------------- k-means
 
 
