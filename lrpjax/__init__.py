@@ -17,6 +17,7 @@ from lrpjax.analysis import concepts as concepts
 from lrpjax.analysis import gradients as gradients
 from lrpjax.analysis import parameters as parameters
 from lrpjax.analysis import positions as positions
+from lrpjax.analysis import language as language
 from lrpjax.analysis import taylor as taylor
 from lrpjax.analysis import tuning as tuning
 from lrpjax.analysis import uncertainty as uncertainty
@@ -70,6 +71,7 @@ _aliases.install(
         "lrpjax.demo": "lrpjax.cli.demos.network",
         "lrpjax.estimators": "lrpjax.patterns.estimators",
         "lrpjax.gradients": "lrpjax.analysis.gradients",
+        "lrpjax.language": "lrpjax.analysis.language",
         "lrpjax.layers": "lrpjax.patterns.network",
         "lrpjax.ledger": "lrpjax.analysis.audit",
         "lrpjax.loading": "lrpjax.data.loading",

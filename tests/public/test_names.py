@@ -14,6 +14,7 @@ PLACES = {
     "lrpjax.demo": "lrpjax.cli.demos.network",
     "lrpjax.estimators": "lrpjax.patterns.estimators",
     "lrpjax.gradients": "lrpjax.analysis.gradients",
+    "lrpjax.language": "lrpjax.analysis.language",
     "lrpjax.loading": "lrpjax.data.loading",
     "lrpjax.metrics.similarity": "lrpjax.metrics.agreement",
     "lrpjax.similarity": "lrpjax.analysis.bilrp",
@@ -35,7 +36,7 @@ def test_a_name_gives_the_module_object_of_its_place(name):
 def test_the_package_has_its_modules_and_audit_is_a_function():
     code = (
         "import sys, lrpjax\n"
-        "for name in 'batches concepts gradients metrics patterns similarity store taylor'.split():\n"
+        "for name in 'batches concepts gradients language metrics patterns similarity store taylor'.split():\n"
         "    assert type(getattr(lrpjax, name)) is type(sys), name\n"
         "assert callable(lrpjax.audit)\n"
         "heavy = {'matplotlib', 'sklearn', 'flax', 'tensorstore', 'orbax', 'lrpjax.cli', 'lrpjax.bow'}\n"
