@@ -2,7 +2,10 @@
 
 import builtins
 import html.parser
+import json
 import re
+import shutil
+import subprocess
 import types
 
 import jax.numpy as jnp
@@ -470,3 +473,204 @@ def test_labels_leave_out_the_modules_that_all_stages_stand_in():
 def test_labels_keep_apart():
     labels = charts._apart(np.array([0.99, 0.5, 0.51, 1.0]), 0.1)
     np.testing.assert_allclose(labels, [0.9, 0.5, 0.6, 1.0])
+
+
+# ------------------------------------------------------------------------------------------------------------------------ language models
+
+
+def test_tokens_by_layers_from_the_bottom_to_the_top(tmp_path):
+    R = {"embedding": [0.0, 2.0, np.nan], "block": jnp.array([[4.0, 0.0, -4.0], [1.0, 0.0, 0.0]])}
+    figure = viz.token_layers(R, ["a", " b\n", "$c$"], title="why", path=tmp_path / "layers.png")
+    axes = figure.axes[0]
+    (image,) = axes.images
+    assert image.origin == "lower", "the first layer at the bottom"
+    picture = np.asarray(image.get_array())
+    np.testing.assert_array_equal(
+        picture, viz.heatmap([[0, 2, np.nan], [4, 0, -4], [1, 0, 0]])
+    )  # one limit for all, 4
+    assert picture[0].tolist() == [WHITE, [255, 0, 0], GREEN] and picture[1, 0].tolist() == [127, 0, 0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["embedding", "block 0", "block 1"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", " b↵", "$c$"]
+    assert not any(t.get_parse_math() for t in axes.get_xticklabels())
+    assert axes.get_title() == "why" and figure.axes[1].get_ylim() == (-4.0, 4.0)
+    assert matplotlib.image.imread(tmp_path / "layers.png").shape[0] > 100
+
+
+def test_tokens_by_layers_take_an_array_names_and_a_limit():
+    figure = viz.token_layers([[1.0, -1.0]], ["a", "b"], ["first"], limit=2.0, symmetric=False, cmap="gray")
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["first"]
+    assert figure.axes[0].images[0].get_array()[0, 1].tolist() == [0, 0, 0]
+    assert figure.axes[1].get_ylim() == (0.0, 2.0)
+    plain = viz.token_layers(np.zeros((2, 1)), ["a"])
+    assert [t.get_text() for t in plain.axes[0].get_yticklabels()] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ([[1.0, 2.0]], ["a"]),
+            r"R must hold one number for each of the 1 tokens.*shape \(L, 1\); it has \(1, 2\)",
+        ),
+        (
+            ({"x": np.ones((1, 2, 2))}, ["a", "b"]),
+            r"x must hold.*shape \(L, 2\) or \(2,\); it has \(1, 2, 2\)",
+        ),
+        (([1.0, 2.0], ["a", "b"]), "R must hold"),
+        (([[1.0, 2.0]], "ab"), "R must hold"),
+        (({}, ["a"]), "R holds no layers"),
+        (([[1.0]], ["a"], ["x", "y"]), "layers must be 1 names, one for each layer of R, but is"),
+        (([[1.0]], ["a"], None), None),
+    ],
+)
+def test_tokens_by_layers_refuse(arguments, message):
+    if message is None:
+        with pytest.raises(ValueError, match="limit must be positive"):
+            viz.token_layers(*arguments, limit=0.0)
+        return
+    with pytest.raises(ValueError, match=message):
+        viz.token_layers(*arguments)
+
+
+class Page(html.parser.HTMLParser):
+    """The spans of a page, with the text in each, and its script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.spans, self.script, self.tags, self.inside, self.said = [], "", [], [], ""
+        self.feed(text)
+        assert not self.inside, "every element is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag != "meta":
+            self.inside.append(tag)
+        if tag == "span":
+            self.spans.append(dict(attrs) | {"text": ""})
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop() == tag
+
+    def handle_data(self, data):
+        if self.inside and self.inside[-1] == "script":
+            self.script += data
+        elif "style" not in self.inside:
+            self.said += data
+            if self.inside and self.inside[-1] == "span":
+                self.spans[-1]["text"] += data
+
+
+GENERATED = ["<b>", "\n", "Ġwo", "rd</script>", "Ġend", '"&\t\x1b']
+ROWS = np.array(
+    [
+        [1.0, -2.0, 0.0, 0.0, 0.0, 0.0],
+        [0.5, 0.0, 1.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, np.nan, 0.0, 0.0],
+        [0.0, 4.0, 0.0, 0.0, -1.0, 0.0],
+    ]
+)
+
+
+def test_generated_text_is_the_sum_without_scripts_and_escaped():
+    page = Page(viz.generated(GENERATED, ROWS, 2))
+    assert page.said == '<b>↵\nĠword</script>Ġend"&→\t\\x1b'
+    assert page.tags == ["div", "style", "div", *["span"] * 6, "script"]
+    assert [s["title"] for s in page.spans] == ["+1.5", "+2", "+1", "+nan", "-1", "+0"]
+    colours = [s["style"].partition(";")[0] for s in page.spans]
+    assert colours[1] == "background:#ff0000" and colours[3] == "background:#00ff00"
+    assert colours[4] == "background:#7f7fff" and colours[5] == "background:#ffffff"
+    assert [(s.get("data-row"), s.get("data-word")) for s in page.spans] == [
+        (None, None),
+        (None, None),
+        ("0", "0"),
+        ("1", "0"),
+        ("2", "1"),
+        ("3", "1"),
+    ]
+    for token in ("wo", "rd", "end"):
+        assert token not in page.script.partition("views=")[0].replace("word", ""), (
+            "no text in the script's data"
+        )
+    whole = viz.generated(["é", "b"], [[1.0, 0.0]], 1, document=True)
+    assert whole.startswith("<!doctype html>") and '<meta charset="utf-8">' in whole
+    assert [s["text"] for s in Page(whole).spans] == ["é", "b"]
+
+
+def words(tokens, **options):
+    page = Page(viz.generated(["x", *tokens], np.zeros((len(tokens), len(tokens) + 1)), 1, **options))
+    return [s["data-word"] for s in page.spans[1:]]
+
+
+def test_words_of_generated_tokens():
+    assert words(["a", "b", " c", "d", "▁e", "f"]) == ["0", "0", "1", "1", "2", "2"]
+    assert words(["a", "\n", "b", "Ċ", "c"]) == ["0", "1", "2", "3", "4"]
+    assert words(["a", "b"], separator=" ") == ["0", "1"]
+    assert words(["a", " b", "c"], words=[3, 3, 7]) == ["0", "0", "1"]
+    assert Page(viz.generated(["a", "b"], [[0.0, 0.0]], 1, separator="<")).said == "a<b"
+
+
+def test_several_views_on_a_page_do_not_meet():
+    one, other = (
+        re.findall("lrpjax-[0-9a-f]+", viz.generated(["a", "b"], [[v, 0.0]], 1)) for v in (1.0, 2.0)
+    )
+    assert len({*one}) == len({*other}) == 1 and one[0] != other[0]
+
+
+STAGE = """
+const page = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const spans = page.spans.map(s => ({style: {}, title: s.title, dataset: {row: s["data-row"], word: s["data-word"]},
+  marks: {}, classList: {toggle(name, on) { this.owner.marks[name] = on; }}}));
+spans.forEach(s => s.classList.owner = s);
+const own = spans.filter(s => s.dataset.row !== undefined);
+const box = {querySelectorAll: what => what === "span" ? spans : own};
+global.document = {querySelectorAll: () => [box]};
+eval(page.script);
+const said = [], tell = () => said.push([spans.map(s => s.title), spans.map(s => s.style.background), own.map(s => s.marks.shown)]);
+own[0].onmouseenter(); tell(); own[0].onmouseleave(); tell();
+own[1].onclick(); tell(); own[3].onmouseenter(); tell(); own[1].onkeydown({key: "Enter", preventDefault() {}}); tell();
+own[2].onfocus(); tell();
+console.log(JSON.stringify(said));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node, which runs the script of the page")
+@pytest.mark.parametrize("limit", [None, 8.0])
+def test_the_script_of_generated_text(limit):
+    page = Page(viz.generated(GENERATED, ROWS, 2, limit=limit))
+    given = json.dumps({"spans": page.spans, "script": page.script})
+    done = subprocess.run(["node", "-e", STAGE], input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    hover, left, held, still, released, focus = json.loads(done.stdout)
+    views = {"sum": ROWS.sum(0), "first": ROWS[0], "word": ROWS[:2].sum(0), "third": ROWS[2]}
+    shown = [("first", hover, [0]), ("sum", left, []), ("word", held, [0, 1]), ("word", still, [0, 1])]
+    for name, (titles, colours, marks), marked in [*shown, ("sum", released, []), ("third", focus, [2])]:
+        values = [np.nan if t == "not finite" else float(t) for t in titles]
+        np.testing.assert_allclose(values, views[name], atol=1e-3, err_msg=name)
+        wanted = viz.heatmap(views[name][None], limit=limit, cmap="bwr")[0].astype(int)
+        found = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours]
+        np.testing.assert_allclose(found, wanted, atol=2)  # of 255 colours in place of 257
+        assert [i for i, mark in enumerate(marks) if mark] == marked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (
+            (["a", "b"], [[1.0]], 1),
+            {},
+            r"R must have shape \(T - start, T\).*2 tokens, start is 1, and R has \(1, 1\)",
+        ),
+        ((["a", "b"], np.ones((2, 2)), 0), {}, "start is 0"),
+        (("ab", [[1.0, 1.0]], 1), {}, "R must have shape"),
+        (
+            (["a", "b", "c"], np.ones((2, 3)), 1),
+            {"words": [1, 0]},
+            "words must be 2 integers that never fall",
+        ),
+        ((["a", "b", "c"], np.ones((2, 3)), 1), {"words": [0.0, 1.0]}, "words must be 2 integers"),
+        ((["a", "b"], [[1.0, 1.0]], 1), {"limit": -1.0}, "limit must be positive"),
+    ],
+)
+def test_generated_text_refuses(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        viz.generated(*arguments, **options)

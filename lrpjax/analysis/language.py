@@ -7,9 +7,9 @@ generated tokens are explained from one forward pass over the whole text, in whi
 position t − 1 what comes after it; the backward passes are vmapped, a few at a time.
 
 Two things of a long text are large: the logits, [T, V], and the output relevances that the backward passes begin with,
-which are as large for each of them. With `unembed`, neither is ever made: the model gives the last hidden values [T, D],
-and of the unembedding [D, V] only the columns of the tokens that are explained are used. What else is asked of all the
-vocabulary, `next_tokens` computes a block of it at a time.
+which are as large for each of them. With `unembed`, neither is ever made: the model gives the last hidden values [T,
+D], and of the unembedding [D, V] only the columns of the tokens that are explained are used. What else is asked of all
+the vocabulary, `next_tokens` computes a block of it at a time.
 
 Functions here take one text, ids [T]. For several of one length, `jax.vmap` them.
 """
@@ -64,14 +64,14 @@ def token_relevance(
 
     Returns:
         Relevance [N, T], in the dtype of the value at `at`: that of token j for the generated token start + n. In a
-            scan over L layers [N, L, T]. With several paths a dict of them. Zero for tokens that come later, in a causal
-            model; NaN for tokens that are not in the vocabulary, where ids are traced. With the gradient family of
-            composites sums of derivatives.
+            scan over L layers [N, L, T]. With several paths a dict of them. Zero for tokens that come later, in a
+            causal model; NaN for tokens that are not in the vocabulary, where ids are traced. With the gradient family
+            of composites sums of derivatives.
 
     Raises:
-        InputError: ids are not integers [T]. TargetError: `start` or `seeds` is out of range, f's output does not fit ids
-            or `unembed`, or `against` no token. PathError: `at` names nothing, or a value without an axis for the T tokens.
-            And what `lrpjax.relevance` raises.
+        InputError: ids are not integers [T]. TargetError: `start` or `seeds` is out of range, f's output does not fit
+            ids or `unembed`, or `against` no token. PathError: `at` names nothing, or a value without an axis for the T
+            tokens. And what `lrpjax.relevance` raises.
 
     Example:
         A model that adds up what it has read so far. The token 2 comes after 0 and 1, which say 1 and 4 for it:
@@ -139,8 +139,8 @@ def value_and_token_relevance(
     against = _checked_against(against, count)
     if bias is not None and unembed is None:
         raise TargetError("bias is that of the unembedding: give `unembed` as well, or leave it out")
-    # Held fixed, and no argument of the function that is explained: a column of the unembedding is a weight, and not, as
-    # a row of the embedding, what relevance goes to.
+    # Held fixed, and no argument of the function that is explained: a column of the unembedding is a weight, and not,
+    # as a row of the embedding, what relevance goes to.
     chosen = lax.stop_gradient(ids)[start:]
     if unembed is None:
         run, size = f, None
@@ -243,8 +243,8 @@ def next_tokens(
     k: int = 5,
     block: int = 4096,
 ) -> NextTokens:
-    """The likeliest next tokens, and the probabilities of given ones, from hidden values and the unembedding: a block of
-    the vocabulary at a time, so that the logits [N, V] are never there as a whole.
+    """The likeliest next tokens, and the probabilities of given ones, from hidden values and the unembedding: a block
+    of the vocabulary at a time, so that the logits [N, V] are never there as a whole.
 
     z = h W + b, p_v = exp(z_v) / Σ_u exp(z_u), whose sum is kept relative to the largest logit so far (the online
     softmax of Milakov and Gimelshein 2018).

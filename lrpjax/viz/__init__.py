@@ -1,4 +1,4 @@
-"""Pictures of relevance: heatmaps, overlays, contact sheets, token heatmaps and metric curves.
+"""Pictures of relevance: heatmaps, overlays, contact sheets, metric curves, tokens, tokens by layers, generated text.
 
 Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
 `matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. Colour maps are
@@ -13,6 +13,7 @@ never taken for a small relevance.
 
 from lrpjax.viz.charts import curves, kept
 from lrpjax.viz.colours import BAD
+from lrpjax.viz.language import generated, token_layers
 from lrpjax.viz.maps import heatmap, overlay, shared_limit
 from lrpjax.viz.saving import check_path, save
 from lrpjax.viz.sheets import sheet
@@ -22,11 +23,13 @@ __all__ = [
     "BAD",
     "check_path",
     "curves",
+    "generated",
     "heatmap",
     "kept",
     "overlay",
     "save",
     "shared_limit",
     "sheet",
+    "token_layers",
     "tokens",
 ]

@@ -165,8 +165,8 @@ def test_later_tokens_have_none_and_sums_are_the_logits():
     )
     close(R.sum(-1), z)
     close(z, [(model(IDS) @ P["unembed"])[t - 1, IDS[t]] for t in range(START, TOKENS)])
-    for R in (R, language.token_relevance(F, EXACT, IDS, at="embedded", start=START)):
-        for n, row in enumerate(R):
+    for each in (R, language.token_relevance(F, EXACT, IDS, at="embedded", start=START)):
+        for n, row in enumerate(each):
             assert (row[START + n :] == 0).all() and (row[: START + n] != 0).all()
 
 
