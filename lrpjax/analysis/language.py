@@ -163,38 +163,14 @@ def value_and_token_relevance(
         _check_output(y, length, "logits", "V", None)
         size = y.shape[-1]
         _check_tokens(ids, against, size)
-    relevance_of = (lambda v: v) if program.composite.method == "relevance" else jnp.ones_like
     known = _in_vocabulary(chosen, size)
     if isinstance(against, jax.Array):
         known &= _in_vocabulary(against, size)
-    weigh = lambda v: jnp.where(known, relevance_of(v), jnp.full_like(v, jnp.nan))
-
-    if unembed is not None:
-        ones = jnp.arange(count)
-
-        def seed(n):
-            pick = lambda v, sign: jnp.where(ones == n, sign * weigh(v), jnp.zeros_like(v))
-            return {name: pick(v, 1 if name == "chosen" else -1) for name, v in y.items()}
-
-        scores = y["chosen"] - y["against"] if "against" in y else y["chosen"]
+    method = program.composite.method
+    if unembed is None:
+        scores, seed = _seeds_of_logits(y, start, chosen, against, known, method)
     else:
-        logits = y[start - 1 : length - 1]
-        at_token = lambda tokens: jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
-        first, other = at_token(chosen), None
-        if isinstance(against, jax.Array):
-            other = at_token(against)
-        elif against == "mean":
-            other = logits.mean(-1)
-        scores = first if other is None else first - other
-
-        def seed(n):
-            place = lambda tokens: jnp.clip(tokens[n], 0, size - 1)
-            row = jnp.zeros_like(y[0]).at[place(chosen)].add(weigh(first)[n])
-            if isinstance(against, jax.Array):
-                row = row.at[place(against)].add(-weigh(other)[n])
-            elif against == "mean":
-                row = row - relevance_of(logits[n]) / size
-            return lax.dynamic_update_index_in_dim(jnp.zeros_like(y), row, start - 1 + n, 0)
+        scores, seed = _seeds_of_scores(y, known, method)
 
     def explain(n):
         found = pull(seed(n))
@@ -205,6 +181,45 @@ def value_and_token_relevance(
         )
 
     return scores, map_batched(explain, jnp.arange(count), seeds)
+
+
+def _seeds_of_scores(y: dict, known: jax.Array, method: str) -> tuple[jax.Array, Callable]:
+    """The explained logits, and n -> the output relevance of the n-th of them, where f's output are these logits."""
+    sign = {"chosen": 1, "against": -1}
+    weight = {name: sign[name] * _weight(v, method, known) for name, v in y.items()}
+    scores = y["chosen"] - y["against"] if "against" in y else y["chosen"]
+    pick = lambda v, n: jnp.where(jnp.arange(len(v)) == n, v, jnp.zeros_like(v))
+    return scores, lambda n: {name: pick(v, n) for name, v in weight.items()}
+
+
+def _seeds_of_logits(
+    y: jax.Array, start: int, chosen: jax.Array, against: Any, known: jax.Array, method: str
+) -> tuple[jax.Array, Callable]:
+    """The same where f's output are the logits [T, V]."""
+    size = y.shape[-1]
+    logits = y[start - 1 : -1]
+    tokens = [(jnp.clip(chosen, 0, size - 1), 1)]
+    if isinstance(against, jax.Array):
+        tokens += [(jnp.clip(against, 0, size - 1), -1)]
+    values = [sign * jnp.take_along_axis(logits, t[:, None], 1)[:, 0] for t, sign in tokens]
+    scores = sum(values[1:], values[0])
+    scores = scores - logits.mean(-1) if isinstance(against, str) else scores
+    weights = [sign * _weight(sign * v, method, known) for v, (_, sign) in zip(values, tokens, strict=True)]
+
+    def seed(n):
+        row = jnp.zeros_like(logits[0])
+        for weight, (t, _) in zip(weights, tokens, strict=True):
+            row = row.at[t[n]].add(weight[n])
+        if isinstance(against, str):
+            row = row - _weight(logits[n], method) / size
+        return lax.dynamic_update_index_in_dim(jnp.zeros_like(y), row, start - 1 + n, 0)
+
+    return scores, seed
+
+
+def _weight(z: jax.Array, method: str, known: Any = True) -> jax.Array:
+    """What a logit begins with: its value or, in the gradient family, 1; NaN for what is no token."""
+    return jnp.where(known, z if method == "relevance" else jnp.ones_like(z), jnp.full_like(z, jnp.nan))
 
 
 @jax.tree_util.register_dataclass

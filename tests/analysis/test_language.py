@@ -85,9 +85,7 @@ def chosen(y, t):
 COMPOSITES = {
     "attnlrp": composites.attnlrp(),
     "gamma": composites.attnlrp(gamma=0.25),
-    "epsilon": composites.epsilon(0.1),
     "epsilon_plus": composites.epsilon_plus(),
-    "cp_lrp": composites.cp_lrp(),
 }
 
 
@@ -97,8 +95,8 @@ def naive():
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
-def test_all_tokens_at_once_and_one_call_for_each(name):
-    wanted = one_by_one(F, COMPOSITES[name], chosen)
+def test_all_tokens_at_once_and_one_call_for_each(name, naive):
+    wanted = naive if name == "attnlrp" else one_by_one(F, COMPOSITES[name], chosen)
     assert wanted.shape == (TOKENS - START, TOKENS) and np.abs(wanted).max() > 0.1
     found = language.token_relevance(F, COMPOSITES[name], IDS, at="embedded", start=START)
     close(found, wanted)
