@@ -11,6 +11,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 import lrpjax
@@ -257,9 +258,32 @@ def test_a_batch_of_one_text_within_the_model_and_texts_mapped(naive):
     )
     close(explain(lambda ids: batched(ids[None])[0], ids=IDS), naive)
     texts = jnp.stack([IDS, IDS[::-1]])
-    both = jax.vmap(lambda ids: explain(F, ids=ids))(texts)
+    both = jax.vmap(lambda ids: explain(H, ids=ids, unembed=P["unembed"]))(texts)
     close(both[0], naive)
     close(both[1], explain(F, ids=texts[1]))
+
+
+def test_a_flax_model_by_the_path_of_its_embedding():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, ids, head=True):
+            x = jnp.cumsum(nn.Embed(VOCABULARY, DIM, param_dtype=float, name="embed")(ids), 1)
+            return nn.Dense(VOCABULARY, param_dtype=float, name="head")(x) if head else x
+
+    variables = Model().init(jax.random.key(0), IDS[None])
+    run = lambda ids, **options: Model().apply(variables, ids[None], **options)[0]
+    explain = functools.partial(
+        language.token_relevance, composite=composites.epsilon(0.0), ids=IDS, at="embed", start=START
+    )
+    head = variables["params"]["head"]
+    table = variables["params"]["embed"]["embedding"]
+    # Each token's row times the column of the token that came.
+    wanted = (
+        jnp.tril(jnp.ones((TOKENS, TOKENS)))[START - 1 : -1] * (table[IDS] @ head["kernel"][:, IDS[START:]]).T
+    )
+    close(explain(run), wanted)
+    found = explain(functools.partial(run, head=False), unembed=head["kernel"], bias=head["bias"])
+    close(found, wanted)
 
 
 def test_a_scan_over_one_layer_keeps_its_axis():
