@@ -72,10 +72,13 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
 
 def one_by_one(f, composite, target_of, ids=IDS, start=START, at="embedded"):
     """A call of `relevance` for each generated token; `target_of` makes the output relevance of a position's logits."""
-    rows = []
-    for t in range(start, len(ids)):
-        seed = lambda y, t=t: jnp.zeros_like(y).at[t - 1].set(target_of(y[t - 1], t))
-        rows.append(lrpjax.relevance(f, composite, at=at, target=seed)(ids))
+
+    @jax.jit
+    def one(t):
+        seed = lambda y: jnp.zeros_like(y).at[t - 1].set(target_of(y[t - 1], t))
+        return lrpjax.relevance(f, composite, at=at, target=seed)(ids)
+
+    rows = [one(jnp.asarray(t)) for t in range(start, len(ids))]
     return jax.tree.map(lambda *rows: jnp.stack(rows).sum(-1), *rows)
 
 
@@ -192,15 +195,10 @@ def test_against_other_tokens(against, form):
     close(z, y[jnp.arange(4), IDS[START:]] - other)
 
 
-def test_the_gradient_family_gives_derivatives(naive):
-    wanted = np.stack(
-        [
-            jax.grad(lambda e, t=t: hidden_of(e)[t - 1] @ P["unembed"][:, IDS[t]])(P["embedding"][IDS]).sum(
-                -1
-            )
-            for t in range(START, TOKENS)
-        ]
-    )
+def test_the_gradient_family_gives_derivatives():
+    score = lambda e, t: hidden_of(e)[t - 1] @ P["unembed"][:, IDS[t]]
+    one = jax.jit(jax.grad(score))
+    wanted = np.stack([one(P["embedding"][IDS], jnp.asarray(t)).sum(-1) for t in range(START, TOKENS)])
     for f, given in ((F, {}), (H, {"unembed": P["unembed"]})):
         found = language.token_relevance(f, composites.gradient(), IDS, at="embedded", start=START, **given)
         close(found, wanted)
@@ -256,9 +254,9 @@ def test_a_batch_of_one_text_within_the_model_and_texts_mapped(naive):
     explain = functools.partial(
         language.token_relevance, composite=composites.attnlrp(), at="embedded", start=START
     )
-    close(explain(lambda ids: batched(ids[None])[0], ids=IDS), naive)
+    close(jax.jit(lambda ids: explain(lambda ids: batched(ids[None])[0], ids=ids))(IDS), naive)
     texts = jnp.stack([IDS, IDS[::-1]])
-    both = jax.vmap(lambda ids: explain(H, ids=ids, unembed=P["unembed"]))(texts)
+    both = jax.jit(jax.vmap(lambda ids: explain(H, ids=ids, unembed=P["unembed"])))(texts)
     close(both[0], naive)
     close(both[1], explain(F, ids=texts[1]))
 
