@@ -15,9 +15,9 @@ from lrpjax._version import __version__ as __version__
 from lrpjax.analysis import bilrp as _bilrp
 from lrpjax.analysis import concepts as concepts
 from lrpjax.analysis import gradients as gradients
+from lrpjax.analysis import language as language
 from lrpjax.analysis import parameters as parameters
 from lrpjax.analysis import positions as positions
-from lrpjax.analysis import language as language
 from lrpjax.analysis import taylor as taylor
 from lrpjax.analysis import tuning as tuning
 from lrpjax.analysis import uncertainty as uncertainty
@@ -75,6 +75,8 @@ _aliases.install(
         "lrpjax.layers": "lrpjax.patterns.network",
         "lrpjax.ledger": "lrpjax.analysis.audit",
         "lrpjax.loading": "lrpjax.data.loading",
+        "lrpjax.parameters": "lrpjax.analysis.parameters",
+        "lrpjax.positions": "lrpjax.analysis.positions",
         "lrpjax.metrics.similarity": "lrpjax.metrics.agreement",
         "lrpjax.similarity": "lrpjax.analysis.bilrp",
         "lrpjax.store": "lrpjax.data.store",

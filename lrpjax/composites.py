@@ -526,8 +526,8 @@ def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
 
 
 def relp(epsilon: Any = 0.0) -> Composite:
-    """The coefficients of RelP (Jafari et al. 2025, arXiv 2508.21258, table 1): the scale of norms is held fixed (Ali et
-    al. 2022), activations are passed through (Jafari et al. 2024), gates take half, attention is as its derivative
+    """The coefficients of RelP (Jafari et al. 2025, arXiv 2508.21258, table 1): the scale of norms is held fixed (Ali
+    et al. 2022), activations are passed through (Jafari et al. 2024), gates take half, attention is as its derivative
     has it, and layers take ε.
 
     For `lrpjax.linearise` and `lrpjax.circuits`, which multiply coefficients by changes. As a relevance it is not

@@ -211,7 +211,6 @@ class Linearised:
                 "push reads the program forward, which has to be linear; these rules are not: "
                 f"{'; '.join(layout.nonlinear)}"
             )
-        begin, index = (None, None) if path is None else self._named(path)
         where = "the input" if path is None else repr(path)
         value = self.inputs if path is None else self.value(path)
         direction = _fitting(direction, value, "the direction", where)

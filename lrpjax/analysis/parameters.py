@@ -8,7 +8,7 @@ constants of the relevance here, which is what sets this apart from `lrpjax.rele
 parameters: that explains W·h as a product of two explained values, half to each.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -46,9 +46,9 @@ def relevance(
     norms and activations are what the composite makes of them.
 
     In a layer R_{w_ij} = Σ a_i w_ij R_j / (z_j + ε sign z_j), of a bias b_j R_j / (z_j + ε sign z_j), summed over
-    examples, positions and the places where a parameter is used; of the scale of a norm or a BatchNorm and of an embedding
-    alike. In a layer without bias Σ R_w = Σ R. It costs a backward pass in which every layer is transposed once more, as
-    a gradient for all parameters does.
+    examples, positions and the places where a parameter is used; of the scale of a norm or a BatchNorm and of an
+    embedding alike. In a layer without bias Σ R_w = Σ R. It costs a backward pass in which every layer is transposed
+    once more, as a gradient for all parameters does.
 
     Args:
         f: a function of parameters and inputs, such as `model.apply`. composite: as for `lrpjax.relevance`; layers with
@@ -58,13 +58,13 @@ def relevance(
             parameters ⊙ gradient.
 
     Returns:
-        A function of the same arguments, which returns relevances in the structure, shapes and dtypes of the parameters;
-            zeros where they are integers.
+        A function of the same arguments, which returns relevances in the structure, shapes and dtypes of the
+            parameters; zeros where they are integers.
 
     Raises:
-        InputError: there is no other argument: inputs are given as arguments, not captured. RuleError: a unit that reads
-            a parameter has a rule for which this is not defined (γ, z⁺, αβ, …); all such units are listed. Else as
-            `lrpjax.relevance`.
+        InputError: there is no other argument: inputs are given as arguments, not captured. RuleError: a unit that
+            reads a parameter has a rule for which this is not defined (γ, z⁺, αβ, …); all such units are listed. Else
+            as `lrpjax.relevance`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda params, x: x @ params["w"] + params["b"]
@@ -129,7 +129,9 @@ def _refuse(program: Program) -> None:
         return
     graph, level, routes = program.graph, program.level, program.routes
     first = len(program.consts) - len(program.beside_leaves)
-    borders = [first <= i < len(program.consts) and compat.is_float(v.aval) for i, v in enumerate(graph.inputs)]
+    borders = [
+        first <= i < len(program.consts) and compat.is_float(v.aval) for i, v in enumerate(graph.inputs)
+    ]
 
     def transfer(known: Flow[bool], node: Node) -> Iterator[tuple[Value, bool]]:
         if any(known[v] for v in node.inputs):
@@ -167,9 +169,10 @@ def summed(R: Any, axis: int | None = None, *, groups: int | None = None) -> Any
     """The relevance of parameters by layer, by neuron, channel or head: a tree of sums.
 
     Args:
-        R: relevances of parameters. axis: the axis that is kept, in kernels of Flax the last for what a neuron or channel
-            receives (with its bias) and the last but one for what it sends; None for one number for each array, by layer.
-            Arrays that lack the axis are summed up whole. groups: the axis is taken as this many equal groups, as heads.
+        R: relevances of parameters. axis: the axis that is kept, in kernels of Flax the last for what a neuron or
+            channel receives (with its bias) and the last but one for what it sends; None for one number for each array,
+            by layer. Arrays that lack the axis are summed up whole. groups: the axis is taken as this many equal
+            groups, as heads.
 
     Raises:
         PruneError: the axis of an array cannot be divided into so many groups.
@@ -229,23 +232,30 @@ def prune(
         raise PruneError(f"scores compete within 'array', 'column' or 'all', but this is {within!r}")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     given = jax.tree.leaves(scores)
-    if jax.tree.structure(scores) != treedef or [jnp.shape(s) for s in given] != [jnp.shape(w) for _, w in leaves]:
+    if jax.tree.structure(scores) != treedef or [jnp.shape(s) for s in given] != [
+        jnp.shape(w) for _, w in leaves
+    ]:
         raise PruneError("the scores have another structure, or other shapes, than the parameters")
     chosen = select or (lambda path, w: jnp.ndim(w) > 1)
-    names = ["/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path) for path, _ in leaves]
-    pruned = [chosen(name, w) for name, (_, w) in zip(names, leaves, strict=True)]
-    sizes = [jnp.abs(jnp.asarray(s)) for s in given]
-    if within == "all":
-        together = jnp.concatenate([s.reshape(-1).astype(sizes[0].dtype) for s, p in zip(sizes, pruned, strict=True) if p])
-        keep = iter(jnp.split(_kept(together, sparsity), np.cumsum([s.size for s, p in zip(sizes, pruned, strict=True) if p])[:-1]))
-        kept = [next(keep).reshape(s.shape) if p else None for s, p in zip(sizes, pruned, strict=True)]
+    pruned = [i for i, (path, w) in enumerate(leaves) if chosen(_name(path), w)]
+    sizes = {i: jnp.abs(jnp.asarray(given[i])) for i in pruned}
+    if within == "all" and pruned:
+        together = jnp.concatenate([s.reshape(-1).astype(jnp.float32) for s in sizes.values()])
+        ends = np.cumsum([s.size for s in sizes.values()])[:-1]
+        parts = jnp.split(_kept(together, sparsity), ends)
+        kept = {i: part.reshape(s.shape) for (i, s), part in zip(sizes.items(), parts, strict=True)}
     elif within == "column":
-        by_column = jax.vmap(lambda s: _kept(s, sparsity), in_axes=-1, out_axes=-1)
-        kept = [by_column(s.reshape(-1, s.shape[-1])).reshape(s.shape) if p else None for s, p in zip(sizes, pruned, strict=True)]
+        of_columns = jax.vmap(lambda s: _kept(s, sparsity), in_axes=-1, out_axes=-1)
+        kept = {i: of_columns(s.reshape(-1, s.shape[-1])).reshape(s.shape) for i, s in sizes.items()}
     else:
-        kept = [_kept(s.reshape(-1), sparsity).reshape(s.shape) if p else None for s, p in zip(sizes, pruned, strict=True)]
-    flat = [w if k is None else jnp.where(k, w, jnp.zeros_like(w)) for k, (_, w) in zip(kept, leaves, strict=True)]
+        kept = {i: _kept(s.reshape(-1), sparsity).reshape(s.shape) for i, s in sizes.items()}
+    flat = [jnp.where(kept[i], w, jnp.zeros_like(w)) if i in kept else w for i, (_, w) in enumerate(leaves)]
     return jax.tree.unflatten(treedef, flat)
+
+
+def _name(path: tuple) -> str:
+    """A path in a tree as text: "layers/0/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _kept(scores: jax.Array, sparsity: float) -> jax.Array:

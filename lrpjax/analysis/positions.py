@@ -1,9 +1,9 @@
 """What a transformer's positions contribute: relevance that goes into position embeddings and rotations, beside that of
 the tokens.
 
-A network sees pairs of a token and its place. Where relevance is read at the tokens' embeddings only, that of the places
-is missing, and with it a part of the output (PA-LRP, Bakish et al. 2025, "Revisiting LRP: Positional Attribution as the
-Missing Ingredient for Transformer Explainability", arXiv 2506.02138).
+A network sees pairs of a token and its place. Where relevance is read at the tokens' embeddings only, that of the
+places is missing, and with it a part of the output (PA-LRP, Bakish et al. 2025, "Revisiting LRP: Positional Attribution
+as the Missing Ingredient for Transformer Explainability", arXiv 2506.02138).
 """
 
 import dataclasses
@@ -61,18 +61,18 @@ def relevance(
 ) -> Callable:
     """The relevance of tokens, and of positions as an output of its own.
 
-    What is added to the embeddings, learned or sinusoidal, takes its share of the sum, R_p = p R / (e + p). What rotates
-    queries and keys, q cos + q' sin, takes half of each product, as any factor does (`rules.Product("uniform")`; Bakish
-    et al. 2025 the same), in every layer. Without the name of the rotation it counts as a linear map, and the queries
-    take all.
+    What is added to the embeddings, learned or sinusoidal, takes its share of the sum, R_p = p R / (e + p). What
+    rotates queries and keys, q cos + q' sin, takes half of each product, as any factor does
+    (`rules.Product("uniform")`; Bakish et al. 2025 the same), in every layer. Without the name of the rotation it
+    counts as a linear map, and the queries take all.
 
     Args:
         f: a function of tokens or embeddings, for one text. composite: None for `composites.attnlrp()`. (Under `cp_lrp`
             no relevance comes to queries and keys, and none to rotations.) tokens: the path or tag of the tokens'
             embeddings. positions: those of the positions' values: what is added to the embeddings, or the cosines and
             sines of rotations, [positions, …]. They need names: `lrpjax.tag(cos, "cos")`. axis: which axis of all
-            these counts positions; a mapping says it for each name. A value in a loop has the steps first. target: as for
-            `lrpjax.relevance`.
+            these counts positions; a mapping says it for each name. A value in a loop has the steps first. target: as
+            for `lrpjax.relevance`.
 
     Returns:
         A function of the same arguments as f, which returns `Positions`.

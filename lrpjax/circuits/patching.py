@@ -63,7 +63,9 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
     """
     for path in put:
         if not isinstance(path, str) or is_glob(path):
-            raise PathError(f"what is put in takes the place of one value each, but {path!r} names none, or several")
+            raise PathError(
+                f"what is put in takes the place of one value each, but {path!r} names none, or several"
+            )
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -92,12 +94,12 @@ def patch(
     each, of which `batch` are vmapped, under one compilation (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022).
 
     Args:
-        f: the function. clean, corrupted: its argument in the two runs; a tuple for several arguments. at: module paths,
-            tags and globs, as for `lrpjax.relevance`. metric: from f's output to a number, such as the difference of two
-            logits. each: the axes of a value along which its parts are told apart; the others are patched together.
-            With values [tokens, features] 0 patches token by token; () or None patches a value as a whole, (0, 1)
-            every element. A mapping says it for each path. Steps of loops are always told apart. into: the run that is
-            patched, with values of the other.
+        f: the function. clean, corrupted: its argument in the two runs; a tuple for several arguments. at: module
+            paths, tags and globs, as for `lrpjax.relevance`. metric: from f's output to a number, such as the
+            difference of two logits. each: the axes of a value along which its parts are told apart; the others are
+            patched together. With values [tokens, features] 0 patches token by token; () or None patches a value as a
+            whole, (0, 1) every element. A mapping says it for each path. Steps of loops are always told apart. into:
+            the run that is patched, with values of the other.
 
     Returns:
         {path: [*steps of loops, *sizes of the axes in `each`]}.
@@ -217,7 +219,9 @@ def attribute(
         return score(lin.coefficients(unit=weight))
     parts = [part for group in groups for part in _steps(group, lin)]
     if len(parts) < 2:
-        raise PatchError(f"GradDrop leaves out one part at a time, of at least two, but drop={drop!r} has {len(parts)}")
+        raise PatchError(
+            f"GradDrop leaves out one part at a time, of at least two, but drop={drop!r} has {len(parts)}"
+        )
     total: dict[str, jax.Array] = {}
     for part in parts:
         slopes = lin.coefficients(unit=weight, stop=[_step(path, index) for path, index in part.items()])
@@ -243,8 +247,9 @@ def attribute_edges(
 ) -> dict[tuple[str, str], jax.Array]:
     """Edge attribution patching: what changes when only what a later value reads of an earlier one is patched.
 
-    Σ Δh_source ⊙ c_{source ← target}, with the part of the coefficient that comes through `target` directly (Syed et al.
-    2023, "Attribution Patching Outperforms Automated Circuit Discovery"; with `composites.relp()` the same for RelP).
+    Σ Δh_source ⊙ c_{source ← target}, with the part of the coefficient that comes through `target` directly (Syed et
+    al. 2023, "Attribution Patching Outperforms Automated Circuit Discovery"; with `composites.relp()` the same for
+    RelP).
 
     Args:
         As for `attribute`; at: the nodes.
@@ -257,7 +262,8 @@ def attribute_edges(
     >>> def f(x):
     ...     a = lrpjax.tag(2.0 * x, "a")
     ...     return (a + lrpjax.tag(3.0 * a, "b")).sum()
-    >>> edges = lrpjax.circuits.attribute_edges(f, lrpjax.composites.gradient(), jnp.ones(1), jnp.zeros(1), at=["a", "b"])
+    >>> runs = jnp.ones(1), jnp.zeros(1)
+    >>> edges = lrpjax.circuits.attribute_edges(f, lrpjax.composites.gradient(), *runs, at=["a", "b"])
     >>> {edge: float(share) for edge, share in edges.items()}
     {('a', 'output'): 2.0, ('b', 'output'): 6.0, ('a', 'b'): 6.0}
     """
@@ -276,7 +282,9 @@ class Split:
     rest: Reading
 
 
-def split(lin: Linearised, path: str | None, *, each: int | Sequence[int] | None = 0, batch: int = 16) -> Split:
+def split(
+    lin: Linearised, path: str | None, *, each: int | Sequence[int] | None = 0, batch: int = 16
+) -> Split:
     """The output, and every later value, as a sum over tokens, heads or neurons of an earlier one.
 
     Each part of the value is pushed through the linearised program alone (as DePass does, Hong et al. 2025, arXiv
@@ -321,7 +329,7 @@ def split(lin: Linearised, path: str | None, *, each: int | Sequence[int] | None
     return Split(parts, rest)
 
 
-# ------------------------------------------------------------------------------------------------- runs and their values
+# ------------------------------------------------------------------------------------------------ runs and their values
 
 
 @dataclasses.dataclass
@@ -372,14 +380,22 @@ def _puts(program: Program, put: Mapping[str, Any]) -> dict[int, tuple]:
             except ValueError:
                 fits = False
             if not fits:
-                raise PatchError(f"the {what} put into {path!r} has shape {jnp.shape(one)}, the value has {shape}")
+                raise PatchError(
+                    f"the {what} put into {path!r} has shape {jnp.shape(one)}, the value has {shape}"
+                )
         array = jnp.broadcast_to(jnp.asarray(array).astype(value.aval.dtype), shape)
         puts[program.tapped.index(value)] = (jnp.broadcast_to(jnp.asarray(where, bool), shape), array)
     return puts
 
 
 def _linearised(
-    f: Callable, composite: Composite | None, clean: Any, corrupted: Any, at: Any, into: str, coefficients: str | None
+    f: Callable,
+    composite: Composite | None,
+    clean: Any,
+    corrupted: Any,
+    at: Any,
+    into: str,
+    coefficients: str | None,
 ) -> tuple[Linearised, dict[str, jax.Array], _Run]:
     """The linearised run, what patching changes each value by, and the run of exact changes."""
     base, other = _base_and_other(clean, corrupted, into)
@@ -406,8 +422,8 @@ def _need_alike(values: Mapping[str, jax.Array], others: Mapping[str, jax.Array]
     for path in clean:
         if clean[path].shape != corrupted[path].shape:
             raise PatchError(
-                f"{path!r} has shape {clean[path].shape} in the clean run, but {corrupted[path].shape} in the corrupted "
-                "one: two runs are compared value by value, so pad the inputs to one shape"
+                f"{path!r} has shape {clean[path].shape} in the clean run, but {corrupted[path].shape} in the "
+                "corrupted one: two runs are compared value by value, so pad the inputs to one shape"
             )
 
 
@@ -424,7 +440,7 @@ def _slope(metric: Callable, y: Any) -> Any:
     return jax.grad(metric)(y)
 
 
-# ------------------------------------------------------------------------------------------------------- parts of values
+# ------------------------------------------------------------------------------------------------------ parts of values
 
 
 def _loops(program: Program, path: str) -> int:
@@ -463,7 +479,9 @@ def _steps(group: Sequence[str], lin: Linearised) -> list[dict[str, Any]]:
     """
     loops = {lin.loops(path) for path in group}
     if len(loops) != 1:
-        raise PatchError(f"a part that is dropped is of one layer, but {list(group)} stand in loops of {sorted(loops)}")
+        raise PatchError(
+            f"a part that is dropped is of one layer, but {list(group)} stand in loops of {sorted(loops)}"
+        )
     (steps,) = loops
     return [dict.fromkeys(group, index) for index in np.ndindex(*steps)] if steps else [dict.fromkeys(group)]
 

@@ -20,7 +20,9 @@ class Origin(NamedTuple):
     summed: int = 0
 
 
-def find(level: Level, routes: Routes, explained: Sequence[Value], argument: Sequence[int]) -> list[tuple[Unit, int, int]]:
+def find(
+    level: Level, routes: Routes, explained: Sequence[Value], argument: Sequence[int]
+) -> list[tuple[Unit, int, int]]:
     """The products that sum over an axis of an explained array and of what was computed, by weighted sums, from another
     array of the same argument: (unit, the one array, the other), by number. argument: that of each array."""
 
@@ -50,7 +52,9 @@ def find(level: Level, routes: Routes, explained: Sequence[Value], argument: Seq
             for other in unit.operands:
                 through |= known[other].summed if other is not bare else 0
             others = [
-                i for i, a in enumerate(argument) if through >> i & 1 and i != number and a == argument[number]
+                i
+                for i, a in enumerate(argument)
+                if through >> i & 1 and i != number and a == argument[number]
             ]
             if others:
                 found.append((unit, number, others[0]))

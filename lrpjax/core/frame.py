@@ -67,8 +67,8 @@ class Rewritten:
     `tapped` lists values at which relevance is asked for, weighted or steered: `run` takes a `Tap` for each of them.
     `audited` lists units, and values at which relevance ends (`lrpjax.core.ends`) with the unit that reads them, of
     which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account. At `stops`,
-    tapped values, relevance is read and goes no further. `crediting`: constants have cotangents, too; what depends on the
-    explained input, and gets no relevance, hands none to them.
+    tapped values, relevance is read and goes no further. `crediting`: constants have cotangents, too; what depends on
+    the explained input, and gets no relevance, hands none to them.
     """
 
     def __init__(

@@ -229,10 +229,12 @@ class Program:
         inputs = self.level.inputs[len(self.consts) :]
         found = factors.find(self.level, self.routes, inputs, numbers)
         if found:
-            lines = "\n".join(f"  {paths_of[a]} with what {paths_of[b]} made, {unit.place}" for unit, a, b in found)
+            lines = "\n".join(
+                f"  {paths_of[a]} with what {paths_of[b]} made, {unit.place}" for unit, a, b in found
+            )
             raise InputError(
-                f"the argument to be explained holds the weights of layers, which are multiplied\n{lines}\nAs factors of "
-                "products they and the activations would take half of the relevance each, again and again. For the "
+                f"the argument to be explained holds the weights of layers, which are multiplied\n{lines}\nAs factors "
+                "of products they and the activations would take half of the relevance each, again and again. For the "
                 "relevance of parameters call lrpjax.parameters.relevance(f, composite)(params, x); to explain such a "
                 "product all the same, give its arrays as arguments of their own, argnums=(0, 1)"
             )

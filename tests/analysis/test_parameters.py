@@ -49,7 +49,11 @@ def test_a_loop_over_connections(params, rng, epsilon):
         a2 = np.maximum(z2, 0)
         z3 = a2 @ w3 + b3
         R = np.where(np.arange(3) == 2, z3, 0.0)
-        for a, w, b, z, name, bias in [(a2, w3, b3, z3, "w3", "b3"), (a1, w2, 0 * z2, z2, "w2", None), (one, w1, b1, z1, "w1", "b1")]:
+        for a, w, b, z, name, bias in [
+            (a2, w3, b3, z3, "w3", "b3"),
+            (a1, w2, 0 * z2, z2, "w2", None),
+            (one, w1, b1, z1, "w1", "b1"),
+        ]:
             below = np.zeros_like(a)
             for i in range(len(a)):
                 for j in range(len(z)):
@@ -87,7 +91,9 @@ def test_convolutions_and_batch_norm(rng):
     """ReLU networks: R_w = w ⊙ ∂f_t/∂w, for LRP-0."""
     model, x = Convolutional(), jnp.asarray(rng.normal(size=(2, 4, 4, 2)))
     variables = lenient(model.init)(jax.random.key(0), x)
-    variables = jax.tree.map(lambda a: a.astype(float) + 0.1 * jnp.asarray(rng.uniform(size=a.shape)), variables)
+    variables = jax.tree.map(
+        lambda a: a.astype(float) + 0.1 * jnp.asarray(rng.uniform(size=a.shape)), variables
+    )
     f = lambda params, x: lenient(model.apply)({**variables, "params": params}, x)
     found = parameters.relevance(f, EXACT, target=1)(variables["params"], x)
     slopes = jax.grad(lambda p: f(p, x)[:, 1].sum())(variables["params"])
@@ -106,7 +112,12 @@ def attention(params, x, keep=lambda a: a):
 @pytest.fixture
 def transformer(rng):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
-    return {k: normal(4, 4) for k in "qkv"} | {"scale": normal(4), "shift": normal(4), "up": normal(4, 6), "out": normal(6, 3)}
+    return {k: normal(4, 4) for k in "qkv"} | {
+        "scale": normal(4),
+        "shift": normal(4),
+        "up": normal(4, 6),
+        "out": normal(6, 3),
+    }
 
 
 def test_attention_norms_and_activations(transformer, rng):
@@ -146,7 +157,9 @@ def test_scanned_layers_and_tied_tokens(rng):
     for f in (scanned, unrolled):
         found = parameters.relevance(f, EXACT, target=lambda y: y * weight)(params, ids)
         jax.tree.map(lambda r, w, g: close(r, w * g), found, params, slopes)
-        inside = jax.jit(lambda p, i, f=f: parameters.relevance(f, EXACT, target=lambda y: y * weight)(p, i))(params, ids)
+        inside = jax.jit(lambda p, i, f=f: parameters.relevance(f, EXACT, target=lambda y: y * weight)(p, i))(
+            params, ids
+        )
         jax.tree.map(close, inside, found)
 
 
@@ -172,7 +185,9 @@ def test_other_arguments_and_integers(params, rng):
 
 def test_rules_that_do_not_say_what_a_weight_contributes(params, rng):
     x = jnp.asarray(rng.normal(size=(3, 4)))
-    composite = lrpjax.Composite([(select.first("dense"), rules.ZPlus()), (select.last("dense"), rules.Gamma(0.1))])
+    composite = lrpjax.Composite(
+        [(select.first("dense"), rules.ZPlus()), (select.last("dense"), rules.Gamma(0.1))]
+    )
     with pytest.raises(RuleError, match=r"(?s)ZPlus.*Gamma|Gamma.*ZPlus") as error:
         parameters.relevance(network, composite)(params, x)
     assert "composites.epsilon" in str(error.value) and str(error.value).count("dense in") == 2
@@ -193,7 +208,10 @@ def test_weights_explained_as_factors_of_products_are_refused(params, transforme
     with pytest.raises(InputError, match=r"lrpjax\.parameters\.relevance"):
         lrpjax.relevance(attention, composites.cp_lrp())(transformer, x)
     # Of one layer there is one way to see it; so are products of inputs, and arrays that are arguments of their own.
-    close(lrpjax.relevance(lambda w, x: x @ w, EXACT)(params["w1"], x), parameters.relevance(lambda w, x: x @ w, EXACT)(params["w1"], x))
+    close(
+        lrpjax.relevance(lambda w, x: x @ w, EXACT)(params["w1"], x),
+        parameters.relevance(lambda w, x: x @ w, EXACT)(params["w1"], x),
+    )
     pair = {"a": x, "b": 2.0 * x}
     both = lrpjax.relevance(lambda p: p["a"] @ p["b"].T, EXACT)(pair)
     close(both["a"].sum(), both["b"].sum())
@@ -204,7 +222,11 @@ def test_weights_explained_as_factors_of_products_are_refused(params, transforme
 
 
 def test_pruning_by_hand():
-    params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "v": jnp.array([[5.0], [6.0]]), "b": jnp.array([7.0, 8.0])}
+    params = {
+        "w": jnp.array([[1.0, 2.0], [3.0, 4.0]]),
+        "v": jnp.array([[5.0], [6.0]]),
+        "b": jnp.array([7.0, 8.0]),
+    }
     scores = {"w": jnp.array([[0.1, -9.0], [0.2, 0.3]]), "v": jnp.array([[-5.0], [4.0]]), "b": jnp.zeros(2)}
     by_array = parameters.prune(params, scores, 0.5)
     close(by_array["w"], jnp.array([[0.0, 2.0], [0.0, 4.0]])), close(by_array["v"], jnp.array([[5.0], [0.0]]))
@@ -232,4 +254,7 @@ def test_sums_by_layer_neuron_and_head():
     R = {"kernel": jnp.arange(12.0).reshape(3, 4), "scale": jnp.array(2.0)}
     close(parameters.summed(R)["kernel"], 66.0)
     close(parameters.summed(R, -1, groups=2)["kernel"], jnp.array([27.0, 39.0]))
-    close(parameters.summed(R, -2)["kernel"], jnp.array([6.0, 22.0, 38.0])), close(parameters.summed(R, -2)["scale"], 2.0)
+    (
+        close(parameters.summed(R, -2)["kernel"], jnp.array([6.0, 22.0, 38.0])),
+        close(parameters.summed(R, -2)["scale"], 2.0),
+    )

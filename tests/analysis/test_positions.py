@@ -26,7 +26,12 @@ def rng():
 @pytest.fixture
 def params(rng):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
-    return {"embed": normal(V, D), "places": normal(T, D), "layers": {w: normal(2, D, D) for w in "qkv"}, "out": normal(D, V)}
+    return {
+        "embed": normal(V, D),
+        "places": normal(T, D),
+        "layers": {w: normal(2, D, D) for w in "qkv"},
+        "out": normal(D, V),
+    }
 
 
 @jax.custom_vjp
@@ -58,12 +63,16 @@ def rotary(params, e, cos, sin, split=lambda a: a):
 
 def tagged(params, ids):
     cos, sin = angles()
-    return rotary(params, lrpjax.tag(params["embed"][ids], "tokens"), lrpjax.tag(cos, "cos"), lrpjax.tag(sin, "sin"))
+    return rotary(
+        params, lrpjax.tag(params["embed"][ids], "tokens"), lrpjax.tag(cos, "cos"), lrpjax.tag(sin, "sin")
+    )
 
 
 def test_rotations_take_half_of_every_product(params):
     """As LXT's uniform rule for q cos and q' sin (Bakish et al. 2025): values times derivatives with every product halved."""
-    found = lrpjax.positions.relevance(functools.partial(tagged, params), EXACT, tokens="tokens", positions=["cos", "sin"], target=1)(IDS)
+    found = lrpjax.positions.relevance(
+        functools.partial(tagged, params), EXACT, tokens="tokens", positions=["cos", "sin"], target=1
+    )(IDS)
     e, (cos, sin) = params["embed"][IDS], angles()
     slopes = jax.grad(lambda *a: rotary(params, *a, half)[:, 1].sum(), argnums=(0, 1, 2))(e, cos, sin)
     close(found.tokens, (e * slopes[0]).sum(-1))
@@ -128,9 +137,17 @@ def test_scanned_layers_that_rotate(params):
         x = lrpjax.tag(params["embed"][ids], "tokens")
         return lax.scan(step, x, params["layers"])[0] @ params["out"]
 
-    wanted = lrpjax.positions.relevance(functools.partial(tagged, params), EXACT, tokens="tokens", positions=["cos", "sin"], target=1)(IDS)
-    explain = lambda name, axis: lrpjax.positions.relevance(functools.partial(f, name=name), EXACT, tokens="tokens", positions=["cos", "sin"], axis=axis, target=1)
-    for found in (explain("outside", 0)(IDS), explain("inside", {"cos": 1, "sin": 1})(IDS), jax.jit(explain("outside", 0))(IDS)):
+    wanted = lrpjax.positions.relevance(
+        functools.partial(tagged, params), EXACT, tokens="tokens", positions=["cos", "sin"], target=1
+    )(IDS)
+    explain = lambda name, axis: lrpjax.positions.relevance(
+        functools.partial(f, name=name), EXACT, tokens="tokens", positions=["cos", "sin"], axis=axis, target=1
+    )
+    for found in (
+        explain("outside", 0)(IDS),
+        explain("inside", {"cos": 1, "sin": 1})(IDS),
+        jax.jit(explain("outside", 0))(IDS),
+    ):
         close(found.tokens, wanted.tokens), close(found.positions, wanted.positions)
 
 

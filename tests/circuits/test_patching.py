@@ -27,7 +27,12 @@ def rng():
 @pytest.fixture
 def params(rng):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[-2]))
-    layers = {"q": normal(LAYERS, D, D), "k": normal(LAYERS, D, D), "v": normal(LAYERS, D, D), "o": normal(LAYERS, D, D)}
+    layers = {
+        "q": normal(LAYERS, D, D),
+        "k": normal(LAYERS, D, D),
+        "v": normal(LAYERS, D, D),
+        "o": normal(LAYERS, D, D),
+    }
     layers |= {"up": normal(LAYERS, D, HIDDEN), "down": normal(LAYERS, HIDDEN, D)}
     return {"embed": normal(V, D) * 2, "layers": layers, "out": normal(D, V)}
 
@@ -62,7 +67,9 @@ def layer(x, p, name, keep=plain, tag=lrpjax.tag):
 def unrolled(params, ids, keep=plain, tag=lrpjax.tag):
     x = tag(params["embed"][ids], "embedding")
     for i in range(LAYERS):
-        x = layer(x, jax.tree.map(lambda a, i=i: a[i], params["layers"]), lambda what, i=i: f"{what}{i}", keep, tag)
+        x = layer(
+            x, jax.tree.map(lambda a, i=i: a[i], params["layers"]), lambda what, i=i: f"{what}{i}", keep, tag
+        )
     return norm(x, keep) @ params["out"]
 
 
@@ -105,7 +112,10 @@ def test_patching_is_a_loop_over_the_parts_of_values(f, params):
     before = difference(f(CORRUPTED))
     for name in NAMES:
         wanted = [
-            difference(with_values(params, CORRUPTED, {name: lambda x, t=t, n=name: x.at[t].set(clean[n][t])})[0]) - before
+            difference(
+                with_values(params, CORRUPTED, {name: lambda x, t=t, n=name: x.at[t].set(clean[n][t])})[0]
+            )
+            - before
             for t in range(T)
         ]
         close(found[name], jnp.stack(wanted))
@@ -117,10 +127,17 @@ def test_parts_are_tokens_heads_elements_or_all(f, params):
     one = lambda where: difference(with_values(params, CORRUPTED, {"heads1": where})[0]) - before
     each = {"heads1": (0, 1), "mlp0": None, "embedding": -1}
     found = circuits.patch(f, CLEAN, CORRUPTED, at=list(each), metric=difference, each=each)
-    assert {path: effects.shape for path, effects in found.items()} == {"heads1": (T, HEADS), "mlp0": (), "embedding": (D,)}
+    assert {path: effects.shape for path, effects in found.items()} == {
+        "heads1": (T, HEADS),
+        "mlp0": (),
+        "embedding": (D,),
+    }
     for t, h in [(0, 1), (4, 0)]:
         close(found["heads1"][t, h], one(lambda x, t=t, h=h: x.at[t, h].set(clean["heads1"][t, h])))
-    close(found["mlp0"], difference(with_values(params, CORRUPTED, {"mlp0": lambda x: clean["mlp0"]})[0]) - before)
+    close(
+        found["mlp0"],
+        difference(with_values(params, CORRUPTED, {"mlp0": lambda x: clean["mlp0"]})[0]) - before,
+    )
 
 
 def test_patching_into_the_clean_run_is_the_other_way_round(f):
@@ -132,8 +149,22 @@ def test_patching_into_the_clean_run_is_the_other_way_round(f):
 
 
 def test_scanned_layers_are_patched_step_by_step(params, f):
-    found = circuits.patch(functools.partial(scanned, params), CLEAN, CORRUPTED, at=["mlp", "heads"], metric=difference, each={"mlp": 0, "heads": (0, 1)})
-    wanted = circuits.patch(f, CLEAN, CORRUPTED, at=["mlp0", "mlp1", "heads1"], metric=difference, each={"mlp0": 0, "mlp1": 0, "heads1": (0, 1)})
+    found = circuits.patch(
+        functools.partial(scanned, params),
+        CLEAN,
+        CORRUPTED,
+        at=["mlp", "heads"],
+        metric=difference,
+        each={"mlp": 0, "heads": (0, 1)},
+    )
+    wanted = circuits.patch(
+        f,
+        CLEAN,
+        CORRUPTED,
+        at=["mlp0", "mlp1", "heads1"],
+        metric=difference,
+        each={"mlp0": 0, "mlp1": 0, "heads1": (0, 1)},
+    )
     close(found["mlp"], jnp.stack([wanted["mlp0"], wanted["mlp1"]]))
     close(found["heads"][1], wanted["heads1"])
 
@@ -143,20 +174,30 @@ def test_interventions(f, params):
     found = circuits.intervene(f, {"mlp0": (half, 0.0), "residual1": jnp.ones((T, D))})(CLEAN)
     put = {"mlp0": lambda x: jnp.where(half, 0.0, x), "residual1": jnp.ones_like}
     close(found, with_values(params, CLEAN, put)[0])
-    close(circuits.intervene(f, {"mlp0": (half, 0.0)})(CLEAN), with_values(params, CLEAN, {"mlp0": put["mlp0"]})[0])
+    close(
+        circuits.intervene(f, {"mlp0": (half, 0.0)})(CLEAN),
+        with_values(params, CLEAN, {"mlp0": put["mlp0"]})[0],
+    )
     close(circuits.intervene(f, {})(CLEAN), f(CLEAN))
     slope = jax.grad(lambda a: circuits.intervene(f, {"mlp0": a})(CLEAN).sum())(jnp.zeros((T, D)))
-    close(slope, jax.grad(lambda a: with_values(params, CLEAN, {"mlp0": lambda x: a})[0].sum())(jnp.zeros((T, D))))
+    close(
+        slope,
+        jax.grad(lambda a: with_values(params, CLEAN, {"mlp0": lambda x: a})[0].sum())(jnp.zeros((T, D))),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- approximations
 
 
-@pytest.mark.parametrize(("into", "coefficients"), [("corrupted", None), ("clean", None), ("corrupted", "clean")])
+@pytest.mark.parametrize(
+    ("into", "coefficients"), [("corrupted", None), ("clean", None), ("corrupted", "clean")]
+)
 def test_relp_is_its_formula_written_out(f, params, into, coefficients):
     """Δh ⊙ ∂m/∂h of the function whose norms and activations are frozen (LN-rule, Identity-rule)."""
     composite = composites.relp()
-    found = circuits.attribute(f, composite, CLEAN, CORRUPTED, at=NAMES, metric=difference, into=into, coefficients=coefficients)
+    found = circuits.attribute(
+        f, composite, CLEAN, CORRUPTED, at=NAMES, metric=difference, into=into, coefficients=coefficients
+    )
     ids = {"clean": CLEAN, "corrupted": CORRUPTED}
     _, clean = with_values(params, CLEAN, {})
     _, corrupted = with_values(params, CORRUPTED, {})
@@ -175,7 +216,9 @@ def test_attribution_patching_is_its_formula(f, params):
     found = circuits.attribute(f, composites.gradient(), CLEAN, CORRUPTED, at=NAMES, metric=difference)
     _, clean = with_values(params, CLEAN, {})
     _, corrupted = with_values(params, CORRUPTED, {})
-    run = lambda changes: difference(unrolled(params, CORRUPTED, tag=lambda x, name: x + changes.get(name, 0.0)))
+    run = lambda changes: difference(
+        unrolled(params, CORRUPTED, tag=lambda x, name: x + changes.get(name, 0.0))
+    )
     slopes = jax.grad(run)({name: jnp.zeros((T, D)) for name in NAMES})
     for name in NAMES:
         close(found[name], ((clean[name] - corrupted[name]) * slopes[name]).sum(-1))
@@ -208,8 +251,12 @@ def test_edges_add_up_to_the_nodes(f):
 
 
 def test_scanned_layers_are_the_unrolled_ones(params, f):
-    of_loop = circuits.attribute(functools.partial(scanned, params), composites.relp(), CLEAN, CORRUPTED, at="mlp", metric=difference)
-    of_list = circuits.attribute(f, composites.relp(), CLEAN, CORRUPTED, at=["mlp0", "mlp1"], metric=difference)
+    of_loop = circuits.attribute(
+        functools.partial(scanned, params), composites.relp(), CLEAN, CORRUPTED, at="mlp", metric=difference
+    )
+    of_list = circuits.attribute(
+        f, composites.relp(), CLEAN, CORRUPTED, at=["mlp0", "mlp1"], metric=difference
+    )
     close(of_loop["mlp"], jnp.stack([of_list["mlp0"], of_list["mlp1"]]))
 
 
@@ -217,7 +264,9 @@ def test_dropping_parts_of_the_backward_pass(params, f):
     """AtP* GradDrop: Σ over layers of |Δh c| with that layer's outputs left out of the backward pass, over layers − 1."""
     groups = [["attention0", "mlp0"], ["attention1", "mlp1"]]
     names = ["embedding", "mlp0", "attention1"]
-    found = circuits.attribute(f, composites.gradient(), CLEAN, CORRUPTED, at=names, metric=difference, drop=groups)
+    found = circuits.attribute(
+        f, composites.gradient(), CLEAN, CORRUPTED, at=names, metric=difference, drop=groups
+    )
     _, clean = with_values(params, CLEAN, {})
     _, corrupted = with_values(params, CORRUPTED, {})
 
@@ -234,7 +283,15 @@ def test_dropping_parts_of_the_backward_pass(params, f):
             if name not in group:
                 total = total + jnp.abs(((clean[name] - corrupted[name]) * slopes(group)[name]).sum(-1))
         close(found[name], total)
-    loop = circuits.attribute(functools.partial(scanned, params), composites.gradient(), CLEAN, CORRUPTED, at=["embedding", "mlp"], metric=difference, drop=[["attention", "mlp"]])
+    loop = circuits.attribute(
+        functools.partial(scanned, params),
+        composites.gradient(),
+        CLEAN,
+        CORRUPTED,
+        at=["embedding", "mlp"],
+        metric=difference,
+        drop=[["attention", "mlp"]],
+    )
     close(loop["embedding"], found["embedding"])
     close(loop["mlp"][0], found["mlp0"])
 
@@ -243,7 +300,16 @@ def test_the_change_of_attention_weights_is_computed_exactly(params, f):
     """AtP*'s correction: Δ softmax, and only behind it the gradient."""
     through = {"q1": "weights1", "k1": "weights1"}
     each = {"q1": (0, 1), "k1": (0, 1), "mlp0": 0}
-    found = circuits.attribute(f, composites.gradient(), CLEAN, CORRUPTED, at=list(each), metric=difference, each=each, through=through)
+    found = circuits.attribute(
+        f,
+        composites.gradient(),
+        CLEAN,
+        CORRUPTED,
+        at=list(each),
+        metric=difference,
+        each=each,
+        through=through,
+    )
     _, clean = with_values(params, CLEAN, {})
     _, base = with_values(params, CORRUPTED, {})
     run = lambda d: difference(unrolled(params, CORRUPTED, tag=lambda x, n: x + d if n == "weights1" else x))
@@ -262,11 +328,18 @@ def test_under_jit_and_vmap(f):
     at = ["mlp0", "residual0"]
     attribute = lambda a, b: circuits.attribute(f, composites.relp(), a, b, at=at, metric=difference)
     one = attribute(CLEAN, CORRUPTED)
-    for found in (jax.jit(attribute)(CLEAN, CORRUPTED), jax.tree.map(lambda a: a[1], jax.vmap(attribute)(jnp.stack([CORRUPTED, CLEAN]), jnp.stack([CLEAN, CORRUPTED])))):
+    for found in (
+        jax.jit(attribute)(CLEAN, CORRUPTED),
+        jax.tree.map(
+            lambda a: a[1], jax.vmap(attribute)(jnp.stack([CORRUPTED, CLEAN]), jnp.stack([CLEAN, CORRUPTED]))
+        ),
+    ):
         for path in at:
             close(found[path], one[path])
     patch = jax.jit(lambda a, b: circuits.patch(f, a, b, at=at, metric=difference))
-    close(patch(CLEAN, CORRUPTED)["mlp0"], circuits.patch(f, CLEAN, CORRUPTED, at=at, metric=difference)["mlp0"])
+    close(
+        patch(CLEAN, CORRUPTED)["mlp0"], circuits.patch(f, CLEAN, CORRUPTED, at=at, metric=difference)["mlp0"]
+    )
 
 
 def test_several_arguments(params):
@@ -282,7 +355,12 @@ def test_several_arguments(params):
 def test_splits_add_up_to_the_values(f, params):
     names = ["embedding", "heads0", "mlp0", "residual1"]
     lin = lrpjax.linearise(f, composites.cp_lrp(0.0), CLEAN, at=names)
-    for path, each, sizes in [("embedding", 0, (T,)), ("heads0", (1,), (HEADS,)), ("heads0", (0, 1), (T, HEADS)), ("mlp0", -1, (D,))]:
+    for path, each, sizes in [
+        ("embedding", 0, (T,)),
+        ("heads0", (1,), (HEADS,)),
+        ("heads0", (0, 1), (T, HEADS)),
+        ("mlp0", -1, (D,)),
+    ]:
         found = circuits.split(lin, path, each=each, batch=3)
         axes = tuple(range(len(sizes)))
         assert found.parts.output.shape == (*sizes, T, V)
@@ -314,9 +392,19 @@ def test_corrections_that_do_not_fit(f, params):
     with pytest.raises(PatchError, match="at least two"):
         circuits.attribute(f, None, CLEAN, CORRUPTED, at="mlp0", metric=difference, drop=["mlp1"])
     with pytest.raises(PatchError, match="stand in loops of"):
-        circuits.attribute(functools.partial(scanned, params), None, CLEAN, CORRUPTED, at="mlp", metric=difference, drop=[["embedding", "mlp"]])
+        circuits.attribute(
+            functools.partial(scanned, params),
+            None,
+            CLEAN,
+            CORRUPTED,
+            at="mlp",
+            metric=difference,
+            drop=[["embedding", "mlp"]],
+        )
     with pytest.raises(PathError, match="no way leads from 'mlp1'"):
-        circuits.attribute(f, None, CLEAN, CORRUPTED, at="mlp1", metric=difference, through={"mlp1": "weights0"})
+        circuits.attribute(
+            f, None, CLEAN, CORRUPTED, at="mlp1", metric=difference, through={"mlp1": "weights0"}
+        )
 
 
 def test_interventions_that_do_not_fit(f):

@@ -17,6 +17,8 @@ PLACES = {
     "lrpjax.language": "lrpjax.analysis.language",
     "lrpjax.loading": "lrpjax.data.loading",
     "lrpjax.metrics.similarity": "lrpjax.metrics.agreement",
+    "lrpjax.parameters": "lrpjax.analysis.parameters",
+    "lrpjax.positions": "lrpjax.analysis.positions",
     "lrpjax.similarity": "lrpjax.analysis.bilrp",
     "lrpjax.store": "lrpjax.data.store",
     "lrpjax.taylor": "lrpjax.analysis.taylor",
