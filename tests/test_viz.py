@@ -10,6 +10,7 @@ import types
 
 import jax.numpy as jnp
 import matplotlib
+import matplotlib.collections
 import matplotlib.image
 import numpy as np
 import pytest
@@ -674,3 +675,59 @@ def test_the_script_of_generated_text(limit):
 def test_generated_text_refuses(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         viz.generated(*arguments, **options)
+def test_a_circuit_has_its_layers_and_tokens(tmp_path):
+    node = lambda path, kind, layer, R, token=None, feature=None: types.SimpleNamespace(
+        path=path,
+        name=f"{path}[{token}, {feature}]",
+        kind=kind,
+        layer=layer,
+        relevance=R,
+        token=token,
+        feature=feature,
+    )
+    nodes = [
+        node("input", "input", 0, 1.0, 0),
+        node("input", "input", 0, -4.0, 1),
+        node("mlp", "feature", 1, 3.0, 1, 17),
+        node("mlp", "feature", 1, 0.0, 1, 20),
+        node("mlp/error", "error", 1, 1.0, 1),
+        node("output", "output", 2, 4.0, None, 5),
+    ]
+    weights = np.zeros((6, 6))
+    weights[2, 0], weights[2, 1], weights[5, 2] = 1.0, -2.0, 4.0
+    graph = types.SimpleNamespace(nodes=nodes, weights=weights)
+    figure = viz.circuit(
+        graph, tokens=["a", "b"], labels={"mlp[1, 20]": "cats"}, path=tmp_path / "circuit.png"
+    )
+    (axes,) = figure.axes
+    assert (tmp_path / "circuit.png").exists()
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["input", "mlp", "output"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
+    assert [t.get_text() for t in axes.texts] == ["17", "cats", "5"]
+    lines = next(c for c in axes.collections if isinstance(c, matplotlib.collections.LineCollection))
+    (first, second), (low, high) = axes.get_xticks(), sorted(axes.get_xlim())
+    assert low < first < second < high
+    # The largest last, on top: blue for −2, red for 4, and twice as wide above the least width.
+    ends = [segment.tolist() for segment in lines.get_segments()]
+    widths = np.array(lines.get_linewidths()) - 0.3
+    np.testing.assert_allclose(widths / widths[-1], [0.25, 0.5, 1.0])
+    colours = np.array(lines.get_colors())[:, :3]
+    assert [("red" if r > b else "blue") for r, _, b in colours] == ["red", "blue", "red"]
+    assert ends[-1][0][1] == 1 and ends[-1][1] == [pytest.approx(second), 2], (
+        "the output stands above the last token"
+    )
+    assert ends[0][0] == [pytest.approx(first), 0]
+    places = {
+        tuple(p) for c in axes.collections if c is not lines for p in np.asarray(c.get_offsets()).tolist()
+    }
+    assert len(places) == 6, "no two nodes stand in one place"
+    few = viz.circuit(graph, edges=1).axes[0].collections[0]
+    assert len(few.get_segments()) == 1
+    bare = viz.circuit(types.SimpleNamespace(nodes=nodes[-1:], weights=np.zeros((1, 1))))
+    assert [t.get_text() for t in bare.axes[0].get_xticklabels()] == []
+    with pytest.raises(ValueError, match="nodes at 2 tokens, but 1 are named"):
+        viz.circuit(graph, tokens=["a"])
+    with pytest.raises(ValueError, match="circuit needs a graph with nodes"):
+        viz.circuit(types.SimpleNamespace(nodes=[], weights=np.zeros((0, 0))))
+    with pytest.raises(ValueError, match="edges of at least 0"):
+        viz.circuit(graph, edges=-1)

@@ -52,7 +52,6 @@ def viewer(
     metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
     """See `Graph.to_json`."""
-    top = max(node.layer for node in graph.nodes)
     outputs = [node.name for node in graph.nodes if node.kind == "output"]
     chances = dict(zip(outputs, probabilities or [0.0] * len(outputs), strict=True))
     used: set[str] = set()

@@ -16,14 +16,14 @@ ERROR = "/error"
 def reconstructed(h: jax.Array, encode: Callable, decode: Callable, name: str) -> jax.Array:
     """h, through the features of a sparse autoencoder: decode(a) + (h − decode(a)) with a = encode(h).
 
-    The value is h, up to rounding. Relevance comes to the features, tagged `name`, which hand it on to h as the encoder
-    says, and to the error, tagged `name + "/error"`, which is a constant and keeps what it gets (Marks et al. 2024,
-    "Sparse Feature Circuits", section 2). A bias of the decoder is absorbed, as all biases are: give it to the error by
+    The value is h, up to rounding. Relevance comes to the features, tagged `name`, which hand it on to h as the
+    encoder says, and to the error, tagged `name + "/error"`, which is a constant and keeps what it gets (Marks et al.
+    2024, "Sparse Feature Circuits"). A bias of the decoder is absorbed, as all biases are: give it to the error by
     leaving it out of `decode`.
 
     Args:
-        h: floating array [..., D]. encode: from h to features [..., F], such as x ↦ relu(x W + b). decode: from features
-            to an array of the shape of h. name: what `at=` calls the features.
+        h: floating array [..., D]. encode: from h to features [..., F], such as x ↦ relu(x W + b). decode: from
+            features to an array of the shape of h. name: what `at=` calls the features.
 
     Returns:
         An array of the shape of h.
@@ -46,12 +46,13 @@ def reconstructed(h: jax.Array, encode: Callable, decode: Callable, name: str) -
 
 
 def transcoded(x: jax.Array, y: jax.Array, encode: Callable, decode: Callable, name: str) -> jax.Array:
-    """y, which a layer made of x, through the features of a transcoder: decode(a) + (y − decode(a)) with a = encode(x).
+    """y, which a layer made of x, through a transcoder's features: decode(a) + (y − decode(a)) with a = encode(x).
 
-    The value is y, up to rounding. Relevance comes to the features, tagged `name`, which hand it on to x as the encoder
-    says and in place of the layer; and to the error, tagged `name + "/error"`, which is a constant and keeps what it gets
-    (the local replacement model of Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs in Language
-    Models"; there normalisations and attention patterns are constants too, as with `composites.cp_lrp(epsilon=0)`).
+    The value is y, up to rounding. Relevance comes to the features, tagged `name`, which hand it on to x as the
+    encoder says and in place of the layer; and to the error, tagged `name + "/error"`, which is a constant and keeps
+    what it gets (the local replacement model of Ameisen et al. 2025, "Circuit Tracing: Revealing Computational Graphs
+    in Language Models"; there normalisations and attention patterns are constants too, as with
+    `composites.cp_lrp(epsilon=0)`).
 
     In a cross-layer transcoder the features of several layers are decoded together: `decode` may close over those of
     earlier layers, and over x for a skip connection.
@@ -70,8 +71,8 @@ def transcoded(x: jax.Array, y: jax.Array, encode: Callable, decode: Callable, n
     >>> from lrpjax import circuits
     >>> mlp = lambda x: jax.nn.gelu(x @ jnp.array([[1.0, -1.0], [2.0, 0.0]])) @ jnp.array([[1.0], [1.0]])
     >>> def f(x):
-    ...     y = circuits.transcoded(x, mlp(x), lambda x: jax.nn.relu(x), lambda a: a @ jnp.array([[1.0], [2.0]]), "mlp")
-    ...     return y.sum()
+    ...     decode = lambda a: a @ jnp.array([[1.0], [2.0]])
+    ...     return circuits.transcoded(x, mlp(x), jax.nn.relu, decode, "mlp").sum()
     >>> lin = lrpjax.linearise(f, lrpjax.composites.epsilon(0.0), jnp.array([3.0, 1.0]), at=["mlp", "mlp/error"])
     >>> print(jnp.rint(lin.pull()["mlp"]), jnp.rint(lin.pull().input))
     [3. 2.] [3. 2.]

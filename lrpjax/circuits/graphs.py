@@ -1,4 +1,4 @@
-"""Attribution graphs: features, errors, inputs and outputs, and the relevance that goes from one directly to another."""
+"""Attribution graphs: features, errors, inputs and outputs, and what relevance goes from one directly to another."""
 
 import dataclasses
 import functools
@@ -42,10 +42,10 @@ class GraphError(LrpjaxError, ValueError):
 class Node:
     """A node of a `Graph`: one element of a named value, or a sum of them.
 
-    path: the value's. index: where along the axes that are split. kind: "feature", "error", "input" or "output". value:
-    what the function computed; of several elements the root of the sum of their squares. relevance: the sum of theirs.
-    layer: 0 for inputs, then the places of the graph in the order of the program, the output last. token: the place
-    along the axis of tokens, or None. feature: the number along the other split axes (loops apart), or None.
+    path: the value's. index: where along the axes that are split. kind: "feature", "error", "input" or "output".
+    value: what the function computed; of several elements the root of the sum of their squares. relevance: the sum of
+    theirs. layer: 0 for inputs, then the places of the graph in the order of the program, the output last. token: the
+    place along the axis of tokens, or None. feature: the number along the other split axes (loops apart), or None.
 
     >>> node = Node("mlp", (2, 7), "feature", 1.5, -0.5, 1, 2, 7)
     >>> print(node.name, node.kind)
@@ -83,14 +83,14 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """Features, errors, inputs and outputs, and the relevance between them: see `lrpjax.circuits.graph`, which makes it.
+    """Features, errors, inputs and outputs, and the relevance between them: `lrpjax.circuits.graph` makes it.
 
-    nodes: in the order of their layers, so that every edge leads from an earlier to a later one. weights: float64 [n, n],
-    weights[t, s] the relevance R_{s ← t} that node t hands directly to s. remainder: float64 [n], what t hands to elements
-    that are no nodes, or along edges that were dropped. absorbed: float64 [n], what biases and stabilisers keep; so that
-    Σ_s weights[t, s] + remainder[t] + absorbed[t] is the relevance of t, for features and outputs. ranks: float64 [n] in
-    a pruned graph, how much of the influence the nodes down to this one made up before. node_share, edge_share: how much
-    of the influence the kept nodes, and edges, made up in the graph that was pruned.
+    nodes: in the order of their layers, so that every edge leads from an earlier to a later one. weights: float64 [n,
+    n], weights[t, s] the relevance R_{s ← t} that node t hands directly to s. remainder: float64 [n], what t hands to
+    elements that are no nodes, or along edges that were dropped. absorbed: float64 [n], what biases and stabilisers
+    keep; so that Σ_s weights[t, s] + remainder[t] + absorbed[t] is the relevance of t, for features and outputs.
+    ranks: float64 [n] in a pruned graph, how much of the influence the nodes down to this one made up before.
+    node_share, edge_share: how much of the influence the kept nodes, and edges, made up in the graph that was pruned.
 
     >>> import numpy as np
     >>> nodes = (Node("x", (), "input", 1.0, 3.0, 0), Node("h", (), "feature", 1.0, 2.0, 1),
@@ -112,7 +112,9 @@ class Graph:
 
     def __post_init__(self):
         if np.triu(self.weights).any():
-            raise GraphError("the nodes of a graph stand in an order in which every edge leads to a later one")
+            raise GraphError(
+                "the nodes of a graph stand in an order in which every edge leads to a later one"
+            )
 
     def __repr__(self) -> str:
         kinds = [node.kind for node in self.nodes]
@@ -135,12 +137,12 @@ class Graph:
         """How much of the output comes through every node, along all ways: w B with B = A + A² + … = (I − A)⁻¹ − I.
 
         A[t, s] = |weights[t, s]| / Σ_s |weights[t, s]|, and w are the weights of the outputs (Ameisen et al. 2025,
-        appendix "Graph pruning"; `compute_influence` of circuit-tracer). Since relevance is the edge of the paper times a
-        factor of the target, A is the same. What went to the remainder does not count.
+        on pruning; `compute_influence` of circuit-tracer). Since relevance is the edge of the paper
+        times a factor of the target, A is the same. What went to the remainder does not count.
 
         Args:
-            outputs: numbers that are not negative, one for each output node, such as probabilities; None for |relevance|
-                / Σ |relevance|.
+            outputs: numbers that are not negative, one for each output node, such as probabilities; None for
+                |relevance| / Σ |relevance|.
 
         Returns:
             float64 [n]; 0 at outputs.
@@ -151,10 +153,11 @@ class Graph:
         return _influence(_normalised(self.weights), self._of_outputs(outputs))
 
     def scores(self, outputs: ArrayLike | None = None) -> Scores:
-        """How much of the graph runs through features and not through errors (`compute_graph_scores` of circuit-tracer).
+        """How much runs through features and not through errors (`compute_graph_scores` of circuit-tracer).
 
         With I the influence and A as in `influence`, replacement = Σ_inputs I / (Σ_inputs I + Σ_errors I) and
-        completeness = Σ_t (I + w)_t (1 − Σ_errors A[t, s]) / Σ_t (I + w)_t. NaN where neither inputs nor errors have any.
+        completeness = Σ_t (I + w)_t (1 − Σ_errors A[t, s]) / Σ_t (I + w)_t. NaN where neither inputs nor errors have
+        any.
 
         Args:
             outputs: as for `influence`.
@@ -171,10 +174,10 @@ class Graph:
     def prune(self, nodes: float = 0.8, edges: float = 0.98, outputs: ArrayLike | None = None) -> "Graph":
         """The nodes, and then the edges among them, that make up these shares of the influence.
 
-        As `prune_graph` of circuit-tracer: the fewest nodes whose influence sums to the share, together with all inputs
-        and outputs; then the fewest edges, by A[t, s] (I + w)_t within the nodes that are left; then features without an
-        edge in or out go, and errors without one out, until none is left. Ties are kept together. What has no influence
-        at all is never kept, which is the one difference.
+        As `prune_graph` of circuit-tracer: the fewest nodes whose influence sums to the share, together with all
+        inputs and outputs; then the fewest edges, by A[t, s] (I + w)_t within the nodes that are left; then features
+        without an edge in or out go, and errors without one out, until none is left. Ties are kept together. What has
+        no influence at all is never kept, which is the one difference.
 
         Args:
             nodes, edges: shares, 0 … 1. outputs: as for `influence`.
@@ -245,8 +248,8 @@ class Graph:
         return self._part(kept, on)
 
     def to_networkx(self) -> Any:
-        """A `networkx.DiGraph`, from sources to targets: nodes by name with the fields of `Node` and their `influence`,
-        `remainder` and `absorbed`; edges that are not 0, with `weight`.
+        """A `networkx.DiGraph`, from sources to targets: nodes by name with the fields of `Node` and their
+        `influence`, `remainder` and `absorbed`; edges that are not 0, with `weight`.
 
         Raises:
             ImportError: networkx is not installed.
@@ -269,17 +272,18 @@ class Graph:
 
         Args:
             path: a file to write; None writes none. slug, scan: what the viewers call the graph, and the model.
-            tokens: the text of every token; None for their numbers. prompt: the whole text; None for the tokens, joined.
+            tokens: the text of every token; None for their numbers. prompt: the whole text; None for the tokens,
+                joined.
             labels: {name of a node: what it stands for}. probabilities: of the outputs, in the order of the nodes.
             metadata: further entries, such as "feature_details" (where Neuronpedia finds the features).
 
         Returns:
-            What the file holds: {"metadata", "qParams", "nodes", "links"}. `influence` is how much of the influence the
-            nodes down to this one make up, by which viewers prune further.
+            What the file holds: {"metadata", "qParams", "nodes", "links"}. `influence` is how much of the influence
+            the nodes down to this one make up, by which viewers prune further.
 
         Raises:
-            GraphError: fewer tokens, or another number of probabilities, than the graph has; or labels for nodes that it
-                has not. ValueError: a number is not finite. OSError: the file cannot be written.
+            GraphError: fewer tokens, or another number of probabilities, than the graph has; or labels for nodes that
+                it has not. ValueError: a number is not finite. OSError: the file cannot be written.
         """
         outputs = [node for node in self.nodes if node.kind == "output"]
         reached = 1 + max((node.token or 0 for node in self.nodes), default=0)
@@ -345,7 +349,7 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
 
 
 def _influence(A: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """w (A + A² + …). Every edge leads to a later node, so that the sum ends, and one sweep from the last node on does."""
+    """w (A + A² + …). Every edge leads to a later node, so that one sweep from the last node on does."""
     total = w.copy()
     for t in range(len(w) - 1, -1, -1):
         total[:t] += total[t] * A[t, :t]
@@ -353,7 +357,7 @@ def _influence(A: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _making_up(scores: np.ndarray, share: float) -> np.ndarray:
-    """The largest of scores that are not negative, the fewest that make up a share of their sum; and ties with them."""
+    """The fewest of the scores, none negative, that make up a share of their sum, the largest; and ties with them."""
     order = np.sort(scores, axis=None)[::-1]
     sums = np.cumsum(order)
     if not sums.size or not sums[-1] > 0:
@@ -363,7 +367,7 @@ def _making_up(scores: np.ndarray, share: float) -> np.ndarray:
     return (scores >= order[last]) & (scores > 0)
 
 
-# ------------------------------------------------------------------------------------------------- a graph from a program
+# ----------------------------------------------------------------------------------------------- a graph from a program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,40 +420,42 @@ def graph(
 ) -> Graph:
     """The attribution graph of a linearised program: its features, errors, inputs and outputs, and all direct edges.
 
-    An edge is the relevance R_{s ← t} that node s gets of that of node t without passing through another named value: in
-    the frozen program h_t = Σ_s J_ts h_s + …, and R_{s ← t} = c_t J_ts h_s, where c_t = R_t / h_t. In the attribution
-    graphs of Ameisen et al. 2025 ("Circuit Tracing: Revealing Computational Graphs in Language Models") an edge is J_ts
-    h_s; here each is multiplied by what its target matters for the output, so that edges add up to relevance:
-    Σ_s R_{s ← t} + remainder_t + absorbed_t = R_t, and in a graph of all elements also Σ_t R_{s ← t} = R_s.
+    An edge is the relevance R_{s ← t} that node s gets of that of node t without passing through another named value:
+    in the frozen program h_t = Σ_s J_ts h_s + …, and R_{s ← t} = c_t J_ts h_s, where c_t = R_t / h_t. In the
+    attribution graphs of Ameisen et al. 2025 ("Circuit Tracing: Revealing Computational Graphs in Language Models") an
+    edge is J_ts h_s; here each is multiplied by what its target matters for the output, so that edges add up to
+    relevance: Σ_s R_{s ← t} + remainder_t + absorbed_t = R_t, and in a graph of all elements also Σ_t R_{s ← t} = R_s.
 
-    One forward pass was run by `lrpjax.linearise`. Here one backward pass gives the relevance of all nodes, and one more
-    for each node that is a feature or an output gives its edges, `batch` of them at once.
+    One forward pass was run by `lrpjax.linearise`. Here one backward pass gives the relevance of all nodes, and one
+    more for each node that is a feature or an output gives its edges, `batch` of them at once.
 
     Args:
-        lin: from `lrpjax.linearise(..., at=[...])`. The features of `circuits.reconstructed` and `transcoded` are named by
-            their name, and their errors by name + "/error". seed: as for `lin.pull`; every element of the output that it
-            gives relevance is an output node.
-        nodes: paths of the named values whose elements are nodes; None for all. Relevance passes through the others. The
-            input and the output always are; a named value that no input leads to (an embedding, where the input is token
-            numbers) counts as input.
-        split: which axes (loops first) of a value are told apart; along the others elements are one node, whose relevance
-            is the sum. "features": all of features and outputs; all but the last of errors and inputs, but the only axis
-            of an input with one. A mapping {path: axes} says so for some, "input" and "output" among them. None: every
-            value is one node; only the steps of loops, which lead to each other, are told apart, always.
+        lin: from `lrpjax.linearise(..., at=[...])`. The features of `circuits.reconstructed` and `transcoded` are
+            named by their name, and their errors by name + "/error". seed: as for `lin.pull`; every element of the
+            output that it gives relevance is an output node.
+        nodes: paths of the named values whose elements are nodes; None for all. Relevance passes through the others.
+            The input and the output always are; a named value that no input leads to (an embedding, where the input is
+            token numbers) counts as input.
+        split: which axes (loops first) of a value are told apart; along the others elements are one node, whose
+            relevance is the sum. "features": all of features and outputs; all but the last of errors and inputs, but
+            the only axis of an input with one. A mapping {path: axes} says so for some, "input" and "output" among
+            them. None: every value is one node; only the steps of loops, which lead to each other, are told apart,
+            always.
         tokens: the axis of tokens, in values with at least two axes besides loops; a mapping {path: axis} for others;
             None for none. Viewers and drawings go by it.
-        at_most: how many nodes of each value at most, those of the largest |relevance|. threshold: only as many of them as
-            make up this share of Σ |relevance| of the value. Both hold for features and inputs; errors and outputs are
-            all kept.
+        at_most: how many nodes of each value at most, those of the largest |relevance|. threshold: only as many of
+            them as make up this share of Σ |relevance| of the value. Both hold for features and inputs; errors and
+            outputs are all kept.
         batch: how many backward passes at once.
 
     Returns:
         A `Graph` with float64 numbers. Features that are not active, or get no relevance, are no nodes.
 
     Raises:
-        PathError: a path is not named. GraphError: at_most is not positive; threshold is not in (0, 1]; split names axes
-        that the value has not, or leaves out those of a loop; the seed gives no relevance; the composite is of gradients,
-        which do not add up; or under `jax.jit`, where it is not known which nodes there are. TargetError: as `lin.pull`.
+        PathError: a path is not named. GraphError: at_most is not positive; threshold is not in (0, 1]; split names
+        axes that the value has not, or leaves out those of a loop; the seed gives no relevance; the composite is of
+        gradients, which do not add up; or under `jax.jit`, where it is not known which nodes there are. TargetError:
+        as `lin.pull`.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> from lrpjax import circuits
@@ -567,7 +573,11 @@ def _rows(
         kept = [
             (lin._relevance(c, h, p), ids)
             for (c, h, p), ids in zip(
-                [one for one in zip(inputs, lin._leaves, lin._layout.inputs, strict=True) if one[2] is not None],
+                [
+                    one
+                    for one in zip(inputs, lin._leaves, lin._layout.inputs, strict=True)
+                    if one[2] is not None
+                ],
                 of_inputs,
                 strict=True,
             )
@@ -617,7 +627,9 @@ def _places(
     for what, given in (("split", split), ("tokens", tokens)):
         strange = set(given) - {one[0] for one in arrays} if isinstance(given, Mapping) else ()
         if strange:
-            raise GraphError(f"{what} speaks of {', '.join(sorted(strange))}, which are no values of the graph")
+            raise GraphError(
+                f"{what} speaks of {', '.join(sorted(strange))}, which are no values of the graph"
+            )
     numbers = lambda a: np.asarray(a).astype(np.float64)
     return [
         _Place(
@@ -700,7 +712,9 @@ def _layers(nodes: list[Node], weights: np.ndarray, loops: list[int]) -> list[in
             break
         depth = deeper
     else:
-        raise GraphError("the graph has a circle: one of its nodes is made of what it makes; split it further")
+        raise GraphError(
+            "the graph has a circle: one of its nodes is made of what it makes; split it further"
+        )
     inner = sorted(
         {own[i] for i, node in enumerate(nodes) if node.kind in ("feature", "error")},
         key=lambda p: (depth[p], p),

@@ -1,4 +1,5 @@
 """Pictures of relevance: heatmaps, overlays, contact sheets, metric curves, tokens, tokens by layers, generated text.
+"""Pictures of relevance: heatmaps, overlays, contact sheets, token heatmaps, metric curves and circuits.
 
 Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
 `matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. Colour maps are
@@ -12,6 +13,7 @@ never taken for a small relevance.
 """
 
 from lrpjax.viz.charts import curves, kept
+from lrpjax.viz.circuits import circuit
 from lrpjax.viz.colours import BAD
 from lrpjax.viz.language import generated, token_layers
 from lrpjax.viz.maps import heatmap, overlay, shared_limit
@@ -22,6 +24,7 @@ from lrpjax.viz.text import tokens
 __all__ = [
     "BAD",
     "check_path",
+    "circuit",
     "curves",
     "generated",
     "heatmap",

@@ -31,10 +31,12 @@ def load_matplotlib():
         import matplotlib
         import matplotlib.backend_bases
         import matplotlib.cm
+        import matplotlib.collections
         import matplotlib.colors
         import matplotlib.figure
         import matplotlib.image
         import matplotlib.layout_engine
+        import matplotlib.lines
     except ImportError as error:
         raise ImportError('lrpjax.viz needs matplotlib: pip install "lrpjax[viz]"') from error
     return matplotlib

@@ -159,7 +159,9 @@ def test_features_that_are_decoded_together_close_over_each_other():
 
 
 def test_a_decoder_that_gives_another_shape_is_an_error():
-    with pytest.raises(TargetError, match=r"'sae' are decoded to an array of shape \(3,\), but it stands for one of \(2,\)"):
+    with pytest.raises(
+        TargetError, match=r"'sae' are decoded to an array of shape \(3,\), but it stands for one of \(2,\)"
+    ):
         circuits.reconstructed(jnp.ones(2), lambda h: h, lambda a: jnp.ones(3), "sae")
 
 
@@ -248,7 +250,9 @@ def test_what_goes_to_elements_that_are_no_nodes_is_counted(lin, whole):
         sizes = sorted((abs(n.relevance) for n in whole.nodes if n.path == path), reverse=True)
         close(sorted((abs(n.relevance) for n in own), reverse=True), sizes[:2])
     # Errors and outputs are all kept, and edges between nodes that both graphs have are the same.
-    assert sum(n.kind == "error" for n in few.nodes) == 3 * T and sum(n.kind == "output" for n in few.nodes) == 2
+    assert (
+        sum(n.kind == "error" for n in few.nodes) == 3 * T and sum(n.kind == "output" for n in few.nodes) == 2
+    )
     place = {n.name: i for i, n in enumerate(whole.nodes)}
     kept = [place[n.name] for n in few.nodes]
     close(few.weights, whole.weights[np.ix_(kept, kept)])
@@ -337,7 +341,9 @@ def test_token_numbers_have_their_embeddings_as_inputs(params, rng):
     f = lambda tokens: model(params, lrpjax.tag(table[tokens], "embedding"))
     lin = lrpjax.linearise(f, CP, jnp.array([4, 1, 7]), at=["embedding", *NAMES])
     graph = circuits.graph(lin, 1)
-    assert [(n.path, n.index) for n in graph.nodes if n.kind == "input"] == [("embedding", (t,)) for t in range(3)]
+    assert [(n.path, n.index) for n in graph.nodes if n.kind == "input"] == [
+        ("embedding", (t,)) for t in range(3)
+    ]
     floating = lrpjax.linearise(functools.partial(model, params), CP, table[jnp.array([4, 1, 7])], at=NAMES)
     close(graph.weights, circuits.graph(floating, 1).weights)
 
@@ -423,13 +429,16 @@ def test_influence_is_the_sum_of_the_powers_of_the_matrix(whole):
     assert not power.any()
     errors = whole.where("error")
     I = w @ total
-    close(whole.scores([0.25, 0.75]).replacement, I[whole.where("input")].sum() / (I[errors].sum() + I[whole.where("input")].sum()))
+    close(
+        whole.scores([0.25, 0.75]).replacement,
+        I[whole.where("input")].sum() / (I[errors].sum() + I[whole.where("input")].sum()),
+    )
 
 
 def test_a_pruned_graph_keeps_its_accounts(whole):
     pruned = whole.prune(0.8, 0.9)
     assert len(pruned.nodes) < len(whole.nodes)
-    assert 0.8 <= pruned.node_share + 1e-9 and pruned.edge_share > 0.7
+    assert pruned.node_share + 1e-9 >= 0.8 and pruned.edge_share > 0.7
     conserve(pruned)
     place = {n.name: i for i, n in enumerate(whole.nodes)}
     kept = [place[n.name] for n in pruned.nodes]
@@ -466,7 +475,12 @@ def test_networkx_and_back(whole):
     close(back.T, whole.weights)
     node = whole.nodes[5]
     entry = made.nodes[node.name]
-    assert (entry["path"], entry["index"], entry["kind"], entry["token"]) == (node.path, node.index, node.kind, node.token)
+    assert (entry["path"], entry["index"], entry["kind"], entry["token"]) == (
+        node.path,
+        node.index,
+        node.kind,
+        node.token,
+    )
     close(np.array([made.nodes[n]["influence"] for n in names]), whole.influence())
 
 
@@ -519,7 +533,10 @@ def test_the_file_for_viewers(whole, tmp_path):
     assert types == {"cross layer transcoder", "mlp reconstruction error", "embedding", "logit"}
     assert entries[f"{some.layer - 1}_{some.feature}_{some.token}"]["clerp"] == "animals"
     logits = [e for e in made["nodes"] if e["feature_type"] == "logit"]
-    assert [e["feature"] for e in logits] == [1, 3] and [e["is_target_logit"] for e in logits] == [True, False]
+    assert [e["feature"] for e in logits] == [1, 3] and [e["is_target_logit"] for e in logits] == [
+        True,
+        False,
+    ]
     assert logits[0]["clerp"] == 'Output "output[1]" (p=0.750)' and logits[0]["ctx_idx"] == T - 1
     assert logits[0]["layer"] == str(3 + 1) and [e["token_prob"] for e in logits] == [0.75, 0.25]
     order = {n.name: e["node_id"] for n, e in zip(pruned.nodes, made["nodes"], strict=True)}
@@ -563,7 +580,9 @@ def test_what_is_refused(lin, whole, params, x):
     with pytest.raises(GraphError, match="the seed gives no element of the output relevance"):
         circuits.graph(lin, jnp.zeros(V))
     with pytest.raises(GraphError, match=r"outside of jax\.jit"):
-        jax.jit(lambda x: circuits.graph(lrpjax.linearise(functools.partial(model, params), CP, x, at=NAMES), 1))(x)
+        jax.jit(
+            lambda x: circuits.graph(lrpjax.linearise(functools.partial(model, params), CP, x, at=NAMES), 1)
+        )(x)
     gradients = lrpjax.linearise(functools.partial(model, params), composites.gradient(), x, at=NAMES)
     with pytest.raises(GraphError, match="gradients, which do not add up"):
         circuits.graph(gradients, 1)
