@@ -53,7 +53,9 @@ def viewer(
 ) -> dict[str, Any]:
     """See `Graph.to_json`."""
     outputs = [node.name for node in graph.nodes if node.kind == "output"]
-    chances = dict(zip(outputs, probabilities or [0.0] * len(outputs), strict=True))
+    chances = dict(
+        zip(outputs, [0.0] * len(outputs) if probabilities is None else probabilities, strict=True)
+    )
     used: set[str] = set()
     entries = []
     for node, rank in zip(graph.nodes, ranks, strict=True):

@@ -400,7 +400,9 @@ class _Place:
     def node(self, group: int, value: float, relevance: float) -> Node:
         index = tuple(int(i) for i in np.unravel_index(group, self.sizes))
         along = dict(zip(self.split, index, strict=True))
-        others = [a for a in self.split if a >= self.loops and a != self.token]
+        last = self.value.ndim - 1
+        numbered = lambda a: a >= self.loops and a != self.token and (a == last or self.value.shape[a] > 1)
+        others = list(filter(numbered, self.split))
         shape = [self.value.shape[a] for a in others]
         feature = int(np.ravel_multi_index([along[a] for a in others], shape)) if others else None
         token = None if self.token is None else along.get(self.token)
@@ -413,7 +415,7 @@ def graph(
     *,
     nodes: str | Sequence[str] | None = None,
     split: Mapping[str, int | Sequence[int]] | str | None = "features",
-    tokens: int | Mapping[str, int] | None = -2,
+    tokens: int | Mapping[str, int | None] | None = -2,
     at_most: int | None = None,
     threshold: float | None = None,
     batch: int = 16,
@@ -441,8 +443,8 @@ def graph(
             the only axis of an input with one. A mapping {path: axes} says so for some, "input" and "output" among
             them. None: every value is one node; only the steps of loops, which lead to each other, are told apart,
             always.
-        tokens: the axis of tokens, in values with at least two axes besides loops; a mapping {path: axis} for others;
-            None for none. Viewers and drawings go by it.
+        tokens: the axis of tokens, in values with at least two axes besides loops, where it has more than one token or
+            no value has; a mapping {path: axis} for others; None for none. Viewers and drawings go by it.
         at_most: how many nodes of each value at most, those of the largest |relevance|. threshold: only as many of
             them as make up this share of Σ |relevance| of the value. Both hold for features and inputs; errors and
             outputs are all kept.
@@ -490,6 +492,11 @@ def graph(
         raise GraphError(f'split is "features", a mapping from paths to axes, or None, not {split!r}')
     if lin._layout.method == "gradient":
         raise GraphError("the composite gives gradients, which do not add up: take one that gives relevance")
+    if lin._layout.nonlinear:
+        raise GraphError(
+            "edges add up where relevance is a linear map of that of the output; these rules make none: "
+            f"{'; '.join(lin._layout.nonlinear)}"
+        )
     if not all(compat.is_known(leaf) for leaf in jax.tree.leaves((lin.output, lin._seen, lin._leaves))):
         raise GraphError(
             "which nodes a graph has depends on numbers: make it outside of jax.jit and jax.vmap, from a linearised "
@@ -631,7 +638,7 @@ def _places(
                 f"{what} speaks of {', '.join(sorted(strange))}, which are no values of the graph"
             )
     numbers = lambda a: np.asarray(a).astype(np.float64)
-    return [
+    made = [
         _Place(
             path,
             kind,
@@ -643,6 +650,11 @@ def _places(
         )
         for path, kind, h, c, place in arrays
     ]
+    # Logits [1, V] of the sentence in a batch [1, T, D] are at none of its tokens.
+    long = max((p.value.shape[p.token] for p in made if p.token is not None), default=1)
+    given = tokens if isinstance(tokens, Mapping) else {}
+    strays = lambda p: p.token is not None and p.value.shape[p.token] == 1 < long and p.path not in given
+    return [dataclasses.replace(p, token=None) if strays(p) else p for p in made]
 
 
 def _axes(path: str, kind: str, ndim: int, loops: int, split: Any) -> tuple[int, ...]:
@@ -667,6 +679,8 @@ def _axes(path: str, kind: str, ndim: int, loops: int, split: Any) -> tuple[int,
 
 def _token_axis(path: str, ndim: int, loops: int, tokens: Any) -> int | None:
     if isinstance(tokens, Mapping) and path in tokens:
+        if tokens[path] is None:
+            return None
         if not -ndim <= tokens[path] < ndim:
             raise GraphError(f"tokens has the axis {tokens[path]} of {path!r}, which has {ndim} axes")
         return tokens[path] % ndim

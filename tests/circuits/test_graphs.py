@@ -13,7 +13,7 @@ from helpers import close
 from jax import lax
 
 import lrpjax
-from lrpjax import circuits, composites
+from lrpjax import circuits, composites, rules, select
 from lrpjax.circuits import Graph, GraphError, Node, graphs
 from lrpjax.errors import PathError, TargetError
 
@@ -244,6 +244,7 @@ def test_edges_add_up_to_the_relevance_of_both_their_ends(lin, whole):
 def test_what_goes_to_elements_that_are_no_nodes_is_counted(lin, whole):
     few = circuits.graph(lin, SEED * lin.output, at_most=2)
     conserve(few)
+    close(few.absorbed, np.zeros(len(few.nodes)))
     assert np.abs(few.remainder).max() > 1e-3
     for path in ("mlp0", "sae", "input"):
         own = [n for n in few.nodes if n.path == path]
@@ -261,6 +262,7 @@ def test_what_goes_to_elements_that_are_no_nodes_is_counted(lin, whole):
 def test_a_threshold_keeps_the_fewest_nodes_of_a_share(lin, whole):
     most = circuits.graph(lin, SEED * lin.output, threshold=0.9)
     conserve(most)
+    close(most.absorbed, np.zeros(len(most.nodes)))
     for path in ("mlp0", "mlp1", "sae"):
         sizes = np.sort([abs(n.relevance) for n in whole.nodes if n.path == path])[::-1]
         count = sum(n.path == path for n in most.nodes)
@@ -311,6 +313,51 @@ def test_axes_that_are_split_by_hand(lin, whole):
     assert all(n.token is None for n in circuits.graph(lin, 1, tokens=None).nodes)
     swapped = circuits.graph(lin, 1, tokens={"mlp0": 1})
     assert all((n.feature, n.token) == n.index for n in swapped.nodes if n.path == "mlp0")
+
+
+def test_a_batch_of_one_has_the_same_tokens_and_features(params, x, whole):
+    f = lambda x: jax.vmap(functools.partial(model, params))(x)
+    lin = lrpjax.linearise(f, CP, x[None], at=NAMES)
+    graph = circuits.graph(lin, SEED * lin.output)
+    close(graph.weights, whole.weights)
+    for one, other in zip(graph.nodes, whole.nodes, strict=True):
+        assert one.index == (0, *other.index)
+        assert (one.kind, one.layer, one.token, one.feature) == (
+            other.kind,
+            other.layer,
+            other.token,
+            other.feature,
+        )
+    none = circuits.graph(lin, 1, tokens={"sae": None, "output": 0})
+    assert {n.token for n in none.nodes if n.path == "sae"} == {None}
+    assert {n.token for n in none.nodes if n.path == "output"} == {0}
+
+
+def test_input_times_gradient_has_edges_too(params, x):
+    f = functools.partial(model, params)
+    lin = lrpjax.linearise(f, composites.input_x_gradient(), x, at=NAMES)
+    graph = circuits.graph(lin, 1)
+    R = lin.pull(1)
+    below = ~graph.where("output")
+    close(graph.weights.sum(0)[below], np.array([n.relevance for n in graph.nodes])[below])
+    close(sum(n.relevance for n in graph.nodes if n.kind == "input"), R.input.sum())
+
+
+def test_float32_and_half_precision(params, x):
+    def made(dtype):
+        p, out = jax.tree.map(lambda a: a.astype(dtype), (params["sae"], params["out"]))
+        f = lambda x: circuits.reconstructed(x, encode(p), lambda a: a @ p["decode"], "sae")[-1] @ out
+        lin = lrpjax.linearise(f, CP, x.astype(dtype), at=["sae", "sae/error"])
+        return circuits.graph(lin, SEED.astype(dtype) * lin.output)
+
+    wanted = made("float64").edges()
+    largest = max(abs(w) for _, _, w in wanted)
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):
+        graph = made(dtype)
+        assert graph.weights.dtype == np.float64
+        found = {(s, t): w for s, t, w in graph.edges()}
+        for s, t, w in wanted:
+            assert abs(found.get((s, t), 0.0) - w) < tolerance * largest
 
 
 def test_steps_of_a_loop_are_nodes_of_their_own(rng):
@@ -510,7 +557,7 @@ def test_the_file_for_viewers(whole, tmp_path):
         scan="toy",
         tokens=["A", " cat", " sat"],
         labels={some.name: "animals"},
-        probabilities=[0.75, 0.25],
+        probabilities=jnp.array([0.75, 0.25]),
         metadata={"node_threshold": 0.8},
     )
     assert json.loads((tmp_path / "g.json").read_text()) == made
@@ -583,6 +630,9 @@ def test_what_is_refused(lin, whole, params, x):
         jax.jit(
             lambda x: circuits.graph(lrpjax.linearise(functools.partial(model, params), CP, x, at=NAMES), 1)
         )(x)
+    guided = lrpjax.Composite([(select.kind("activation"), rules.GuidedBackprop())])
+    with pytest.raises(GraphError, match="a linear map of that of the output; these rules make none: "):
+        circuits.graph(lrpjax.linearise(by_hand, guided, jnp.ones(2), at="a"))
     gradients = lrpjax.linearise(functools.partial(model, params), composites.gradient(), x, at=NAMES)
     with pytest.raises(GraphError, match="gradients, which do not add up"):
         circuits.graph(gradients, 1)
