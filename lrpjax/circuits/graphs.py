@@ -204,12 +204,11 @@ class Graph:
                 break
             kept &= ~loose
             on &= kept[:, None] & kept
-        share = lambda part, whole: float(part / whole) if whole else 1.0
         return self._part(
             kept,
             on,
-            node_share=share(influence[kept].sum(), influence.sum()),
-            edge_share=share(by_edge[on].sum(), by_edge.sum()),
+            node_share=_share(influence, kept),
+            edge_share=_share(by_edge, on),
             ranks=self._ranks(influence),
         )
 
@@ -245,7 +244,15 @@ class Graph:
             chosen = np.zeros(on.size, bool)
             chosen[order[:edges]] = True
             on &= chosen.reshape(on.shape)
-        return self._part(kept, on)
+        A, w = _normalised(self.weights), self._of_outputs(None)
+        influence = _influence(A, w)
+        return self._part(
+            kept,
+            on,
+            node_share=_share(influence, kept),
+            edge_share=_share(A * (influence + w)[:, None], on),
+            ranks=self._ranks(influence),
+        )
 
     def to_networkx(self) -> Any:
         """A `networkx.DiGraph`, from sources to targets: nodes by name with the fields of `Node` and their
@@ -329,8 +336,7 @@ class Graph:
         """The graph of some nodes and some edges; what else there was is in the remainder."""
         left = np.where(on & kept[:, None] & kept, self.weights, 0.0)
         lost = (self.weights - left).sum(1)
-        fields.setdefault("ranks", self.ranks)
-        fields["ranks"] = None if fields["ranks"] is None else fields["ranks"][kept]
+        fields["ranks"] = fields["ranks"][kept]
         return dataclasses.replace(
             self,
             nodes=tuple(node for node, k in zip(self.nodes, kept, strict=True) if k),
@@ -346,6 +352,11 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
     sizes = np.abs(weights)
     sums = sizes.sum(1, keepdims=True)
     return np.divide(sizes, sums, out=np.zeros_like(sizes), where=sums > 0)
+
+
+def _share(scores: np.ndarray, kept: np.ndarray) -> float:
+    whole = scores.sum()
+    return float(scores[kept].sum() / whole) if whole else 1.0
 
 
 def _influence(A: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -456,8 +467,8 @@ def graph(
     Raises:
         PathError: a path is not named. GraphError: at_most is not positive; threshold is not in (0, 1]; split names
         axes that the value has not, or leaves out those of a loop; the seed gives no relevance; the composite is of
-        gradients, which do not add up; or under `jax.jit`, where it is not known which nodes there are. TargetError:
-        as `lin.pull`.
+        gradients, which do not add up, or its backward pass is no linear map; or under `jax.jit`, where it is not
+        known which nodes there are. TargetError: as `lin.pull`.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> from lrpjax import circuits

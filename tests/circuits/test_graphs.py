@@ -508,6 +508,9 @@ def test_the_strongest_nodes_and_edges(whole, four):
     assert [e[2] for e in four.strongest(threshold=0.2).edges()] == [6.0, 6.0, 3.0]
     close(four.strongest(threshold=0.2).remainder, np.array([0, 0, -1, 0, -1]))
     assert len(four.strongest(nodes=100, edges=100).edges()) == 5
+    # By hand: b and its error make up 0.4 of the influence of 1.7, and the edges x → a and a → y 1.2 of 1.7.
+    one = four.strongest(nodes=1, edges=9)
+    close((one.node_share, one.edge_share), (1.3 / 1.7, 1.2 / 1.7))
 
 
 # ----------------------------------------------------------------------------------------------------------- exports
