@@ -675,6 +675,8 @@ def test_the_script_of_generated_text(limit):
 def test_generated_text_refuses(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         viz.generated(*arguments, **options)
+
+
 def test_a_circuit_has_its_layers_and_tokens(tmp_path):
     node = lambda path, kind, layer, R, token=None, feature=None: types.SimpleNamespace(
         path=path,
