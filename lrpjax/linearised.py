@@ -105,6 +105,16 @@ class Linearised:
     channel along the last axis. With composites of the gradient family they are cotangents.
 
     Paths are those of `at`. A value inside of a loop is stacked over its steps; "path[3]" addresses one step of it.
+
+    >>> import jax, jax.numpy as jnp, lrpjax
+    >>> def f(x):
+    ...     step = lambda h, w: (lrpjax.tag(h * w, "h"), None)
+    ...     return jax.lax.scan(step, x, jnp.array([2.0, 3.0]))[0]
+    >>> lin = jax.jit(lambda x: lrpjax.linearise(f, lrpjax.composites.epsilon(0.0), x, at="h"))(jnp.array([1.0, 5.0]))
+    >>> print(lin.values["h"][0], jnp.rint(lin.pull(start="h[0]").input), jnp.rint(lin.edge("h[0]", "h[1]")))
+    [ 2. 10.] [ 2. 10.] [ 6. 30.]
+    >>> jax.vmap(lambda seed: lin.pull(seed).input)(jnp.diag(lin.output)).shape
+    (2, 2)
     """
 
     output: Any

@@ -38,7 +38,12 @@ class PositionError(LrpjaxError, ValueError):
 )
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Relevance of tokens and of their places, [tokens] each. values: that of each named value, in its own shape."""
+    """Relevance of tokens and of their places, [tokens] each. values: that of each named value, in its own shape.
+
+    >>> import jax.numpy as jnp
+    >>> print(Positions(jnp.array([2.0, 1.0]), jnp.array([0.5, 3.0]), {}).together)
+    [2.5 4. ]
+    """
 
     tokens: jax.Array
     positions: jax.Array

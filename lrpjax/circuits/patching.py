@@ -276,7 +276,14 @@ def attribute_edges(
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Values as sums: `parts[path]` and `parts.output` [*parts, *shape] say what each part of a value brings, and
-    `rest[path]`, `rest.output` what is not of it: the biases, and what goes around it."""
+    `rest[path]`, `rest.output` what is not of it: the biases, and what goes around it.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> lin = lrpjax.linearise(lambda x: 2.0 * x.sum() + 1.0, lrpjax.composites.epsilon(0.0), jnp.array([3.0, 4.0]))
+    >>> found = lrpjax.circuits.split(lin, None)
+    >>> print(jnp.rint(found.parts.output), jnp.rint(found.rest.output))
+    [6. 8.] 1.0
+    """
 
     parts: Reading
     rest: Reading
