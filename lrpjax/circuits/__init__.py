@@ -2,8 +2,8 @@
 
 `patch` measures it by exchanging values between two runs, `attribute` and `attribute_edges` estimate it for all values
 at once (RelP, attribution patching), `split` takes later values apart by an earlier one, and `intervene` runs a
-function with values of its own replaced. `reconstructed` and `transcoded` put sparse autoencoders and transcoders into
-a function, so that their features are named values; `graph` makes of a linearised program (`lrpjax.linearise`) a graph of
+function with values of its own replaced. `reconstructed` and `transcoded` put sparse autoencoders and transcoders
+into a function, so that their features are named values; `graph` makes of a linearised program (`lrpjax.linearise`) a graph of
 features, errors, inputs and outputs, which can be pruned, drawn (`lrpjax.viz.circuit`) and exported.
 """
 
