@@ -21,6 +21,7 @@ from lrpjax.analysis import positions as positions
 from lrpjax.analysis import taylor as taylor
 from lrpjax.analysis import tuning as tuning
 from lrpjax.analysis import uncertainty as uncertainty
+from lrpjax.analysis import walks as walks
 from lrpjax.analysis.audit import Audit as Audit
 from lrpjax.analysis.audit import audit as audit
 from lrpjax.analysis.audit import messages as messages
@@ -83,5 +84,6 @@ _aliases.install(
         "lrpjax.taylor": "lrpjax.analysis.taylor",
         "lrpjax.tuning": "lrpjax.analysis.tuning",
         "lrpjax.uncertainty": "lrpjax.analysis.uncertainty",
+        "lrpjax.walks": "lrpjax.analysis.walks",
     }
 )

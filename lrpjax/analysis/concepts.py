@@ -197,7 +197,7 @@ def _conditional(program: Program, conditions: dict, target: Any, around: bool, 
     starts = program.tapped or [
         v for v in program.graph.inputs[len(program.consts) :] if v in program.routes.reached
     ]
-    skipped = {c: [v for v in starts if _bypassed(program, v, c)] for c in weights if not around}
+    skipped = {c: [v for v in starts if bypassed(program, v, c)] for c in weights if not around}
     skipped = {c: starts for c, starts in skipped.items() if starts}
     if not skipped:
         return run(weights)
@@ -280,7 +280,7 @@ def _example_and_channel_axis(value: Value, channel_axis: int, name: str) -> int
     return axis
 
 
-def _bypassed(program: Program, start: Value, condition: Value) -> bool:
+def bypassed(program: Program, start: Value, condition: Value) -> bool:
     """Whether relevance reaches a value both through a conditioned one and around it.
 
     Loops and branches are taken as one step, so a condition inside of them counts as bypassed by what else they hold.

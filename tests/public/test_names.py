@@ -23,6 +23,7 @@ PLACES = {
     "lrpjax.store": "lrpjax.data.store",
     "lrpjax.taylor": "lrpjax.analysis.taylor",
     "lrpjax.uncertainty": "lrpjax.analysis.uncertainty",
+    "lrpjax.walks": "lrpjax.analysis.walks",
 }
 
 
@@ -38,7 +39,7 @@ def test_a_name_gives_the_module_object_of_its_place(name):
 def test_the_package_has_its_modules_and_audit_is_a_function():
     code = (
         "import sys, lrpjax\n"
-        "for name in 'batches concepts gradients language metrics patterns similarity store taylor'.split():\n"
+        "for name in 'batches circuits concepts gradients language metrics patterns similarity store taylor walks'.split():\n"
         "    assert type(getattr(lrpjax, name)) is type(sys), name\n"
         "assert callable(lrpjax.audit)\n"
         "heavy = {'matplotlib', 'sklearn', 'flax', 'tensorstore', 'orbax', 'lrpjax.cli', 'lrpjax.bow'}\n"
