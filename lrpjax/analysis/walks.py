@@ -372,7 +372,7 @@ def _members(count: int) -> np.ndarray:
     return (np.arange(2**count) >> np.arange(count)[:, None] & 1).astype(bool)
 
 
-# ------------------------------------------------------------------------------------------- the states, and their masks
+# ------------------------------------------------------------------------------------------ the states, and their masks
 
 
 class _Graph:
