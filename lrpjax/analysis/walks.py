@@ -31,7 +31,7 @@ from lrpjax.core.plan import flow
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
 from lrpjax.core.vjps import wide
-from lrpjax.errors import LrpjaxError
+from lrpjax.errors import LrpjaxError, RuleError
 
 __all__ = [
     "WalkError",
@@ -103,7 +103,8 @@ def relevance(
         WalkError: walks do not have a node for each state, or are no integers, or out of range; x is not one array; a
             state has another number of nodes; states are named twice or in another order; or relevance passes around
             one (in loops, under `jax.jit`, the result is NaN then).
-        PathError: a name is not known, or no relevance comes to its value. Else as `lrpjax.relevance`.
+        PathError: a name is not known, or no relevance comes to its value. RuleError: the rules make a backward pass
+            that is not linear (deconvnet, guided backprop), in which walks do not add up. Else as `lrpjax.relevance`.
 
     Example:
         >>> import jax, jax.numpy as jnp, lrpjax
@@ -400,6 +401,16 @@ class _Graph:
         x = jnp.asarray(x)
         self.program = program = Program(f, composite or DEFAULT, (x,), {}, 0, names, False)
         program.warn()
+        propagations = program.assignment.propagations
+        nonlinear = [
+            unit.place
+            for unit in program.level.walk()
+            if unit in program.routes.takes and not propagations[unit].linear
+        ]
+        if nonlinear:
+            raise RuleError(
+                "walks add up where the backward pass is linear; these rules are not: " + "; ".join(nonlinear)
+            )
         self.axis = node_axis
         # Exact names keep their order; what a glob finds stands in that of the program.
         order = names if all(name in program.taps for name in names) else list(program.taps)

@@ -13,7 +13,7 @@ from helpers import close
 
 import lrpjax
 from lrpjax import composites, concepts, rules, select, walks
-from lrpjax.errors import PathError, TargetError
+from lrpjax.errors import PathError, RuleError, TargetError
 from lrpjax.walks import WalkError
 
 N, D, H, LAYERS = 5, 2, 3, 3
@@ -289,6 +289,8 @@ def test_what_does_not_fit_is_an_error(graph):
         explain([[0, 0]], lambda x: lrpjax.tag(x["a"], "h").sum(), {"a": x}, at="h", target=None)
     with pytest.raises(PathError):
         explain([[0, 0]], at="nowhere")
+    with pytest.raises(RuleError, match="walks add up where the backward pass is linear"):
+        walks.all_walks(f, composites.guided_backprop(), x, at=STATES, target=0)
     with pytest.raises(TargetError):
         explain([[0, 0, 0, 0]], target=7)
     with pytest.raises(WalkError, match="bools, one for each node, but these have dtype int"):
@@ -341,20 +343,24 @@ def test_a_state_that_is_passed_by_in_a_loop(params, rng):
 
 # ------------------------------------------------------------------------------------------------------ a planted motif
 
-TREE, NODES, WIDTH = 7, 12, 16
+TREE, NODES, WIDTH = 5, 15, 16
 HOUSE = [(0, 1), (1, 2), (2, 3), (3, 0), (0, 4), (1, 4)]
-CYCLE = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)]
-PLANTED = np.arange(NODES) >= TREE
+OTHER = [(0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4)]
+FIRST, SECOND = (np.isin(np.arange(NODES), np.arange(5) + begin) for begin in (TREE, TREE + 5))
 
 
-def planted(rng, motif):
-    """A random tree, to which a house or a cycle of five nodes hangs by one edge (after BA-2motifs, Luo et al. 2020)."""
+def planted(rng, first):
+    """A random tree, to which two motifs of five nodes hang by an edge each: a house or the other, and the other.
+
+    The other, K_{2,3}, has as many edges as the house, and the same degrees: what is dense is not told from the house.
+    """
     A = np.zeros((NODES, NODES))
     for i in range(1, TREE):
         A[i, rng.integers(i)] = 1
-    for i, j in motif:
-        A[TREE + i, TREE + j] = 1
-    A[rng.integers(TREE), rng.integers(TREE, NODES)] = 1
+    for begin, motif in ((TREE, first), (TREE + 5, OTHER)):
+        for i, j in motif:
+            A[begin + i, begin + j] = 1
+        A[rng.integers(TREE), begin + rng.integers(5)] = 1
     return ((A + A.T + np.eye(NODES)) / 2).astype(np.float32)
 
 
@@ -374,7 +380,7 @@ def trained(rng, steps=400):
     shapes = [(5, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH,)]
     begin = [jnp.asarray(rng.normal(size=s) * np.sqrt(2 / s[0]), jnp.float32) for s in shapes]
     y = jnp.asarray(np.arange(200) % 2, jnp.float32)
-    draw = lambda: jnp.asarray(np.stack([planted(rng, HOUSE if label else CYCLE) for label in y]))
+    draw = lambda: jnp.asarray(np.stack([planted(rng, HOUSE if label else OTHER) for label in y]))
     scores = lambda p, A: jax.vmap(lambda a: detector(p, a, degrees(a)))(A)
     A, adam = draw(), optax.adam(1e-2)
     loss = lambda p: optax.sigmoid_binary_cross_entropy(scores(p, A), y).mean()
@@ -393,42 +399,46 @@ def trained(rng, steps=400):
     return begin, after, float(((scores(after, draw()) > 0) == (y > 0)).mean())
 
 
-def ahead(R, others):
-    """The share of `others` that are below, halves for equals: the area under the ROC curve for many R."""
-    return ((R[:, None] > others).mean() + (R[:, None] >= others).mean()) / 2
-
-
-def motif_ranks(params, composite, graphs):
-    """(Share of walks elsewhere, and of connected sets of five nodes, with less relevance than the motif's), by graph."""
-    sets = np.stack([np.isin(np.arange(NODES), s) for s in itertools.combinations(range(NODES), 5)])
-    options = {"at": STATES, "batch": 198}
+def house_against_other(params, composite, graphs):
+    """By graph: how often a walk inside of the house has more relevance than one inside of the other motif (the area
+    under the ROC curve), and R(house) and R(other) as parts of Σ|R|.
+    """
+    house, other = (
+        walks.along(planted(np.random.default_rng(0), HOUSE) * np.outer(motif, motif), LAYERS)
+        for motif in (FIRST, SECOND)
+    )
 
     @jax.jit
+    @jax.vmap
     def explain(A):
-        f, x = functools.partial(detector, params, A), degrees(A)
-        every = walks.all_walks(f, composite, x, **options)
-        return every, walks.subset_relevance(f, composite, x, jnp.asarray(sets), **options)
+        f, x, options = functools.partial(detector, params, A), degrees(A), {"at": STATES, "batch": 64}
+        R = walks.relevance(f, composite, x, np.concatenate([house, other]), **options)
+        size = jnp.abs(lrpjax.relevance(f, composite)(x)).sum()
+        return R, walks.subset_relevance(f, composite, x, np.stack([FIRST, SECOND]), **options) / size
 
-    found = []
-    for A in graphs:
-        every, of_sets = map(np.asarray, explain(jnp.asarray(A)))
-        path = walks.along(A, LAYERS)
-        R, inside = every[tuple(path.T)], PLANTED[path].all(1)
-        connected = np.array([np.linalg.matrix_power(A[np.ix_(s, s)], 5).all() for s in sets])
-        house = sets[:, TREE:].all(1)
-        found.append((ahead(R[inside], R[~inside]), ahead(of_sets[house], of_sets[connected & ~house])))
-    return np.array(found)
+    R, parts = map(np.asarray, explain(jnp.asarray(np.stack(graphs))))
+    inside, elsewhere = R[:, : len(house), None], R[:, None, len(house) :]
+    return ((inside > elsewhere).mean((1, 2)) + (inside >= elsewhere).mean((1, 2))) / 2, parts
+
+
+def interval(values):
+    """The mean, and half the width of its interval of 95 %."""
+    return values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values))
 
 
 def test_the_walks_of_a_planted_motif_are_the_relevant_ones():
+    """Measured over 3 trainings with 30 graphs each, γ = 3: 0.78 … 0.87 (± 0.04) of the pairs of walks, and the house has
+    more than the other motif in all graphs, by 0.20 … 0.39 (± 0.04) of Σ|R|. With random weights 0.50 … 0.54 and
+    0.00 … 0.02. Where the ε-rule takes the place of γ the pairs are 0.54 … 0.58, as walks cancel.
+    """
     rng = np.random.default_rng(0)
     before, after, accuracy = trained(rng)
-    assert accuracy > 0.97
-    graphs = [planted(rng, HOUSE) for _ in range(8)]
-    composite = lrpjax.Composite([(select.kind("dense"), rules.Gamma(3.0))])
-    ranks = motif_ranks(after, composite, graphs)
-    least = ranks.mean(0) - 2 * ranks.std(0, ddof=1) / np.sqrt(len(ranks))
-    assert least[0] > 0.8, ranks  # measured: 0.90 over 30 graphs
-    assert least[1] > 0.95, ranks  # 1.00: no other connected set of five has as much
-    untrained = motif_ranks(before, composite, graphs[:4])
-    assert ranks[:, 0].mean() > untrained[:, 0].mean() + 0.1, untrained
+    assert accuracy > 0.95
+    graphs = [planted(rng, HOUSE) for _ in range(12)]
+    pairs, parts = house_against_other(after, gamma(3.0), graphs)
+    mean, half = interval(pairs)
+    assert mean - half > 0.7, pairs
+    more, width = interval(parts[:, 0] - parts[:, 1])
+    assert (parts[:, 0] > parts[:, 1]).all() and more - width > 0.2, parts
+    pairs, parts = house_against_other(before, gamma(3.0), graphs)
+    assert mean - half > pairs.mean() + 0.1 and abs((parts[:, 0] - parts[:, 1]).mean()) < 0.1, (pairs, parts)
