@@ -89,9 +89,9 @@ def relevance(
         x: floating, with the nodes along `node_axis`. Where it holds integers (numbers of tokens), i_0 is a node of the
             first named state, and a walk has one node less.
         walks: ints [n, L + 1], the node in the input first; see `along`. Traced ones that are out of range give NaN.
-        at: the states, from the first layer to the last: module paths or tags, as for `lrpjax.relevance`. A value in a
-            loop (a scan over layers) stands for the states of all its steps. All relevance has to pass each of them, as
-            it does behind a skip connection, x + layer(x), and not inside of it.
+        at: the states, from the first layer to the last: module paths, tags or globs, as for `lrpjax.relevance`. A
+            value in a loop (a scan over layers) stands for the states of all its steps. All relevance has to pass each
+            of them, as it does behind a skip connection, x + layer(x), and not inside of it.
         target: as for `lrpjax.relevance`.
         node_axis: the axis of the nodes, in x and in the states' own shapes.
         batch: how many backward passes run at once.

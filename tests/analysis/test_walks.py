@@ -130,6 +130,20 @@ def test_walks_and_sets_are_nested_conditions(graph, composite):
     close(found, masked[np.asarray(S)].sum()[None])
 
 
+def test_a_walk_is_a_chain_of_pulls_from_state_to_state(graph):
+    """One way from each named value to the one before, and a mask in between, as `lrpjax.linearise` reads them."""
+    f, x = functools.partial(network, graph), jnp.asarray(graph[2])
+    lin = lrpjax.linearise(f, EXACT, x, at=STATES)
+    walk = [1, 0, 1, 2]
+    R = lin.pull(1, direct=True)[STATES[-1]]
+    for name, below, i in zip(STATES[::-1], [*STATES[-2::-1], None], walk[:0:-1], strict=True):
+        alone = jnp.zeros_like(R).at[i].set(R[i])
+        reading = lin.pull(alone, start=name, direct=True)
+        R = reading.input if below is None else reading[below]
+    assert R[walk[0]].sum() != 0
+    close(walks.relevance(f, EXACT, x, [walk], at=STATES, target=1), R[walk[0]].sum()[None])
+
+
 def test_a_set_is_the_sum_of_the_walks_inside_of_it(graph, rng):
     f, x = functools.partial(network, graph), jnp.asarray(graph[2])
     every = np.asarray(compiled(walks.all_walks, f, EXACT, x, at=STATES, target=0))
