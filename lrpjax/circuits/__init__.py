@@ -1,10 +1,10 @@
 """Circuits: which parts of a function, and which features of it, bring about what it says.
 
-`patch` measures it by exchanging values between two runs, `attribute` and `attribute_edges` estimate it for all values
-at once (RelP, attribution patching), `split` takes later values apart by an earlier one, and `intervene` runs a
-function with values of its own replaced. `reconstructed` and `transcoded` put sparse autoencoders and transcoders
-into a function, so that their features are named values; `graph` makes of a linearised program (`lrpjax.linearise`) a graph of
-features, errors, inputs and outputs, which can be pruned, drawn (`lrpjax.viz.circuit`) and exported.
+`patch` measures it by exchanging values between two runs, `attribute` and `attribute_edges` estimate it for all
+values at once (RelP, attribution patching), `split` takes later values apart by an earlier one, and `intervene` runs
+a function with values of its own replaced. `reconstructed` and `transcoded` put sparse autoencoders and transcoders
+into a function, so that their features are named values; `graph` makes of a linearised program (`lrpjax.linearise`) a
+graph of features, errors, inputs and outputs, which can be pruned, drawn (`lrpjax.viz.circuit`) and exported.
 """
 
 from lrpjax.circuits.features import reconstructed, transcoded
