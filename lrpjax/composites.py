@@ -525,14 +525,14 @@ def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     )
 
 
-def relp(epsilon: Any = 0.0) -> Composite:
+def relp(epsilon: Any = 0.0, fixed_attention: bool = False) -> Composite:
     """The coefficients of RelP (Jafari et al. 2025, arXiv 2508.21258, table 1): the scale of norms is held fixed (Ali
     et al. 2022), activations are passed through (Jafari et al. 2024), gates take half, attention is as its derivative
     has it, and layers take ε.
 
     For `lrpjax.linearise` and `lrpjax.circuits`, which multiply coefficients by changes. As a relevance it is not
-    conserved: both factors of attention's products take all. With attention held fixed (the paper's AH-rule) it is
-    `cp_lrp`.
+    conserved: both factors of attention's products take all. `fixed_attention` holds the weights of attention fixed,
+    the paper's AH-rule; without gates that is `cp_lrp`, which gives the activated factor of a gated MLP nothing.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: (jax.nn.softmax(x @ x.T) @ x)[1]
@@ -545,6 +545,7 @@ def relp(epsilon: Any = 0.0) -> Composite:
     return _preset(
         "relp",
         (select.kind("conv", "dense"), rules.Epsilon(epsilon)),
+        *(((select.kind("softmax"), rules.Stop()),) if fixed_attention else ()),
         (select.contracted(), rules.Product("each")),
         (select.kind("product"), rules.Product("uniform")),
     )

@@ -14,7 +14,7 @@ from jax import lax
 
 import lrpjax
 from lrpjax import circuits, composites, rules, select
-from lrpjax.circuits import Graph, GraphError, Node, graphs
+from lrpjax.circuits import Graph, GraphError, Node, making
 from lrpjax.errors import PathError, TargetError
 
 EXACT = composites.epsilon(0.0)
@@ -295,7 +295,7 @@ def test_whole_values_are_those_of_linearised_edges(lin):
     assert found.keys() == edges.keys()
     for key, weight in edges.items():
         close(found[key], weight)
-    close(graph.nodes[0].value, float(np.linalg.norm(lin._leaves[0])))
+    close(graph.nodes[0].value, float(np.linalg.norm(lin.inputs)))
 
 
 def test_axes_that_are_split_by_hand(lin, whole):
@@ -654,7 +654,7 @@ def test_steps_of_loops_have_to_be_told_apart():
 def test_a_circle_is_refused():
     nodes = [Node(name, (), "feature", 1.0, 1.0, 0) for name in "ab"]
     with pytest.raises(GraphError, match="the graph has a circle"):
-        graphs._layers(nodes, np.array([[0.0, 1.0], [1.0, 0.0]]), [0, 0])
+        making._layers(nodes, np.array([[0.0, 1.0], [1.0, 0.0]]), [0, 0])
     with pytest.raises(GraphError, match="every edge leads to a later one"):
         Graph(tuple(nodes), np.array([[0.0, 1.0], [0.0, 0.0]]), np.zeros(2), np.zeros(2))
 

@@ -22,7 +22,7 @@ LAYERS = (
     "core.calls core.cuts core.ends core.factors core.turns",
     "core.frame",
     "core.inspection core.program core.seeds",
-    "core.accounts",
+    "core.accounts core.frozen",
     "core",
     "composites custom targets viz _evaluate",
     "linearised transform",
