@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -47,7 +47,9 @@ LAYERS, WIDTH, HEADS, SIZE, HIDDEN, WORDS, CONTEXT = 3, 32, 4, 8, 64, 40, 12
 CLEAN, CORRUPTED = [[3, 17, 8, 25, 8, 31, 12]], [[3, 17, 8, 9, 8, 31, 30]]
 RIGHT, WRONG = 5, 11  # the words whose logits' difference at the last position is the metric
 SITES = ("resid_pre", "attn_out", "mlp_out")
-AT = [f"{site}{i}" for site in SITES for i in range(LAYERS)]
+PARTS = dict.fromkeys(SITES, 0) | dict.fromkeys("qkvz", (0, 1))  # the last are [tokens, heads, features]
+AT = [f"{site}{i}" for site in PARTS for i in range(LAYERS)]
+PATCHED = [f"{site}{i}" for site in (*SITES, "z") for i in range(LAYERS)]
 
 
 def main() -> int:
@@ -126,7 +128,7 @@ def apart(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> dict[st
         a, b = (np.stack([np.asarray(of[path]) for path in paths]) for of in (theirs, ours))
         if a.shape != b.shape:
             raise ValueError(f"{site} has shape {a.shape} there, but {b.shape} here")
-        gaps[site] = float(np.abs(a - b).max() / np.abs(a).max())
+        gaps[site] = float(np.abs(a - b).max() / (np.abs(a).max() or 1.0))  # under the AH-rule queries have 0
     return gaps
 
 
@@ -154,12 +156,13 @@ def transformer(kind: Kind, params: dict[str, Any], ids: jax.Array) -> jax.Array
     for i, p in enumerate(params["layers"]):
         x = lrpjax.tag(x, f"resid_pre{i}")
         h = norm(kind, lrpjax.tag(x, f"attn_in{i}"), p["norm1"])
-        q, k, v = (jnp.einsum("td,hdk->htk", h, p[name]) + p["b" + name][:, None] for name in "qkv")
+        project = lambda name, p=p, h=h: jnp.einsum("td,hdk->thk", h, p[name]) + p["b" + name]
+        q, k, v = (lrpjax.tag(project(name), f"{name}{i}") for name in "qkv")
         if kind.gated:
             q, k = rotated(kind, q), rotated(kind, k)
-        k, v = (jnp.repeat(a, len(q) // len(a), axis=0) for a in (k, v))
-        scores = jnp.where(earlier, jnp.einsum("hqd,hkd->hqk", q, k) / np.sqrt(SIZE), -jnp.inf)
-        mixed = lrpjax.tag(jnp.einsum("hqk,hkd->qhd", jax.nn.softmax(scores), v), f"z{i}")
+        k, v = (jnp.repeat(a, HEADS // a.shape[1], axis=1) for a in (k, v))
+        scores = jnp.where(earlier, jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(SIZE), -jnp.inf)
+        mixed = lrpjax.tag(jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v), f"z{i}")
         x = x + lrpjax.tag(jnp.einsum("qhd,hde->qe", mixed, p["o"]) + p["bo"], f"attn_out{i}")
         h = norm(kind, lrpjax.tag(x, f"mlp_in{i}"), p["norm2"])
         if kind.gated:
@@ -180,7 +183,7 @@ def norm(kind: Kind, x: jax.Array, weights: tuple) -> jax.Array:
 def rotated(kind: Kind, x: jax.Array) -> jax.Array:
     """Each half of a head turned with the other, by an angle that grows with the position."""
     half = SIZE // 2
-    angles = jnp.arange(x.shape[1])[:, None] / kind.base ** (jnp.arange(half) / half)
+    angles = jnp.arange(len(x))[:, None, None] / kind.base ** (jnp.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
@@ -204,13 +207,14 @@ def drawn(module: torch.nn.Module) -> None:
 # --------------------------------------------------------------------------------------------------------- what we say
 
 
-def ours(f: Callable, composite: Any, at: list[str] = AT, each: Any = 0) -> dict[str, np.ndarray]:
+def ours(f: Callable, composite: Any, at: Iterable[str] = AT) -> dict[str, np.ndarray]:
+    """What patching (without a composite) or attribution gives each position, and each head where there are some."""
     runs = jnp.array(CLEAN[0]), jnp.array(CORRUPTED[0])
-    if composite is None:
-        found = circuits.patch(f, *runs, at=at, metric=metric, each=each)
-    else:
-        found = circuits.attribute(f, composite, *runs, at=at, metric=metric, each=each)
-    return {path: np.asarray(score) for path, score in found.items()}
+    at = list(at)
+    linear = functools.partial(circuits.attribute, f, composite)
+    method = functools.partial(circuits.patch, f) if composite is None else linear
+    each = {path: PARTS.get(path.rstrip("0123456789"), 0) for path in at}
+    return {path: np.asarray(score) for path, score in method(*runs, at=at, metric=metric, each=each).items()}
 
 
 def relp_held() -> composites.Composite:
@@ -243,7 +247,7 @@ def relp() -> Iterator[Row]:
         row = functools.partial(Row.of, "RelP", "gated" if gated else "gelu")
         yield row("output", "output", _output(module), {"logits": f(jnp.array(CLEAN[0]))}, 1e-12)
         yield row("use_lrp=False", "gradient()", _attributed(module), ours(f, composites.gradient()), 1e-10)
-        yield row("get_act_patch_block_every", "patch", _patched(module), ours(f, None), 1e-10)
+        yield row("get_act_patch_…", "patch", _patched(module), ours(f, None, PATCHED), 1e-10)
         three = ["LN-rule", "Identity-rule", "Half-rule"]
         for chosen, composite, label in (
             (three, composites.relp(), "relp()"),
@@ -331,10 +335,11 @@ def _of_hooked(module: Any, gated: bool) -> Callable:
 
 
 def _hook(path: str) -> str:
-    site, layer = path.rstrip("0123456789"), path[len(path.rstrip("0123456789")) :]
-    return {"embed": "hook_embed", "z": f"blocks.{layer}.attn.hook_z"}.get(
-        site, f"blocks.{layer}.hook_{site}"
-    )
+    site = path.rstrip("0123456789")
+    block = f"blocks.{path.removeprefix(site)}"
+    if site == "embed":
+        return "hook_embed"
+    return f"{block}.attn.hook_{site}" if site in PARTS and site not in SITES else f"{block}.hook_{site}"
 
 
 def _output(module: Any) -> dict[str, np.ndarray]:
@@ -356,7 +361,7 @@ def _attributed(module: Any) -> dict[str, np.ndarray]:
         metric(module(torch.tensor(tokens))).backward()
     module.reset_hooks()
     clean, corrupted = values
-    score = lambda name: ((clean[name] - corrupted[name]) * slopes[name]).sum(-1)[0].numpy()
+    score = lambda name: ((clean[name] - corrupted[name]) * slopes.get(name, 0.0)).sum(-1)[0].numpy()
     return {path: score(_hook(path)) for path in AT}
 
 
@@ -365,8 +370,11 @@ def _patched(module: Any) -> dict[str, np.ndarray]:
     with torch.no_grad():
         _, cache = module.run_with_cache(torch.tensor(CLEAN))
         base = metric(module(torch.tensor(CORRUPTED)))
-        found = patching.get_act_patch_block_every(module, torch.tensor(CORRUPTED), cache, metric) - base
-    return {f"{site}{i}": found[s, i].numpy() for s, site in enumerate(SITES) for i in range(LAYERS)}
+        run = module, torch.tensor(CORRUPTED), cache, metric
+        blocks = patching.get_act_patch_block_every(*run) - base
+        heads = patching.get_act_patch_attn_head_out_by_pos(*run) - base
+    found = {f"{site}{i}": blocks[s, i].numpy() for s, site in enumerate(SITES) for i in range(LAYERS)}
+    return found | {f"z{i}": heads[i].numpy() for i in range(LAYERS)}
 
 
 # --------------------------------------------------------------------------------------------------- TransformerLens's code
@@ -392,15 +400,14 @@ def lens() -> Iterator[Row]:
             "cache_activation_and_gradient", "gradient()", theirs, ours(f, composites.gradient()), bound
         )
         theirs = _of_nodes(analysis.attribution_patch(module, *runs, metric).node_scores)
-        each = {path: (0, 1) if path.startswith("z") else 0 for path in theirs}
         yield row(
             "attribution_patch",
             "gradient()",
             theirs,
-            ours(f, composites.gradient(), list(theirs), each),
+            ours(f, composites.gradient(), theirs),
             bound,
         )
-        yield row("get_act_patch_block_every", "patch", _patched(module), ours(f, None), bound)
+        yield row("get_act_patch_…", "patch", _patched(module), ours(f, None, PATCHED), bound)
         if not gated:  # edges want as many keys as queries there
             config = analysis.EdgeAttributionConfig(granularity="edge")
             theirs = _of_edges(analysis.attribution_patch(module, *runs, metric, config).edge_scores)
