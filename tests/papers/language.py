@@ -78,9 +78,17 @@ def initial(task, seed):
     random = np.random.default_rng(seed)
     normal = lambda *shape, scale=0.02: jnp.asarray(random.normal(size=shape) * scale, jnp.float32)
     norm = lambda *shape: {"scale": jnp.ones((*shape, WIDTH)), "bias": jnp.zeros((*shape, WIDTH))}
-    linear = lambda inputs, outputs: {"kernel": normal(LAYERS, inputs, outputs, scale=inputs**-0.5), "bias": jnp.zeros((LAYERS, outputs))}
+    linear = lambda inputs, outputs: {
+        "kernel": normal(LAYERS, inputs, outputs, scale=inputs**-0.5),
+        "bias": jnp.zeros((LAYERS, outputs)),
+    }
     layers = {name: linear(WIDTH, WIDTH) for name in ("query", "key", "value", "output")}
-    layers |= {"up": linear(WIDTH, HIDDEN), "down": linear(HIDDEN, WIDTH), "before": norm(LAYERS), "between": norm(LAYERS)}
+    layers |= {
+        "up": linear(WIDTH, HIDDEN),
+        "down": linear(HIDDEN, WIDTH),
+        "before": norm(LAYERS),
+        "between": norm(LAYERS),
+    }
     return {
         "words": normal(task.vocabulary, WIDTH, scale=0.1),
         "places": normal(task.length + 1, WIDTH, scale=0.1),
@@ -104,9 +112,13 @@ def logits(params, ids):
         linear = lambda name, h, p=p: h @ p[name]["kernel"] + p[name]["bias"]
         x = lrpjax.tag(x, f"residual{i}")
         h = normalised(x, p["before"])
-        heads = lambda name, h=h, linear=linear: linear(name, h).reshape(length, HEADS, SIZE).transpose(1, 0, 2)
+        heads = lambda name, h=h, linear=linear: (
+            linear(name, h).reshape(length, HEADS, SIZE).transpose(1, 0, 2)
+        )
         query, key = lrpjax.tag(heads("query"), f"query{i}"), lrpjax.tag(heads("key"), f"key{i}")
-        scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), query @ key.transpose(0, 2, 1) / SIZE**0.5, -jnp.inf)
+        scores = jnp.where(
+            jnp.tril(jnp.ones((length, length), bool)), query @ key.transpose(0, 2, 1) / SIZE**0.5, -jnp.inf
+        )
         weights = lrpjax.tag(jax.nn.softmax(scores), f"weights{i}")
         mixed = (weights @ heads("value")).transpose(1, 0, 2).reshape(length, WIDTH)
         x = x + lrpjax.tag(linear("output", mixed), f"attention{i}")
