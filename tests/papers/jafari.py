@@ -123,7 +123,7 @@ def main():
         for seed in SEEDS:
             runs.append(study(task, seed, methods, corrected))
             print(task_name, seed, runs[-1], flush=True)
-        gather = lambda part, method: {
+        gather = lambda part, method, runs=runs: {
             place: [run[part][method][place] for run in runs] for place in runs[0][part][method]
         }
         rows = {method: gather(0, method) for method in methods}
