@@ -41,7 +41,7 @@ def script(monkeypatch):
 
 
 def test_run_knows_every_script_and_every_script_has_a_page():
-    shared = {"common", "run"}
+    shared = {"common", "language", "run"}
     scripts = {file.stem for file in PAPERS.glob("*.py")} - shared
     assert set(load("run").SCRIPTS) == scripts
     pages = {page.stem.split("_")[0] for page in (PAPERS / "results").glob("*.md")}

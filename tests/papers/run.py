@@ -22,6 +22,7 @@ SCRIPTS = {
     "kindermans": "Kindermans et al. 2018, quality of signal estimators, PatternNet and PatternAttribution: digits",
     "achtibat": "Achtibat et al. 2024, AttnLRP against its rivals: a transformer on digits, MiniLM on sentences",
     "tuning": "which composites explain EfficientNet-Lite0 and MiniLM best",
+    "jafari": "Rezaei Jafari et al. 2025, RelP and attribution patching against activation patching: trained decoders",
     "kept": "what is left of EfficientNet-Lite0's logits, block by block",
 }
 
