@@ -172,3 +172,25 @@ def test_attention_is_that_of_the_network_and_so_is_its_gradient(script, monkeyp
     for (own, gradient), true, by in zip(found, weights, expected, strict=True):
         np.testing.assert_allclose(own, true, atol=1e-5)
         np.testing.assert_allclose(gradient, by, atol=1e-5 * float(abs(by).max()))
+
+
+def test_relp_is_closer_to_patching_than_attribution_patching_is(script, monkeypatch):
+    """Rezaei Jafari et al. 2025, table 1, in small: a decoder of two layers that has learned which name is due."""
+    language, jafari = script("language"), script("jafari")
+    for name, size in {"WIDTH": 32, "HEADS": 2, "SIZE": 16, "HIDDEN": 64}.items():
+        monkeypatch.setattr(language, name, size)
+    task = language.TASKS["indirect objects"]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        params, accuracy = language.trained(task, 0, steps=400, batch=32)
+        assert accuracy > 0.95
+        clean, corrupted, *answers = task.pairs(np.random.default_rng(5), 8)
+        runs = [jnp.asarray(a, jnp.int32) for a in (clean, corrupted, np.stack(answers, 1))]
+        exact = jafari.effects(params, *runs)
+        found = {}
+        for name in ("attribution patching", "RelP"):
+            scores = jafari.attributed(jafari.METHODS[name], jafari.NAMES)(params, *runs)
+            found[name] = {
+                place: jafari.correlation(scores, exact, names) for place, names in jafari.PLACES.items()
+            }
+    for place in jafari.PLACES:
+        assert found["RelP"][place] > max(0.9, found["attribution patching"][place] + 0.05), (place, found)

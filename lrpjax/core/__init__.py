@@ -9,7 +9,7 @@ The stages, in the order in which a function passes them:
 * `kinds`: how relevance goes through a unit under a rule (`vjps`: the few identities with another derivative);
 * `plan`: which rule for which unit, and where relevance goes, in which form;
 * `frame`: the rewritten function;
-* `accounts`: what became of the relevance at every unit;
+* `accounts`: what became of the relevance at every unit; `frozen`: the program that was run once, as a linear map;
 * `program`: all of it together (`paths`: what `at=` names; `seeds`: the relevance that an output begins with).
 
 Words that mean one thing here. A value *carries* relevance if it depends on the explained input along

@@ -258,3 +258,13 @@ def test_sums_by_layer_neuron_and_head():
         close(parameters.summed(R, -2)["kernel"], jnp.array([6.0, 22.0, 38.0])),
         close(parameters.summed(R, -2)["scale"], 2.0),
     )
+
+
+def test_it_costs_no_more_than_a_gradient(params, rng):
+    """One transposed map for each layer beside that of the relevance of the inputs, as a gradient of the parameters has."""
+    wide = {"w1": (64, 256), "b1": (256,), "w2": (256, 256), "w3": (256, 128), "b3": (128,)}
+    wide = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in wide.items()}
+    x = jnp.asarray(rng.normal(size=(256, 64)))
+    flops = lambda f: jax.jit(f).lower(wide, x).compile().cost_analysis()["flops"]
+    ours = flops(parameters.relevance(network, composites.epsilon(1e-6), target=2))
+    assert ours < 1.1 * flops(jax.grad(lambda p, x: network(p, x)[:, 2].sum()))
