@@ -45,9 +45,9 @@ def find(
             continue
         for bare in unit.operands:
             own = known[bare]
-            number = own.arrays.bit_length() - 1
-            if own.summed or own.arrays != 1 << number:
+            if own.summed or own.arrays.bit_count() != 1:
                 continue
+            number = own.arrays.bit_length() - 1
             through = 0
             for other in unit.operands:
                 through |= known[other].summed if other is not bare else 0

@@ -129,6 +129,17 @@ def test_attention_norms_and_activations(transformer, rng):
         close(found[name], transformer[name] * (slopes[name] if name not in "qk" else 0.0))
 
 
+def test_attention_among_tokens(transformer, rng):
+    """Of looked-up tokens, which are integers, the relevance is that of their vectors, and the table's that of its rows."""
+    table, ids = jnp.asarray(rng.normal(size=(6, 4))), jnp.array([1, 4, 4, 0])
+    f = lambda params, ids: attention(params, params["table"][ids])
+    found = parameters.relevance(f, composites.cp_lrp(0.0), target=0)({**transformer, "table": table}, ids)
+    of_vectors = parameters.relevance(attention, composites.cp_lrp(0.0), target=0)(transformer, table[ids])
+    slopes = jax.grad(lambda t: attention(transformer, t[ids], held)[:, 0].sum())(table)
+    jax.tree.map(close, {name: found[name] for name in transformer}, of_vectors)
+    close(found["table"], table * slopes)
+
+
 def test_scanned_layers_and_tied_tokens(rng):
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
     params = {"embed": normal(6, 4), "layers": {"w": normal(3, 4, 4), "b": normal(3, 4)}}
