@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import close, lenient
 from jax import lax
@@ -249,6 +250,32 @@ def test_pruning_by_hand():
     some = parameters.prune(params, scores, 1.0, select=lambda path, w: path == "b")
     close(some["w"], params["w"]), close(some["b"], jnp.zeros(2))
     close(parameters.prune(params, scores, 0.0)["w"], params["w"])
+
+
+def test_a_trained_network_keeps_its_accuracy_by_relevance_and_not_by_chance(rng):
+    """Whether two of ten inputs have one sign, with seven weights in ten removed, on samples that are not in training."""
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    x = normal(2, 512, 10)
+    labels = (x[..., 0] * x[..., 1] > 0).astype(int)
+    params = {"w1": 0.3 * normal(10, 32), "b1": jnp.zeros(32), "w2": 0.3 * normal(32, 2), "b2": jnp.zeros(2)}
+    network = lambda params, x: jax.nn.relu(x @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
+    adam = optax.adam(0.02)
+    loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(network(p, x[0]), labels[0]).mean()
+
+    def step(state, _):
+        updates, inner = adam.update(jax.grad(loss)(state[0]), state[1])
+        return (optax.apply_updates(state[0], updates), inner), None
+
+    (params, _), _ = lenient(jax.jit(lambda p: lax.scan(step, (p, adam.init(p)), length=300)))(params)
+    explain = parameters.relevance(network, composites.epsilon(), target=labels[0])
+
+    @jax.jit
+    def accuracy(scores):
+        return (network(parameters.prune(params, scores, 0.7), x[1]).argmax(-1) == labels[1]).mean()
+
+    chance = [{k: rng.uniform(size=w.shape) for k, w in params.items()} for _ in range(5)]
+    by_chance = np.mean([accuracy(scores) for scores in chance])
+    assert accuracy(jax.jit(explain)(params, x[0])) > 0.78 and by_chance < 0.65
 
 
 def test_pruning_that_does_not_fit():
