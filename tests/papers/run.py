@@ -23,6 +23,7 @@ SCRIPTS = {
     "achtibat": "Achtibat et al. 2024, AttnLRP against its rivals: a transformer on digits, MiniLM on sentences",
     "tuning": "which composites explain EfficientNet-Lite0 and MiniLM best",
     "jafari": "Rezaei Jafari et al. 2025, RelP and attribution patching against activation patching: trained decoders",
+    "hatefi": "Vakilzadeh Hatefi et al. 2025, pruning by the relevance of weights: digits and trained decoders",
     "kept": "what is left of EfficientNet-Lite0's logits, block by block",
 }
 
