@@ -2,7 +2,7 @@
 LLMs" (SparC3): weights whose relevance over reference samples is small become 0, against those of small magnitude and against
 random ones; on digits and on two-layer decoders trained on induction and on indirect objects, over trainings.
 
-    python tests/papers/hatefi.py    # about 12 minutes on one core; needs lrpjax[demo]
+    python tests/papers/hatefi.py    # about 15 minutes on one core; needs lrpjax[demo]
 """
 
 import functools
