@@ -207,9 +207,11 @@ def prune(
 ) -> Any:
     """Parameters of which those with the smallest |score| are 0.
 
-    With the scores Σ R_w over reference samples, `relevance`, this is the pruning of Vakilzadeh Hatefi et al. 2025
-    (SparC3); with the parameters themselves for scores, pruning by magnitude; with |w| times the norm of the layer's
-    inputs, Wanda (Sun et al. 2023).
+    With the relevance of weights over reference samples for scores this is the pruning of Vakilzadeh Hatefi et al. 2025
+    (SparC3); with the parameters themselves, pruning by magnitude; with |w| times the norm of the layer's inputs, Wanda
+    (Sun et al. 2023). Sum the sizes |R_w| of single samples, by `jax.vmap` of `relevance`: what Σ R_w lets cancel is
+    pruned too early (tests/papers/results/hatefi.md, which also says where magnitude does better). Layers that are
+    stacked in one array compete with each other: take them apart first.
 
     Args:
         params: a tree of arrays. scores: of the same structure and shapes. sparsity: the part that becomes 0, of the
