@@ -50,8 +50,8 @@ class Linearised:
     """A function, run once and frozen there: see `lrpjax.linearise`, which makes it.
 
     It is a pytree, which may be returned from and handed to functions under `jax.jit` and `jax.vmap`. output: the
-    function's. values: {path: what the function computed there}. Every method below costs one backward pass (a `push`
-    about two) and no forward pass.
+    function's. values: {path: what the function computed there}. Making it costs one forward pass; every reading costs
+    a backward pass, a `push` too, and no forward pass.
 
     Seeds, as the argument `target` of `lrpjax.relevance`: None (all of it), a class, "max", an array of the shape, or a
     callable. With `start` they are those of that value in place of the output: None is the value itself, an int is its

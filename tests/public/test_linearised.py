@@ -398,6 +398,26 @@ def test_half_precision_and_float32(params, x, dtype, tolerance):
     assert jnp.abs((reading.input - whole).astype(float)).max() < tolerance * scale
 
 
+def test_it_costs_one_forward_pass_and_each_reading_a_backward_pass(rng):
+    """A transposed matrix product takes as many operations as the product itself."""
+    kernels = [jnp.asarray(rng.normal(size=(64, 64))) for _ in range(4)]
+
+    def f(x):
+        for i, w in enumerate(kernels):
+            x = lrpjax.tag(jax.nn.relu(x @ w), f"h{i}")
+        return x
+
+    x, names = jnp.asarray(rng.normal(size=(64, 64))), [f"h{i}" for i in range(4)]
+    make = lambda x: lrpjax.linearise(f, composites.epsilon(), x, at=names)
+    lin = jax.jit(make)(x)
+    flops = lambda g, *args: jax.jit(g).lower(*args).compile().cost_analysis()["flops"]
+    forward = flops(f, x)
+    assert flops(make, x) < 1.05 * forward
+    assert flops(lambda lin: lin.pull(1), lin) < 1.15 * forward
+    assert flops(lambda lin: lin.push(None, x), lin) < 1.15 * forward
+    assert flops(lambda lin: lin.push("h1", x), lin) < 0.65 * forward
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
