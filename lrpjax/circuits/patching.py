@@ -91,7 +91,8 @@ def patch(
     """Activation patching: what a metric of the output changes by when one part of a value is taken from the other run.
 
     metric(f with h_p := h_p of the other run) − metric(f), for every part p of every named value h: one run of f for
-    each, of which `batch` are vmapped, under one compilation (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022).
+    each, of which `batch` are vmapped (Vig et al. 2020; Meng et al. 2022; Wang et al. 2022). f is traced once; call it
+    under `jax.jit` to compile all at once.
 
     Args:
         f: the function. clean, corrupted: its argument in the two runs; a tuple for several arguments. at: module
