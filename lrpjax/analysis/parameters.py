@@ -18,6 +18,7 @@ import numpy as np
 from lrpjax.composites import DEFAULT, Composite
 from lrpjax.core import compat
 from lrpjax.core.dataflow import Flow
+from lrpjax.core.frozen import per_unit
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
@@ -63,8 +64,9 @@ def relevance(
 
     Raises:
         InputError: there is no other argument: inputs are given as arguments, not captured. RuleError: a unit that
-            reads a parameter has a rule for which this is not defined (γ, z⁺, αβ, …); all such units are listed. Else
-            as `lrpjax.relevance`.
+            reads a parameter has a rule for which this is not defined (γ, z⁺, αβ, …); all such units are listed.
+            TargetError: the target gives relevance to outputs that are exactly 0 (NaN under `jax.jit`). Else as
+            `lrpjax.relevance`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda params, x: x @ params["w"] + params["b"]
@@ -115,9 +117,10 @@ def relevance(
 
 def _started(program: Program, value: Value, seed: Any, y: jax.Array) -> jax.Array:
     """The cotangent of an output for its relevance."""
-    if program.composite.method == "relevance" and program.routes.form.get(value) != PLAIN:
-        seed = jnp.where(y == 0, jnp.zeros_like(y), seed / jnp.where(y == 0, jnp.ones_like(y), y))
-    return jnp.asarray(seed).astype(y.dtype)
+    seed = jnp.asarray(seed).astype(y.dtype)
+    if program.composite.method != "relevance" or program.routes.form.get(value) == PLAIN:
+        return seed
+    return per_unit(seed, y, "the output")
 
 
 def _refuse(program: Program) -> None:

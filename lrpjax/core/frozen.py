@@ -204,13 +204,7 @@ class Frozen:
         R = jnp.asarray(R).astype(h.dtype)
         if place.plain or self.layout.method != "relevance":
             return R
-        lost = (h == 0) & (R != 0)
-        if compat.is_known(lost) and lost.any():
-            raise TargetError(
-                f"the seed gives relevance to elements of {where} that are exactly 0, of which no share can be said: "
-                "seed with multiples of the value, or give `coefficients` a unit, which is relevance per value"
-            )
-        return jnp.where(lost, jnp.asarray(jnp.nan, R.dtype), divide(R, h))
+        return per_unit(R, h, where)
 
     def relevance(self, c: jax.Array, h: jax.Array, place: Place) -> jax.Array:
         """The relevance that a cotangent stands for."""
@@ -224,6 +218,21 @@ class Frozen:
         if place.plain is None:
             return jnp.zeros_like(h)
         return divide(c, h) if place.plain and self.layout.method == "relevance" else c
+
+
+def per_unit(R: jax.Array, h: jax.Array, where: str) -> jax.Array:
+    """A relevance divided by the value that has it.
+
+    Raises:
+        TargetError: it is given to elements that are exactly 0, where that is known; else it is NaN there.
+    """
+    lost = (h == 0) & (R != 0)
+    if compat.is_known(lost) and lost.any():
+        raise TargetError(
+            f"the seed gives relevance to elements of {where} that are exactly 0, of which no share can be said: seed "
+            "with multiples of the value (`Linearised.coefficients` takes a unit, which is relevance per value)"
+        )
+    return jnp.where(lost, jnp.asarray(jnp.nan, R.dtype), divide(R, h))
 
 
 def address(path: str) -> tuple[str, tuple[int, ...] | None]:

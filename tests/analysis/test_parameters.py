@@ -15,7 +15,7 @@ from jax import lax
 import lrpjax
 from lrpjax import composites, parameters, rules, select
 from lrpjax.analysis.parameters import PruneError
-from lrpjax.errors import InputError, RuleError
+from lrpjax.errors import InputError, RuleError, TargetError
 
 EXACT = composites.epsilon(0.0)
 held = lax.stop_gradient
@@ -203,6 +203,15 @@ def test_rules_that_do_not_say_what_a_weight_contributes(params, rng):
     with pytest.raises(RuleError, match=r"(?s)ZPlus.*Gamma|Gamma.*ZPlus") as error:
         parameters.relevance(network, composite)(params, x)
     assert "composites.epsilon" in str(error.value) and str(error.value).count("dense in") == 2
+
+
+def test_relevance_that_is_given_to_outputs_that_are_zero(params, rng):
+    silent = {**params, "w3": params["w3"].at[:, 1].set(0.0), "b3": params["b3"].at[1].set(0.0)}
+    x = jnp.asarray(rng.normal(size=(3, 4)))
+    explain = parameters.relevance(network, EXACT, target=jnp.ones((3, 3)))
+    with pytest.raises(TargetError, match="exactly 0"):
+        explain(silent, x)
+    assert jnp.isnan(jax.jit(explain)(silent, x)["w1"]).any()
 
 
 def test_inputs_are_arguments(params):
