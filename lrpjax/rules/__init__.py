@@ -14,6 +14,8 @@ from lrpjax.rules.activations import Pass as Pass
 from lrpjax.rules.activations import Stop as Stop
 from lrpjax.rules.arithmetic import Layer as Layer
 from lrpjax.rules.arithmetic import divide as divide
+from lrpjax.rules.arithmetic import halves as halves
+from lrpjax.rules.arithmetic import is_coarse as is_coarse
 from lrpjax.rules.arithmetic import is_zero as is_zero
 from lrpjax.rules.arithmetic import negative as negative
 from lrpjax.rules.arithmetic import positive as positive

@@ -68,6 +68,19 @@ def negative(x: Any) -> Any:
     )
 
 
+def halves(w: Any, apart: bool = True) -> tuple[Any, Any]:
+    """What tells positive contributions from negative ones: (w⁺, w⁻), or, not `apart`, (w, |w|).
+
+    For inputs of unknown sign the second needs half of the products: with z = Σ x w and A = Σ |x| |w| known,
+    Σ (x w)⁺ = (z + A) / 2 and Σ (x w)⁻ = (z − A) / 2; and Wᵀ and |W|ᵀ serve both signs of x alike.
+
+    >>> import numpy as np
+    >>> print(halves(np.array([2.0, -3.0])), halves(np.array([2.0, -3.0]), apart=False))
+    (array([2., 0.]), array([ 0., -3.])) (array([ 2., -3.]), array([2., 3.]))
+    """
+    return (positive(w), negative(w)) if apart else (w, abs(w))
+
+
 def uniform(w: Any) -> Any:
     """A kernel of ones, of the shape and type of w."""
     return (np if isinstance(w, np.ndarray) else jnp).ones_like(w)
@@ -85,6 +98,11 @@ def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     )
 
 
+def is_coarse(noise: float) -> bool:
+    """Whether numbers with this relative rounding error are of half precision."""
+    return noise > 1e-4
+
+
 @dataclasses.dataclass
 class Layer:
     """A weighted layer as a rule sees it: z = apply(x, w) + b, with `transpose(s, w)` the adjoint of `apply` in x.
@@ -95,8 +113,9 @@ class Layer:
     kernels: what the rule's `kernels` made of w. b: the bias, a number or an array that broadcasts to z.
     nonnegative: x ≥ 0 is known beforehand (it follows a ReLU, say). rectified: R_j is zero wherever z_j ≤ 0, known
     beforehand. ones: a function that gives an array of ones for x, of batch size one where possible. noise: the
-    relative rounding error of what `apply` gives. account: where an audit asks for it, what the bias and the
-    stabiliser absorb, one pair for each `share`.
+    relative rounding error of what `apply` gives. apart: whether the kernels of rules that tell positive contributions
+    from negative ones are w⁺ and w⁻, or w and |w| (`halves`). account: where an audit asks for it, what the bias and
+    the stabiliser absorb, one pair for each `share`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import rules
@@ -120,12 +139,18 @@ class Layer:
     rectified: bool
     ones: Callable[[], jax.Array]
     noise: float
+    apart: bool = True
     account: list[tuple[jax.Array, jax.Array]] | None = None
 
     @property
     def coarse(self) -> bool:
         """Whether z has so few digits (half precision) that a difference from it is worth a product more."""
-        return self.noise > 1e-4
+        return is_coarse(self.noise)
+
+    @property
+    def faint(self) -> float:
+        """The share of Σ_i |x_i w_ij| up to which a sum that was found as a difference counts as nothing."""
+        return 8 * self.noise
 
     def share(self, R: jax.Array, z: jax.Array, epsilon: Any, bias: Any = 0.0) -> jax.Array:
         """R / (z + ε sign z): what each unit of a contribution to z earns. `bias` is the part of z that no
@@ -147,16 +172,44 @@ class Layer:
         ones = jax.tree.map(uniform, self.kernels[0])
         return self.transpose(self.share(R, self.apply(self.ones(), ones), epsilon), ones)
 
-    def positive(self, x: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
-        """Σ_i (x_i w_ij)⁺ without the bias, given w⁺ and w⁻."""
+    def positive(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        """Σ_i (x_i w_ij)⁺ without the bias. It and the two methods below are for kernels made by `halves`."""
         if self.nonnegative:
-            return self.apply(x, above)
-        return self.apply(positive(x), above) + self.apply(negative(x), below)
+            return self.apply(x, self.kernels[0])
+        if self.apart:
+            above, below = self.kernels[:2]
+            return self.apply(positive(x), above) + self.apply(negative(x), below)
+        size = self.apply(abs(x), self.kernels[1])
+        found = (z - self.b + size) / 2
+        return jnp.where(found > self.faint * size, found, 0.0)
 
-    def pull(
-        self, x: jax.Array, s: Callable[[jax.Array, jax.Array], jax.Array], above: jax.Array, below: jax.Array
-    ) -> jax.Array:
-        """s(w⁺, w⁻) where x_i > 0 and s(w⁻, w⁺) where x_i < 0: the two halves of a sum over x⁺ and x⁻ in ratio form."""
+    def negative(self, x: jax.Array, z: jax.Array, above: jax.Array) -> jax.Array:
+        """Σ_i (x_i w_ij)⁻ without the bias, given what `positive` returned."""
+        if self.coarse:
+            w_above, w_below = self.kernels[:2]
+            if self.nonnegative:
+                return self.apply(x, w_below)
+            return self.apply(positive(x), w_below) + self.apply(negative(x), w_above)
+        # Without another forward pass: where it drowns in the rounding of that difference, it counts as large as the
+        # rounding, or as nothing.
+        found = negative(z - self.b - above)
+        if not (self.nonnegative or self.apart):
+            return jnp.where(-found > self.faint * above, found, 0.0)
+        return jnp.minimum(found, -jnp.asarray(self.noise, z.dtype) * above)
+
+    def give(self, x: jax.Array, s_positive: jax.Array, s_negative: Any = 0.0) -> jax.Array:
+        """Σ_j (s⁺_j (x_i w_ij)⁺ + s⁻_j (x_i w_ij)⁻) / x_i: what is earned by contributions of either sign."""
+        one_sided = is_zero(s_negative)
+
+        def earned(above, below):
+            c = self.transpose(s_positive, above)
+            return c if one_sided else c + self.transpose(s_negative, below)
+
         if self.nonnegative:
-            return s(above, below)
-        return jnp.where(x > 0, s(above, below), s(below, above))
+            return earned(*self.kernels[:2])
+        if self.apart:
+            above, below = self.kernels[:2]
+            return jnp.where(x > 0, earned(above, below), earned(below, above))
+        w, size = self.kernels[:2]
+        c = self.transpose(s_positive + s_negative, w)
+        return (c + jnp.sign(x) * self.transpose(s_positive - s_negative, size)) / 2

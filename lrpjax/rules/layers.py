@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import PatternError, RuleError
-from lrpjax.rules.arithmetic import broadcasts, divide, is_zero, negative, positive, uniform
+from lrpjax.rules.arithmetic import broadcasts, divide, halves, is_zero, negative, positive, uniform
 from lrpjax.rules.base import LAYERS, LINEAR, PLAIN, RATIO, Rule, check, rule
 
 SHARE = "share"
@@ -150,32 +150,28 @@ class Gamma(_Biased):
         super().__post_init__()
         check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
 
-    def kernels(self, w):
+    def kernels(self, w, apart=True):
         g = (np if isinstance(w, np.ndarray) else jnp).asarray(self.gamma, w.dtype)
-        return positive(w), negative(w), w + g * positive(w), w + g * negative(w)
+        return (*halves(w, apart), w + g * positive(w)) if apart else halves(w, apart)
 
     def back(self, layer, x, z, R):
-        above, below, w_above, w_below = layer.kernels
         g = jnp.asarray(self.gamma, z.dtype)
         R, b = self.split(layer, z, R)
         linear, b = z - layer.b, jnp.asarray(b, z.dtype)
-        z_above = layer.positive(x, above, below)
+        above = layer.positive(x, z)
         b_gamma = b + g * positive(b)
-        denominator = linear + g * z_above + b_gamma
+        denominator = linear + g * above + b_gamma
         if not layer.rectified:
             b_gamma = jnp.where(z > 0, b_gamma, b + g * negative(b))
-            below = linear + g * negative(linear - z_above) + b_gamma
+            below = linear + g * negative(linear - above) + b_gamma
             denominator = jnp.where(z > 0, denominator, below)
         s = layer.share(jnp.where(z == 0, 0.0, R), denominator, self.epsilon, self.kept(b_gamma))
         s_above, s_below = jnp.where(z > 0, s, 0.0), jnp.where(z < 0, s, 0.0)
-
-        def pull(
-            w_above, w_below
-        ):  # the kernels that favour positive and negative contributions for this sign of x
-            c = layer.transpose(s_above, w_above)
-            return c if layer.rectified else c + layer.transpose(s_below, w_below)
-
-        return self.given(layer, x, layer.pull(x, pull, w_above, w_below), s * b_gamma)
+        if layer.nonnegative and layer.rectified:
+            c = layer.transpose(s_above, layer.kernels[2])
+        else:
+            c = layer.give(x, (1 + g) * s_above + s_below, s_above + (1 + g) * s_below)
+        return self.given(layer, x, c, s * b_gamma)
 
 
 @rule("bias")
@@ -214,28 +210,24 @@ class AlphaBeta(_Biased):
             ),
         )
 
+    def kernels(self, w, apart=True):
+        return halves(w, apart)
+
     def back(self, layer, x, z, R):
-        w_above, w_below = layer.kernels
-        above = layer.positive(x, w_above, w_below)
         R, b = self.split(layer, z, R)
-        b_above, b_below = positive(jnp.asarray(b, z.dtype)), negative(jnp.asarray(b, z.dtype))
+        above, b = layer.positive(x, z), jnp.asarray(b, z.dtype)
+        b_above, b_below = positive(b), negative(b)
         s_above = layer.share(
             jnp.asarray(self.alpha, z.dtype) * R, above + b_above, self.epsilon, self.kept(b_above)
         )
         if is_zero(self.beta):
-            c = layer.pull(x, lambda above, below: layer.transpose(s_above, above), w_above, w_below)
+            c = layer.give(x, jnp.where(above > 0, s_above, 0.0))
             return self.given(layer, x, c, s_above * b_above)
-        if layer.coarse:
-            below = layer.positive(x, w_below, w_above)  # with the kernels exchanged: Σ_i (x_i w_ij)⁻
-        else:
-            # without a second forward pass; where it drowns in the rounding of that difference, it counts as
-            # large as the rounding
-            below = jnp.minimum(negative(z - layer.b - above), -jnp.asarray(layer.noise, z.dtype) * above)
+        below = layer.negative(x, z, above)
         s_below = layer.share(
             -jnp.asarray(self.beta, z.dtype) * R, below + b_below, self.epsilon, self.kept(b_below)
         )
-        pull = lambda above, below: layer.transpose(s_above, above) + layer.transpose(s_below, below)
-        c = layer.pull(x, pull, w_above, w_below)
+        c = layer.give(x, jnp.where(above > 0, s_above, 0.0), jnp.where(below < 0, s_below, 0.0))
         return self.given(layer, x, c, s_above * b_above + s_below * b_below)
 
 
@@ -254,6 +246,8 @@ class ZPlus(_Biased):
 
     epsilon: Any = 1e-6
     bias: bool | str = True
+
+    kernels = AlphaBeta.kernels
 
     def back(self, layer, x, z, R):
         return AlphaBeta(1.0, 0.0, self.epsilon, self.bias).back(layer, x, z, R)

@@ -241,7 +241,7 @@ def test_no_compiled_cost_beyond_the_sums():
     f = net()
     flops = lambda g: jax.jit(g).lower(X).compile().cost_analysis()["flops"]
     composite = composites.epsilon_plus()
-    assert flops(lrpjax.audit(f, composite, target=0)) < 1.35 * flops(
+    assert flops(lrpjax.audit(f, composite, target=0)) < 1.45 * flops(
         lrpjax.relevance(f, composite, target=0)
     )
 

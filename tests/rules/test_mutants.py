@@ -3,6 +3,7 @@
 import functools
 
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -34,13 +35,17 @@ def test_negative_part_does_not_drown_in_half_precision():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_negative_part_that_drowns_in_rounding_counts_as_large_as_the_rounding(dtype):
     """z = 1 − ε/4 is rounded to z⁺ = 1, and z⁻ to 0: divided by the stabiliser of 0 alone, the second input would get
-    −w₂ / (a thousandth of the rounding), of the wrong sign. The floor is four ε, of which its contribution is a sixteenth."""
+    −w₂ / (a thousandth of the rounding), of the wrong sign. The floor is four ε, of which its contribution is a sixteenth.
+    Where the sign of x is not known beforehand, both parts are found as differences, and it counts as nothing."""
     eps = float(jnp.finfo(dtype).eps)
     w = jnp.array([[1.0], [-eps / 4]], dtype)
     x = jnp.ones(2, dtype)
     assert (x @ w)[0] == 1.0
-    R = explain(lambda x: x @ w, rules.AlphaBeta(2.0, 1.0, epsilon=eps / 1000), x, jnp.ones(1, dtype))
+    rule, seed = rules.AlphaBeta(2.0, 1.0, epsilon=eps / 1000), jnp.ones(1, dtype)
+    R = explain(lambda x: jax.nn.relu(x) @ w, rule, x, seed)
     close(R.astype(jnp.float32), np.array([2.0, -1 / 16], np.float32), tolerance=1e-2)
+    R = explain(lambda x: x @ w, rule, x, seed)
+    close(R.astype(jnp.float32), np.array([2.0, 0.0], np.float32), tolerance=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- stabilisers not given

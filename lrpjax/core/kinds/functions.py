@@ -1,5 +1,7 @@
 """Units as functions of arrays: evaluating them, and running them with a backward function of their own."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,15 +64,21 @@ def rebuilder(rule: Rule | None) -> Callable[[Sequence], Any]:
     return rebuild
 
 
-def kernels_of(rule: Any, w: Any, unit: Unit) -> tuple:
+@functools.cache
+def chooses_halves(own: type[Rule]) -> bool:
+    """Whether the `kernels` of a class of rules asks which of the two forms of `halves` it has to take."""
+    return "apart" in inspect.signature(own.kernels).parameters
+
+
+def kernels_of(rule: Any, w: Any, unit: Unit, apart: bool = True) -> tuple:
     """What a rule takes from a kernel; from each array of one that is several.
 
     Raises:
         RuleError: it is no tuple.
     """
     if isinstance(w, tuple):
-        return tuple(zip(*(kernels_of(rule, each, unit) for each in w), strict=True))
-    kernels = rule.kernels(w)
+        return tuple(zip(*(kernels_of(rule, each, unit, apart) for each in w), strict=True))
+    kernels = rule.kernels(w) if apart else rule.kernels(w, apart=False)
     if not isinstance(kernels, tuple):
         kind = type(kernels).__name__
         raise RuleError(f"{rule}: kernels returns a tuple of arrays, but returned one {kind}: {unit.place}")

@@ -16,10 +16,18 @@ from lrpjax.core import compat
 from lrpjax.core.graph import Node, Value, known_zero
 from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.bounds import brought
-from lrpjax.core.kinds.functions import arrays_of, evaluate, externals_of, kernels_of, of_shape, rebuilder
+from lrpjax.core.kinds.functions import (
+    arrays_of,
+    chooses_halves,
+    evaluate,
+    externals_of,
+    kernels_of,
+    of_shape,
+    rebuilder,
+)
 from lrpjax.core.units import Region, Unit
 from lrpjax.core.vjps import BIAS, EPSILON, SLOT, relevance_of, wide, wide_dtype, with_backward
-from lrpjax.rules import PLAIN, RATIO, Epsilon, Layer, Rule, is_epsilon
+from lrpjax.rules import PLAIN, RATIO, Epsilon, Layer, Rule, is_coarse, is_epsilon
 
 AFFINE = ("add", "sub", "mul", "div", "neg", "add_any")
 ADDITIONS = ("add", "sub", "add_any")
@@ -101,6 +109,7 @@ class Weighted:
         passed = [x_value, *(v for node in unit.nodes for v in node.outputs if v.carries)]
         self.narrow = any(v.narrow for v in passed)
         self.noise = 4 * max(float(jnp.finfo(v.aval.dtype).eps) for v in passed)
+        self.apart = x_value.nonnegative or is_coarse(self.noise) or not chooses_halves(type(rule))
 
     def forward(self, x: Any, externals: list, prepared: Any, leaves: list) -> Any:
         return evaluate(self.unit, self.x_value, self.externals, x, externals, self.spreads)
@@ -112,7 +121,7 @@ class Weighted:
             externals = [compat.late(a, c) for a in externals]
         if prepared is None:
             w, b = self.merge(externals)
-            prepared = kernels_of(rule, w, self.unit), b
+            prepared = kernels_of(rule, w, self.unit, self.apart), b
         x = compat.late(x, c)  # or the CPU runs the second forward pass at once, and keeps all of it
         layer = self.layer(x, *prepared, dict(zip(self.externals, externals, strict=True)))
         if self.audited:
@@ -132,7 +141,8 @@ class Weighted:
             return None
         with jax.ensure_compile_time_eval():
             w, b = self.merge([np.asarray(a) for a in externals])  # in NumPy: nothing to compile
-            return kernels_of(self.rebuild([np.asarray(a) for a in leaves]), w, self.unit), b
+            rule = self.rebuild([np.asarray(a) for a in leaves])
+            return kernels_of(rule, w, self.unit, self.apart), b
 
     def shifts(self) -> bool:
         """Whether constants are added inside the region, or stand beside x in it."""
@@ -268,6 +278,7 @@ class Weighted:
             self.rectified,
             ones,
             self.noise,
+            self.apart,
         )
 
 
