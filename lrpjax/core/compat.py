@@ -242,18 +242,30 @@ _late = core.Primitive("lrpjax_late")
 
 def late(array: jax.Array, after: jax.Array) -> jax.Array:
     """`array`, available to the compiler only once `after` is. Batching `after` does not batch the result."""
-    probe = (
-        lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ())
-        if after.size
-        else jnp.zeros((), after.dtype)
-    )
-    return _late.bind(array, lax.real(probe) if jnp.iscomplexobj(probe) else probe)
+    return _late.bind(array, after)
 
 
-def _late_lowered(array: jax.Array, probe: jax.Array) -> jax.Array:
+def _late_lowered(ctx: Any, array: Any, after: Any) -> Any:
+    """A barrier, which needs nothing of other devices. On a CPU alone, whose compiler takes barriers out before it
+    orders the program, an element of `after` that is looked at: of an array that lies on several devices it would
+    have to be sent to all of them."""
+    context = ctx.module_context
+    alone = getattr(context.axis_context, "num_devices", None) == 1
+    own = _late_by_element if alone and tuple(context.platforms) == ("cpu",) else _late_by_barrier
+    return mlir.lower_fun(own, multiple_results=False)(ctx, array, after)
+
+
+def _late_by_barrier(array: jax.Array, after: jax.Array) -> jax.Array:
+    return lax.optimization_barrier((array, after))[0]
+
+
+def _late_by_element(array: jax.Array, after: jax.Array) -> jax.Array:
+    if not after.size:
+        return array
+    probe = lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ())
     # A square root is dear enough for XLA to compute it once. Else it copies all that `after` is a sum of
     # into whatever reads the array.
-    probe = lax.sqrt(probe)
+    probe = lax.sqrt(lax.real(probe) if jnp.iscomplexobj(probe) else probe)
     impossible = (probe != probe) & (probe > 0)
     return lax.select(jnp.broadcast_to(impossible, array.shape), jnp.zeros_like(array), array)
 
@@ -263,15 +275,12 @@ def _late_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _late_batch(args: Any, dims: Any) -> Any:
-    array, probe = args
-    if dims[1] is not None:
-        probe = lax.index_in_dim(probe, 0, dims[1], keepdims=False)
-    return _late.bind(array, probe), dims[0]
+    return _late.bind(*args), dims[0]
 
 
-_late.def_impl(lambda array, probe: jnp.asarray(array))
-_late.def_abstract_eval(lambda array, probe: array)
-mlir.register_lowering(_late, mlir.lower_fun(_late_lowered, multiple_results=False))
+_late.def_impl(lambda array, after: jnp.asarray(array))
+_late.def_abstract_eval(lambda array, after: array)
+mlir.register_lowering(_late, _late_lowered)
 ad.primitive_jvps[_late] = _late_jvp
 batching.primitive_batchers[_late] = _late_batch
 
