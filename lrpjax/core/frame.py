@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax.core.alike import bodies_alike
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Propagation
 from lrpjax.core.maxima import max_pool
@@ -38,7 +39,7 @@ from lrpjax.core.vjps import (
     with_backward,
 )
 from lrpjax.errors import UnsupportedError
-from lrpjax.rules import PLAIN, RATIO
+from lrpjax.rules import PLAIN, RATIO, Rule
 
 
 class Tap(NamedTuple):
@@ -92,6 +93,9 @@ class Rewritten:
         self.audited = {entry: i for i, entry in enumerate(audited)}
         self.made = {v: unit for unit in audited if isinstance(unit, Unit) for v in unit.outputs}
         self.stops = stops
+        # What a rule takes from the place of its unit in the whole program is not the same for units that are alike.
+        rules = (getattr(p, "rule", None) for p in propagations.values())
+        self.anywhere = not any(isinstance(rule, Rule) and rule.of_argument for rule in rules)
 
     def run(
         self,
@@ -138,6 +142,7 @@ class Frame:
         self.seen: dict[int, Any] = {}
         self.env: dict[Value, Any] = dict(level.graph.constants)
         self.detached: dict[Value, Any] = {}
+        self.made: list[tuple[Unit, Callable]] = []
 
     def define(self, value: Value, array: Any) -> None:
         """Sets a value; at a tapped one relevance is read or weighted, at one that an audited unit makes it is
@@ -161,6 +166,18 @@ class Frame:
                 maker, array, self.routes.form[value], {RECEIVED: 1, BROKEN: 1, SIZE_RECEIVED: 1}
             )
         self.env[value] = array
+
+    def like_before(self, unit: Unit, run: Callable) -> Callable:
+        """What runs the body of a unit: the function of an earlier unit of this level, if that does the same, so that
+        JAX need not trace and differentiate another one."""
+        program = self.program
+        if self.slots or not program.anywhere:
+            return run
+        for earlier, made in self.made:
+            if bodies_alike(program.propagations, self.routes, earlier, unit):
+                return made
+        self.made.append((unit, run))
+        return run
 
     def slot_of(self, unit: Unit) -> Any:
         """The slot of an audited unit, or None."""

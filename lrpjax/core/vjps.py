@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lrpjax.core import compat
@@ -33,8 +34,9 @@ def scale(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _scale_bwd(w, c):
-    c_wide = wide(c) if w.ndim else c  # a number is as exact as the cotangent's own type
-    return (c_wide * w.astype(c_wide.dtype)).astype(c.dtype), None
+    if not w.ndim:  # a number is as exact as the cotangent's own type
+        return lax.mul(c, lax.broadcast(_as(w, c.dtype), c.shape)), None
+    return _as(wide(c) * w.astype(wide_dtype(c.dtype)), c.dtype), None
 
 
 scale.defvjp(lambda x, w: (x, w), _scale_bwd)
@@ -80,11 +82,11 @@ def _convert_bwd(arrives, leaves, rectified, residuals, c):
     dtype = c.dtype
     x, c = wide(residual(x, c)), wide(c)
     if arrives == RATIO and (leaves == PLAIN or epsilon is not None):
-        c = c * x
+        c = lax.mul(c, x)
         arrives = PLAIN
     if arrives == PLAIN and leaves == RATIO:
         c = divide(c, x if epsilon is None else stabilize(x, epsilon))
-    return c.astype(dtype), None
+    return _as(c, dtype), None
 
 
 convert.defvjp(_convert_fwd, _convert_bwd)
@@ -106,6 +108,11 @@ widen.defvjp(lambda x: (wide(x), x), _widen_bwd)
 def wide(x: jax.Array) -> jax.Array:
     """x in the precision that rules compute in: at least float32."""
     return x.astype(jnp.float32) if is_half(x.dtype) else x
+
+
+def _as(x: jax.Array, dtype: Any) -> jax.Array:
+    """x in a type, which costs nothing where it has that."""
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 def wide_dtype(dtype: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
@@ -18,7 +19,11 @@ def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
     [ 2.5  0.5 -2.5]
     """
     epsilon = jnp.asarray(epsilon, z.dtype)
-    return z + jnp.where(z >= 0, epsilon, -epsilon)
+    if epsilon.ndim:
+        return z + jnp.where(z >= 0, epsilon, -epsilon)
+    # These two functions are traced in every layer: jnp would trace a function of its own for each operation.
+    nonnegative, size = lax.ge(z, lax.full_like(z, 0)), lax.broadcast(epsilon, z.shape)
+    return lax.add(z, lax.select(nonnegative, size, lax.neg(size)))
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -28,8 +33,12 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     >>> print(divide(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])))
     [0.5 0. ]
     """
-    zero = b == 0
-    return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
+    alike = isinstance(a, jax.Array) and isinstance(b, jax.Array) and (a.shape, a.dtype) == (b.shape, b.dtype)
+    if not alike:
+        zero = b == 0
+        return jnp.where(zero, jnp.zeros((), a.dtype), a / jnp.where(zero, jnp.ones((), b.dtype), b))
+    zero = lax.eq(b, lax.full_like(b, 0))
+    return lax.select(zero, lax.full_like(a, 0), lax.div(a, lax.select(zero, lax.full_like(b, 1), b)))
 
 
 def quotient(R: jax.Array, z: jax.Array, epsilon: Any) -> jax.Array:

@@ -87,6 +87,7 @@ class _Remat(Inside):
             return self.leave(frame, body, outputs), seen
 
         p = node.params
+        run = run if taps else frame.like_before(self.unit, run)
         outputs, seen = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=p["policy"])(arrays, taps)
         frame.seen.update(seen)
         return outputs
