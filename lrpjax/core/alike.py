@@ -18,9 +18,22 @@ from lrpjax.core.graph import Graph, Node, Value
 from lrpjax.core.plan import Routes
 from lrpjax.core.units import Level, Unit
 
-PLAIN_TYPES = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype, jax.core.AbstractValue)
-ELSEWHERE = {Unit: ("within", "bodies"), Level: ("units",)}
-"""Attributes that say where something stands, or are compared by themselves."""
+PLAIN_TYPES = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    np.generic,
+    np.dtype,
+    jax.core.AbstractValue,
+)
+SAYS = ("kind", "name", "flipped", "native")
+HOLDS = ("operands", "gates", "activated", "signal", "core", "late", "find_signals")
+"""The attributes of units that are compared: not those that say where a unit stands, nor its `linear`, which is made of
+its nodes alone."""
 
 
 def bodies_alike(propagations: Mapping[Unit, Any], routes: Routes, a: Unit, b: Unit) -> bool:
@@ -87,13 +100,15 @@ class _Comparison:
             and all(self.levels(x, y) for x, y in zip(a.bodies, b.bodies, strict=True))
             and self.same(a, b)
             and self.routes.takes.get(a) == self.routes.takes.get(b)
-            and self.same(dict(gives.get(a, {})), dict(gives.get(b, {})))
+            and self.same(gives.get(a, {}), gives.get(b, {}))
             and self.same(self.propagations.get(a), self.propagations.get(b))
         )
 
     def nodes(self, a: Node, b: Node) -> bool:
         self.partners[id(a)] = b
-        one = a.eqn is b.eqn or (a.primitive is b.primitive and a.eqn.ctx == b.eqn.ctx and self.same(a.params, b.params))
+        one = a.eqn is b.eqn or (
+            a.primitive is b.primitive and a.eqn.ctx == b.eqn.ctx and self.same(a.params, b.params)
+        )
         return (
             one
             and a.within == b.within
@@ -104,8 +119,9 @@ class _Comparison:
 
     def same(self, a: Any, b: Any) -> bool:
         """Whether two objects are one, or alike in all that they hold."""
-        if id(a) in self.partners:
-            return self.partners[id(a)] is b
+        partner = self.partners.get(id(a))
+        if partner is not None:
+            return partner is b
         if a is b:
             return True
         if type(a) is not type(b):
@@ -115,7 +131,9 @@ class _Comparison:
         if isinstance(a, (tuple, list)):
             return len(a) == len(b) and all(map(self.same, a, b))
         if isinstance(a, dict):
-            return self.same(list(a), list(b)) and self.same(list(a.values()), list(b.values()))
+            return (
+                len(a) == len(b) and all(map(self.same, a, b)) and all(map(self.same, a.values(), b.values()))
+            )
         if isinstance(a, (set, frozenset)):
             return len(a) == len(b) and all(any(self.same(x, y) for y in b) for x in a)
         if isinstance(a, types.FunctionType):
@@ -132,9 +150,12 @@ class _Comparison:
         if not type(a).__module__.startswith("lrpjax.") or not hasattr(a, "__dict__"):
             return False
         self.partners[id(a)] = b
-        skipped = next((names for own, names in ELSEWHERE.items() if isinstance(a, own)), ())
-        held = lambda x: {name: value for name, value in vars(x).items() if name not in skipped}
-        return self.same(held(a), held(b))
+        if type(a) is Unit:
+            return all(getattr(a, n) == getattr(b, n) for n in SAYS) and all(
+                self.same(getattr(a, n), getattr(b, n)) for n in HOLDS
+            )
+        held, other = vars(a), vars(b)
+        return len(held) == len(other) and all(n in other and self.same(v, other[n]) for n, v in held.items())
 
 
 def _number(constant: Any) -> bytes | None:

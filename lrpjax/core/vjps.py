@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lrpjax.core import compat
-from lrpjax.rules import PLAIN, RATIO, divide, positive, stabilize
+from lrpjax.rules import PLAIN, RATIO, divide, positive, quotient
 
 
 @jax.custom_jvp
@@ -60,36 +60,41 @@ def _junction_bwd(_, cotangents):
 junction.defvjp(lambda x, zeros, gate: ((x + zeros, x, gate), None), _junction_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def convert(
-    x: jax.Array, epsilon: jax.Array | None, arrives: str, leaves: str, rectified: bool = False
-) -> jax.Array:
+def convert(x: jax.Array, epsilon: Any, arrives: str, leaves: str, rectified: bool = False) -> jax.Array:
     """x, whose cotangent arrives in the form `arrives` and goes on in the form `leaves`.
 
     With an `epsilon`, a cotangent in ratio form is damped by x / (x + ε sign x): that is the ε-rule of whatever
     linear map made x. `rectified`: the cotangent is zero wherever x is not positive, so that x⁺, which the ReLU
     keeps anyway, can be kept in place of x.
     """
+    known = epsilon if isinstance(epsilon, (int, float)) else None
+    traced = None if epsilon is None or known is not None else jnp.asarray(epsilon)
+    return _convert(x, traced, known, arrives, leaves, rectified)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _convert(x, epsilon, known, arrives, leaves, rectified):
     return x
 
 
-def _convert_fwd(x, epsilon, arrives, leaves, rectified):
+def _convert_fwd(x, epsilon, known, arrives, leaves, rectified):
     return x, (positive(x) if rectified else x, epsilon)
 
 
-def _convert_bwd(arrives, leaves, rectified, residuals, c):
+def _convert_bwd(known, arrives, leaves, rectified, residuals, c):
     x, epsilon = residuals
+    epsilon = known if epsilon is None else epsilon
     dtype = c.dtype
     x, c = wide(residual(x, c)), wide(c)
     if arrives == RATIO and (leaves == PLAIN or epsilon is not None):
         c = lax.mul(c, x)
         arrives = PLAIN
     if arrives == PLAIN and leaves == RATIO:
-        c = divide(c, x if epsilon is None else stabilize(x, epsilon))
+        c = divide(c, x) if epsilon is None else quotient(c, x, epsilon)
     return _as(c, dtype), None
 
 
-convert.defvjp(_convert_fwd, _convert_bwd)
+_convert.defvjp(_convert_fwd, _convert_bwd)
 
 
 @jax.custom_vjp

@@ -18,12 +18,12 @@ def stabilize(z: jax.Array, epsilon: Any) -> jax.Array:
     >>> print(stabilize(jnp.array([2.0, 0.0, -2.0]), 0.5))
     [ 2.5  0.5 -2.5]
     """
-    epsilon = jnp.asarray(epsilon, z.dtype)
-    if epsilon.ndim:
+    if not isinstance(epsilon, (int, float)) or jnp.iscomplexobj(z):
+        epsilon = jnp.asarray(epsilon, z.dtype)
         return z + jnp.where(z >= 0, epsilon, -epsilon)
-    # These two functions are traced in every layer: jnp would trace a function of its own for each operation.
-    nonnegative, size = lax.ge(z, lax.full_like(z, 0)), lax.broadcast(epsilon, z.shape)
-    return lax.add(z, lax.select(nonnegative, size, lax.neg(size)))
+    # These functions are traced in every layer: jnp would trace a function of its own for each operation.
+    nonnegative = lax.ge(z, lax.full_like(z, 0))
+    return lax.add(z, lax.select(nonnegative, lax.full_like(z, epsilon), lax.full_like(z, -epsilon)))
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ class Proportional(Propagation):
         return True
 
     def run(self, frame):
-        frame.native(self.unit, stabiliser(self.epsilon))
+        frame.native(self.unit, self.epsilon)
 
 
 class Derivative(Propagation):
@@ -249,10 +249,6 @@ def has_formula(rule: Rule) -> bool:
 
 def is_pass(rule: Rule) -> bool:
     return isinstance(rule, Pass) and not has_formula(rule)
-
-
-def stabiliser(epsilon: Any) -> Any:
-    return None if epsilon is None else jnp.asarray(epsilon)
 
 
 def refused(unit: Unit, reason: str) -> Refused:

@@ -15,7 +15,6 @@ from lrpjax.core.kinds.base import (
     by_derivative,
     is_pass,
     refused,
-    stabiliser,
 )
 from lrpjax.core.units import Solve, Unit
 from lrpjax.core.vjps import scale, wide
@@ -77,7 +76,7 @@ class Deferred(Proportional):
             array = frame.operand(self.unit, value)
             return scale(array, jnp.asarray(part, wide(array).real.dtype)) if value is below else array
 
-        frame.native(self.unit, stabiliser(self.epsilon), operand)
+        frame.native(self.unit, self.epsilon, operand)
 
     def _part(self, frame) -> float:
         """The share of the exponentials in the products e v, which is one number."""

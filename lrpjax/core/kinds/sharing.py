@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.core.graph import Node, Value
-from lrpjax.core.kinds.base import Kind, Propagation, Proportional, stabiliser
+from lrpjax.core.kinds.base import Kind, Propagation, Proportional
 from lrpjax.core.kinds.linear import PROPORTIONAL
 from lrpjax.core.units import Unit
 from lrpjax.core.vjps import scale, wide
@@ -122,7 +122,7 @@ class Shared(Propagation):
                 array = jnp.broadcast_to(array, np.broadcast_shapes(array.shape, np.shape(weight)))
             return scale(array, jnp.asarray(weight, wide(array).real.dtype))
 
-        frame.native(unit, stabiliser(self.epsilon), operand)
+        frame.native(unit, self.epsilon, operand)
 
 
 class AlongAxis(Proportional):
@@ -136,7 +136,7 @@ class AlongAxis(Proportional):
             raise RuleError("it is not defined for the product along an axis, whose factors share alike")
 
     def run(self, frame):
-        frame.native(self.unit, stabiliser(self.epsilon), share=1 / _number_of_factors(self.unit.nodes[0]))
+        frame.native(self.unit, self.epsilon, share=1 / _number_of_factors(self.unit.nodes[0]))
 
 
 def _takers(unit: Unit, sharing: Any) -> list[Value]:
