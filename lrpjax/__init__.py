@@ -27,6 +27,7 @@ from lrpjax.analysis.audit import audit as audit
 from lrpjax.analysis.audit import messages as messages
 from lrpjax.analysis.tuning import tune as tune
 from lrpjax.composites import Composite as Composite
+from lrpjax.core.compiled import clear_cache as clear_cache
 from lrpjax.custom import custom_relevance as custom_relevance
 from lrpjax.custom import tag as tag
 from lrpjax.data import batches as batches

@@ -1,5 +1,6 @@
 """The public transforms: trace, plan, rewrite, seed the output, run backward, read the relevance off the input."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from lrpjax.composites import DEFAULT, Composite
 from lrpjax.core.accounts import bound_of, run, watch
+from lrpjax.core.compiled import NotCompiled, explained
 from lrpjax.core.plan import Plan, describe
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance, shapes_of
@@ -132,6 +134,10 @@ def value_and_relevance(
 
     @functools.wraps(f)
     def explain(*args: Any, **kwargs: Any) -> Any:
+        if bound is None and inspect is None:
+            with contextlib.suppress(NotCompiled):
+                y, aux, R = explained(f, composite or DEFAULT, args, kwargs, argnums, target, at, has_aux)
+                return ((y, aux), R) if has_aux else (y, R)
         program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux, inspect=inspect)
         if bound is not None:
             accounts = run(program, target)

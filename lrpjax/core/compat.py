@@ -17,11 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax._src import config
+from jax._src.core import trace_state_clean
 from jax.extend import core, linear_util, source_info_util
 from jax.interpreters import ad, batching, mlir
 
 Literal = core.Literal
 jaxpr_as_fun = core.jaxpr_as_fun
+_JITTED = type(jax.jit(lambda x: x))
 
 
 def _folders(*packages: str) -> tuple[str, ...]:
@@ -182,6 +185,14 @@ def running() -> str:
         frames.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname))
         frame = frame.f_back
     return _telling(frames) or "an unknown line"
+
+
+def stacklevel() -> int:
+    """The `stacklevel` with which the caller's warnings name the line of the user's code that is running."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and _rank(frame.f_code.co_filename) == 4:
+        level, frame = level + 1, frame.f_back
+    return level if frame is not None else 2
 
 
 def _telling(frames: Sequence[tuple[str, int, str]]) -> str | None:
@@ -405,3 +416,41 @@ def places_in_arguments(eqn: Any, number: int) -> list[int]:
 def has_derivative(primitive: Any) -> bool:
     """Whether JAX can differentiate a primitive."""
     return primitive in ad.primitive_jvps
+
+
+# ----------------------------------------------------------------------------------- what a call depends on
+
+
+def settings() -> Any:
+    """JAX's settings that traced programs depend on, hashable: the precisions, the mesh that is set and so on."""
+    return config.trace_context()
+
+
+def tracing() -> bool:
+    """Whether a transformation of JAX is going on, or compiling is switched off."""
+    return not trace_state_clean() or jax.config.jax_disable_jit
+
+
+def is_number(dtype: Any) -> bool:
+    """Whether arrays of this type hold nothing but numbers."""
+    return not dtype.hasobject
+
+
+def is_jitted(thing: Any) -> bool:
+    """Whether it is a function that `jax.jit` made."""
+    return isinstance(thing, _JITTED)
+
+
+def version_of_tensor(thing: Any) -> int | None:
+    """How often a torch tensor was written to; None for anything else."""
+    torch = sys.modules.get("torch")
+    return thing._version if torch is not None and isinstance(thing, torch.Tensor) else None
+
+
+@functools.cache
+def is_users(module: str | None) -> bool:
+    """Whether a module is none of an installed package, nor of Python itself."""
+    if module is None:
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module == "__main__" or (file is not None and _rank(file) < 2)

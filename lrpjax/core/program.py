@@ -100,15 +100,12 @@ class Program:
         self.composite = composite
         self.has_aux = has_aux
         self.per_unit = per_unit
-        if argnums is None and hasattr(f, "argnums"):
-            args, kwargs = _in_order(f, args, kwargs)
-        self.argnums = argnums = getattr(f, "argnums", 0) if argnums is None else argnums
+        args, kwargs, self.argnums, numbers = given_to(f, args, kwargs, argnums)
         self.warned = False
-        numbers = _checked_numbers(argnums, len(args))
         explained = [args[i] for i in numbers]
         leaves, self.treedef = jax.tree.flatten(explained)
         self.tokens = at is not None or bool(beside)
-        self.leaves = [_checked_leaf(leaf, allow_integers=self.tokens) for leaf in leaves]
+        self.leaves = [checked_leaf(leaf, allow_integers=self.tokens) for leaf in leaves]
         given, given_tree = jax.tree.flatten([args[i] for i in beside])
         self.beside_leaves = [jnp.asarray(leaf) for leaf in given]
         if not leaves:
@@ -162,7 +159,8 @@ class Program:
                 break
         self.notes = list(treatment.notes)
         self.refuse_weights()
-        plan.check(self.assignment, self.composite, treatment.unused)
+        self.unused = treatment.unused
+        plan.check(self.assignment, self.composite, self.unused)
         plan.refuse(self.routes)
         self.cuts = self.cut()
         self.natives = plan.natives(self.level, self.assignment, self.routes)
@@ -248,7 +246,7 @@ class Program:
                 "the function ends in a softmax or log-softmax: relevance is that of a probability. "
                 "Explaining the logits is usually meant",
                 ProbabilityWarning,
-                stacklevel=5,
+                stacklevel=compat.stacklevel(),
             )
 
     def route(self, tapped: list[Value]) -> None:
@@ -291,9 +289,18 @@ class Program:
             return
         self.warned = True
         if self.cuts:
-            warnings.warn(f"{cuts.PARTLY} {'; '.join(self.cuts)}. {cuts.ADVICE}", CutWarning, stacklevel=6)
+            warnings.warn(
+                f"{cuts.PARTLY} {'; '.join(self.cuts)}. {cuts.ADVICE}", CutWarning, compat.stacklevel()
+            )
         if self.natives:
-            warnings.warn(f"{plan.NATIVE} {'; '.join(self.natives)}", NativeWarning, stacklevel=6)
+            warnings.warn(f"{plan.NATIVE} {'; '.join(self.natives)}", NativeWarning, compat.stacklevel())
+
+    def warn_again(self) -> None:
+        """Warns of all that was warned of when this program was made and first used."""
+        self.warned = False
+        plan.check(self.assignment, self.composite, self.unused)
+        self.warn_of_probabilities()
+        self.warn()
 
     def rewrite(
         self,
@@ -431,6 +438,16 @@ class Program:
         return divide(c, x) if plain else c
 
 
+def given_to(
+    f: Callable, args: Sequence[Any], kwargs: dict, argnums: Any
+) -> tuple[Sequence[Any], dict, Any, tuple]:
+    """The arguments of a function, `argnums`, and the numbers of the arguments that are explained."""
+    if argnums is None and hasattr(f, "argnums"):
+        args, kwargs = _in_order(f, args, kwargs)
+    argnums = getattr(f, "argnums", 0) if argnums is None else argnums
+    return args, kwargs, argnums, _checked_numbers(argnums, len(args))
+
+
 def _in_order(f: Callable, args: Sequence[Any], kwargs: dict) -> tuple[Sequence[Any], dict]:
     """The arguments of a function that says itself which of them are explained, by their places: some may be given by
     their names.
@@ -460,7 +477,7 @@ def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:
     return numbers
 
 
-def _checked_leaf(leaf: Any, allow_integers: bool) -> Any:
+def checked_leaf(leaf: Any, allow_integers: bool) -> Any:
     if not (
         isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, jax.ShapeDtypeStruct))
         or (isinstance(leaf, int) and not isinstance(leaf, bool))

@@ -17,6 +17,7 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     the relevance NaN.
     """
     weigh = (lambda y: y) if method == "relevance" else jnp.ones_like
+    target = checked(target, y)
     if target is None:
         return jax.tree.map(weigh, y)
     if callable(target):
@@ -29,6 +30,18 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
             )
         _need_numbers(seed, y, "the target function")
         return seed
+    if isinstance(target, str):
+        return jax.tree.map(lambda y: _at_class(y.argmax(-1), y, weigh(y)), y)
+    if jnp.issubdtype(target.dtype, jnp.floating):
+        return jax.tree.map(lambda y: jnp.asarray(target), y)
+    return jax.tree.map(lambda y: _at_class(jnp.asarray(target), y, weigh(y)), y)
+
+
+def checked(target: Any, y: Any) -> Any:
+    """A target, once all is checked that can be without the numbers of the output, of which the shapes are enough:
+    None, "max", a function, or an array, of floating-point numbers or of classes."""
+    if target is None or callable(target):
+        return target
     leaves = jax.tree.leaves(y)
     if len(leaves) != 1:
         raise TargetError(f"the output has {len(leaves)} arrays: use target=None or a callable")
@@ -37,7 +50,7 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
         if target != "max":
             raise TargetError(f"the only target by name is 'max', but this is {target!r}")
         _need_axis(out)
-        return jax.tree.map(lambda y: _at_class(y.argmax(-1), y, weigh(y)), y)
+        return target
     array = _as_array(target, out)
     if array.dtype == bool or not (
         jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
@@ -49,20 +62,19 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
     if jnp.issubdtype(array.dtype, jnp.floating):
         if array.shape != out.shape:
             raise TargetError(f"the target has shape {array.shape}, but the output has {out.shape}")
-        return jax.tree.map(lambda y: jnp.asarray(array), y)
+        return array
     _need_axis(out)
     if array.shape not in ((), out.shape[:-1]):
         raise TargetError(
             f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int "
             f"or shape {out.shape[:-1]}; the output's relevance itself is given as floating-point numbers"
         )
-    classes = out.shape[-1]
-    if not isinstance(array, jax.core.Tracer):
-        array = np.asarray(array)
-        if array.size and not (-classes <= int(array.min()) and int(array.max()) < classes):
-            raise TargetError(f"target {target} is out of range: the output has {classes} classes")
-        array = array.astype(np.int32)
-    return jax.tree.map(lambda y: _at_class(jnp.asarray(array), y, weigh(y)), y)
+    if isinstance(array, jax.core.Tracer):
+        return array
+    classes, array = out.shape[-1], np.asarray(array)
+    if array.size and not (-classes <= int(array.min()) and int(array.max()) < classes):
+        raise TargetError(f"target {target} is out of range: the output has {classes} classes")
+    return array.astype(np.int32)
 
 
 def _as_array(target: Any, out: jax.Array) -> Any:

@@ -58,8 +58,9 @@ class Rule:
     them. A composite passes the rule over for other kinds; a unit of such a kind that cannot carry the rule out
     is a RuleError. named: more of them, for which the rule is where a selector names the units and does not take
     whatever there is. linear: whether the relevance that comes out is linear in that which goes in.
-    of_argument: the fields whose arrays broadcast against the function's argument. `back` finds them as the argument is
-    in x: moved as it is where only movements of elements lead from it to x, and as they were given elsewhere.
+    looks: whether `kernels` checks the numbers of weights, and needs them to be known.
+    of_argument: the fields whose arrays broadcast against the function's argument. `back` finds them as the argument
+    is in x: moved as it is where only movements of elements lead from it to x, and as they were given elsewhere.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import rules
@@ -81,6 +82,7 @@ class Rule:
     named: ClassVar[tuple[str, ...]] = ()
     emits: ClassVar[str | None] = None
     linear: ClassVar[bool] = True
+    looks: ClassVar[bool] = False
     of_argument: ClassVar[tuple[str, ...]] = ()
     static: ClassVar[frozenset[str]] = frozenset()
     registered: ClassVar[bool]

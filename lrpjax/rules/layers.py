@@ -405,6 +405,7 @@ class Pattern(Rule):
     path: str = ""
     mark: tuple[float, ...] = ()
     emits: ClassVar = PLAIN
+    looks: ClassVar = True
 
     def kernels(self, w):
         if tuple(w.shape) != tuple(self.pattern.shape):

@@ -10,8 +10,6 @@ import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
 from lrpjax.core.graph import Value
 from lrpjax.core.kinds.functions import Own, arrays_of, run_own
 from lrpjax.core.units import Unit

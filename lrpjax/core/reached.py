@@ -1,0 +1,230 @@
+"""All that a Python function can reach, as a key, and the arrays among it: by that a compiled program is known again.
+
+A function that closes over weights, a model or a number may compute something else when it is called again, though it
+is the same function. `jax.jit` does not see that. Here everything is walked through that the function refers to: its
+code, its closure and defaults, what it is bound to, the attributes of objects, the items of containers, and the globals
+that functions outside of installed packages read. What is of a kind that cannot be walked through is `Unknown`.
+"""
+
+import dataclasses
+import functools
+import re
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from lrpjax.core import compat
+
+SIMPLE = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type(...),
+    np.generic,
+    np.dtype,
+    range,
+    slice,
+    re.Pattern,
+)
+FIXED = (
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    np.ufunc,
+    jax.sharding.Sharding,
+    jax.sharding.Mesh,
+    jax.Device,
+)
+"""What is itself, and counts as unchanging."""
+
+NOTES = ("_sound", "_warned")
+"""What lrpjax notes in rules and composites, which changes nothing that they do."""
+
+LIMIT = 200_000
+"""How many objects are looked at."""
+
+
+class Unknown(Exception):
+    """Something of a kind that cannot be walked through, or a traced array."""
+
+
+@dataclasses.dataclass
+class Reached:
+    """key: hashable; equal for functions that are the same but for the numbers in their arrays. arrays: these, in
+    order. held: the objects that the key knows by their identity alone, which must live as long as the key does."""
+
+    key: tuple
+    arrays: list[Any]
+    held: list[Any]
+
+
+def reached(*objects: Any) -> Reached:
+    """Walks through all that objects reach.
+
+    Raises:
+        Unknown: not everything can be walked through.
+    """
+    walk = _Walk()
+    stack = list(reversed(objects))
+    while stack:
+        stack.extend(reversed(list(walk.look(stack.pop()))))
+        if len(walk.key) > LIMIT:
+            raise Unknown(f"more than {LIMIT} objects")
+    return Reached(tuple(walk.key), walk.arrays, walk.held)
+
+
+class _Walk:
+    def __init__(self) -> None:
+        self.key: list[Any] = []
+        self.arrays: list[Any] = []
+        self.held: list[Any] = []
+        self.met: list[Any] = []  # which keeps them, lest another object be given the id of one
+        self.seen: dict[int, int] = {}
+        self.classes: set[type] = set()
+
+    def look(self, thing: Any) -> Iterator[Any]:
+        """Enters one object into the key, and yields what it holds."""
+        add = self.key.append
+        if isinstance(thing, SIMPLE):
+            add((type(thing), repr(thing) if isinstance(thing, (float, complex)) else thing))
+            return
+        number = self.seen.get(id(thing))
+        if number is not None:
+            add(("again", number))
+            return
+        self.seen[id(thing)] = len(self.seen)
+        self.met.append(thing)
+        if isinstance(thing, jax.core.Tracer):
+            raise Unknown("a traced array")
+        if isinstance(thing, (jax.Array, np.ndarray)):
+            if not compat.is_number(thing.dtype):
+                raise Unknown(f"an array of {thing.dtype}")
+            add(("array", type(thing), thing.shape, thing.dtype, getattr(thing, "weak_type", False)))
+            self.arrays.append(thing)
+        elif isinstance(thing, FIXED):
+            self.by_identity(thing)
+            if isinstance(thing, type):
+                yield from self.of_class(thing)
+        elif isinstance(thing, (list, tuple, set, frozenset)):
+            add((type(thing), len(thing)))
+            yield from thing
+            yield from vars(thing).values() if hasattr(thing, "__dict__") else ()
+        elif isinstance(thing, (dict, types.MappingProxyType)):
+            add((type(thing), len(thing)))
+            for name, value in thing.items():
+                yield from (name, value)
+            yield from vars(thing).values() if hasattr(thing, "__dict__") else ()
+        elif isinstance(thing, types.CellType):
+            add("cell")
+            try:
+                yield thing.cell_contents
+            except ValueError:  # not filled yet
+                return
+        elif isinstance(thing, types.FunctionType):
+            add(thing.__code__)
+            yield from (thing.__defaults__, thing.__kwdefaults__, thing.__closure__)
+            yield from self.read_by(thing)
+        elif isinstance(thing, types.MethodType):
+            add("method")
+            yield from (thing.__func__, thing.__self__)
+        elif isinstance(thing, functools.partial):
+            add("partial")
+            yield from (thing.func, thing.args, thing.keywords)
+        elif isinstance(thing, (staticmethod, classmethod)):
+            add(type(thing))
+            yield thing.__func__
+        elif isinstance(thing, property):
+            add("property")
+            yield from (thing.fget, thing.fset)
+        elif isinstance(thing, weakref.ref):
+            add("weak")
+            yield thing()
+        elif compat.is_jitted(thing):
+            self.by_identity(thing)
+            yield thing.__wrapped__
+        elif (version := compat.version_of_tensor(thing)) is not None:
+            self.by_identity(thing)
+            add(version)
+        else:
+            yield from self.of_object(thing)
+
+    def by_identity(self, thing: Any) -> None:
+        self.key.append(("is", id(thing)))
+        self.held.append(thing)
+
+    def of_object(self, thing: Any) -> Iterator[Any]:
+        """An object of a class in Python: its class and its attributes."""
+        own = type(thing)
+        slots = _slots(own)
+        if _hides(own, len(slots)):
+            raise Unknown(f"{own.__module__}.{own.__qualname__}")
+        attributes = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k not in NOTES}
+        self.key.append(("object", len(attributes), len(slots)))
+        yield own
+        for name, value in attributes.items():
+            yield from (name, value)
+        for name in slots:
+            yield getattr(thing, name, None)
+
+    def of_class(self, own: type) -> Iterator[Any]:
+        """What the methods of a user's class read."""
+        for base in own.__mro__:
+            if base in self.classes or not compat.is_users(getattr(base, "__module__", None)):
+                continue
+            self.classes.add(base)
+            for value in vars(base).values():
+                function = getattr(value, "__func__", value)
+                if isinstance(function, types.FunctionType):
+                    yield function
+
+    def read_by(self, function: types.FunctionType) -> Iterator[Any]:
+        """The globals that a function of the user's own reads, and the attributes of modules that it may read."""
+        if not compat.is_users(function.__module__):
+            return
+        known = function.__globals__
+        for name in _names(function.__code__):
+            if name in known:
+                value = known[name]
+                yield from (name, value)
+                if isinstance(value, types.ModuleType) and compat.is_users(value.__name__):
+                    for attribute in _names(function.__code__):
+                        if attribute in vars(value):
+                            yield from (attribute, vars(value)[attribute])
+
+
+@functools.cache
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """The names of globals and attributes in a function, and in the functions inside it."""
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+@functools.cache
+def _slots(own: type) -> tuple[str, ...]:
+    """The slots of a class and its bases, by the names that they are read by."""
+    found = []
+    for base in own.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
+
+
+@functools.cache
+def _hides(own: type, slots: int) -> bool:
+    """Whether objects of a class hold more than their attributes, as those of classes written in C do: they are larger
+    than attributes, and references to dict and weak references, make them."""
+    word = tuple.__itemsize__
+    references = slots + (own.__dictoffset__ > 0) + (own.__weakrefoffset__ > 0)
+    return own.__basicsize__ > object.__basicsize__ + word * references
