@@ -11,7 +11,8 @@ import os
 import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import jax
@@ -22,10 +23,17 @@ from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrpjax.data import store as stores
+from lrpjax.data.background import Background
 from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.
 _AHEAD = 1
+# Batches that are being stored, or wait for it, while the next ones are computed.
+_STORING = 2
+# Batches of a resumed run that are compared with what is stored, or wait for it, while the next ones are read.
+_LOOKED_AHEAD = 8
+# What a batch gives that is stored, when nobody asks for its results.
+_SKIPPED = object()
 # What a process says of its next batch, in place of its rows, to those that it computes together with.
 _OVER, _FAILED = 0, -1
 
@@ -67,6 +75,7 @@ def explain_batches(
     axis: str | tuple[str, ...] | None = None,
     batch_size: int | None = None,
     store: str | os.PathLike[str] | None = None,
+    skip_stored: bool = False,
     settings: Mapping[str, Any] | None = None,
     nonfinite: Literal["warn", "raise"] = "warn",
     progress: bool = True,
@@ -85,9 +94,13 @@ def explain_batches(
     and the same sizes; one may have fewer than another. Each yields, and stores, the results of its own
     share.
 
-    With a `store` each batch is stored before it is yielded, whole or not at all. A run that was ended, in
-    whatever way, and is started again with the same arguments reads the stored batches, compares their
-    fingerprint with the input's and goes on with the first that is missing.
+    With a `store` each batch is stored before it is yielded, whole or not at all; a thread hashes and writes
+    while the next batches are computed, and no more than three batches wait for it. So a few batches more may be
+    stored than were yielded. A run that was ended, in whatever way, and is started again with the same arguments
+    compares the input's fingerprints with those of the stored batches, yields what they hold, compared with what
+    was written, and goes on with the first that is missing. With `skip_stored` their results are neither read
+    nor yielded: then only files that are missing, or not as long as they were, are noticed
+    (`lrpjax.open_store(path).verify()` reads everything).
 
     Args:
       explain: function of a batch, usually `jax.jit(lrpjax.relevance(f, composite, target="max"))`; gives a
@@ -103,6 +116,7 @@ def explain_batches(
       batch_size: rows of a batch; `None`: as many as the first batch has. With several processes, of each
         one's.
       store: directory of the results on disk (see `lrpjax.open_store`).
+      skip_stored: do not read and yield what an earlier run has stored, only the results that are computed now.
       settings: what the results depend on, by name, kept in the store (composite, target, ...; JSON values).
         A store made with other settings, versions, `params` or another `explain` is refused.
       nonfinite: what to do with a batch whose results hold a NaN or an infinity: "warn" and keep it, or
@@ -139,7 +153,8 @@ def explain_batches(
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, not {type(batches).__name__}")
     placement = _Placement(mesh, axis)
-    run = _run(explain, iter(batches), params, placement, batch_size, store, dict(settings or {}), nonfinite)
+    settings = dict(settings or {})
+    run = _run(explain, iter(batches), params, placement, batch_size, store, skip_stored, settings, nonfinite)
     count = len(batches) if isinstance(batches, Sized) else None
     return _shown(run, progress and jax.process_index() == 0, total, count)
 
@@ -301,7 +316,7 @@ class _Program:
 
 
 def _run(
-    explain, batches, params, placement, batch_size, store, settings, nonfinite
+    explain, batches, params, placement, batch_size, store, skip_stored, settings, nonfinite
 ) -> Iterator[tuple[int, Any]]:
     """The number of rows and the results of each batch."""
     first, size = _first(batches, batch_size, placement)
@@ -319,50 +334,121 @@ def _run(
     start = int(placement.agree(failure, writer.stored if writer else 0).min())
 
     reader = _read(itertools.chain([first], batches), first.form(), size)
-    waiting: deque[tuple[_Batch | None, str, tuple[Any, Any]]] = deque()
-    done, over = 0, False
-    while waiting or not over:
-        batch, inputs, stored = None, "", None
+    with Background(thread=writer is not None) as background:
+        done = 0
+        if writer is not None:
+            done, failure = yield from _stored(reader, writer, start, skip_stored, background)
+        done += yield from _computed(reader, program, writer, nonfinite, background, failure)
+    if writer is not None:
+        writer.finish(done)
+
+
+def _stored(
+    reader: Iterator[_Batch], writer: stores.StoreWriter, start: int, skip: bool, background: Background
+) -> Generator[tuple[int, Any], None, tuple[int, Exception | None]]:
+    """The results of the batches before `start`; gives how many there were, and what has failed."""
+
+    def look(batch: _Batch) -> Any:
+        inputs = stores.fingerprint(batch.tree())
+        if not skip:
+            return writer.read(batch.index, inputs)
+        writer.check(batch.index, inputs)
+        return _SKIPPED
+
+    batches, failure, done, over = itertools.islice(reader, start), None, 0, False
+    looking: deque[tuple[int, Future]] = deque()
+    while looking or not over:
+        if not over:
+            try:
+                batch = next(batches, None)
+            except Exception as error:
+                batch, failure = None, error
+            over = batch is None
+            if batch is not None:
+                looking.append((batch.rows, background.submit(look, batch)))
+                if len(looking) <= _LOOKED_AHEAD:
+                    continue
+        if not looking:
+            break
+        rows, job = looking.popleft()
+        try:
+            results = job.result()
+        except Exception as error:
+            return done, error
+        done += 1
+        yield rows, results
+    return done, failure
+
+
+def _computed(
+    reader: Iterator[_Batch],
+    program: _Program,
+    writer: stores.StoreWriter | None,
+    nonfinite: str,
+    background: Background,
+    failure: Exception | None,
+) -> Generator[tuple[int, Any], None, int]:
+    """The results of the other batches, each when it is stored; gives how many there were, or raises what has failed."""
+    placement, done, over = program.placement, 0, False
+    computing: deque[tuple[_Batch | None, tuple[Any, Any]]] = deque()
+    storing: deque[tuple[_Batch, Future]] = deque()
+    while computing or not over:
+        batch = None
         try:
             batch = next(reader, None) if failure is None else None
-            if batch is not None and writer is not None:
-                inputs = stores.fingerprint(batch.tree())
-                stored = writer.read(batch.index, inputs) if batch.index < start else None
         except Exception as error:
-            batch, failure = None, error
-        if batch is not None and stored is not None:
-            done += 1
-            yield batch.rows, stored
-            continue
+            failure = error
         # A process that has no more batches, or has failed, still has to take part in what all compute.
         over = batch is None and not placement.together
         if not over:
             state = _FAILED if failure else batch.rows if batch else _OVER
-            waiting.append((batch, inputs, program.dispatch(batch, state)))
-            if len(waiting) <= _AHEAD:
+            computing.append((batch, program.dispatch(batch, state)))
+            if len(computing) <= _AHEAD:
                 continue
-        if not waiting:
+        if not computing:
             break
-        batch, inputs, (states, results) = waiting.popleft()
-        if placement.together and _ended(np.asarray(states), failure, placement):
-            break
-        if batch is None:
-            continue
+        batch, (states, results) = computing.popleft()
         try:
+            if placement.together and _ended(np.asarray(states), failure, placement):
+                break
+            if batch is None:
+                continue
             results = _fetched(results, batch.rows)
-            _store(batch, inputs, results, writer, nonfinite)
         except Exception as error:
-            if not placement.together:
-                raise
-            failure = error
-            waiting = deque((None, "", computing) for _, _, computing in waiting)
-            continue
+            failed = error
+        else:
+            storing.append((batch, background.submit(_store, batch, results, writer, nonfinite)))
+            yielded, failed = yield from _finished(storing, 0 if writer is None else _STORING)
+            done += yielded
+        if failed is not None:
+            failure = failed
+            if not placement.together or isinstance(failure, PeerError):
+                break
+            computing = deque((None, on_device) for _, on_device in computing)
+    yielded, failed = yield from _finished(storing, 0)
+    if failed or failure:
+        raise failed or failure
+    return done + yielded
+
+
+def _finished(
+    storing: deque[tuple[_Batch, Future]], left: int
+) -> Generator[tuple[int, Any], None, tuple[int, Exception | None]]:
+    """Results that are stored, the oldest first, until only so many batches are left; gives how many, and what has
+    failed: then the batches after it are not stored either."""
+    done = 0
+    while len(storing) > left:
+        batch, job = storing.popleft()
+        try:
+            results, message = job.result()
+        except Exception as error:
+            storing.clear()
+            return done, error
+        if message:
+            warnings.warn(message, NonFiniteWarning, stacklevel=6)
         done += 1
         yield batch.rows, results
-    if failure is not None:
-        raise failure
-    if writer is not None:
-        writer.finish(done)
+    return done, None
 
 
 def _first(batches: Iterator[Any], batch_size: int | None, placement: _Placement) -> tuple[_Batch, int]:
@@ -460,10 +546,8 @@ def _fetched(results: Any, rows: int) -> Any:
     return jax.tree.map(fetch, results)
 
 
-def _store(
-    batch: _Batch, inputs: str, results: Any, writer: stores.StoreWriter | None, nonfinite: str
-) -> None:
-    """Stores a batch's results, and says so if some of them are not finite."""
+def _store(batch: _Batch, results: Any, writer: stores.StoreWriter | None, nonfinite: str) -> tuple[Any, str]:
+    """Stores a batch's results; gives them, and a message if some of them are not finite."""
     bad = np.zeros(batch.rows, bool)
     where = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(results):
@@ -479,9 +563,8 @@ def _store(
     if bad.any() and nonfinite == "raise":
         raise BatchError(message)
     if writer is not None:
-        writer.write(batch.index, results, inputs, int(bad.sum()))
-    if bad.any():
-        warnings.warn(message, NonFiniteWarning, stacklevel=5)
+        writer.write(batch.index, results, stores.fingerprint(batch.tree()), int(bad.sum()))
+    return results, message if bad.any() else ""
 
 
 def _ended(states: np.ndarray, failure: Exception | None, placement: _Placement) -> bool:
@@ -519,7 +602,8 @@ def _shown(
     """The results, with a progress bar."""
     if not show:
         for _, result in results:
-            yield result
+            if result is not _SKIPPED:
+                yield result
         return
     from rich import progress
     from rich.console import Console
@@ -540,5 +624,6 @@ def _shown(
             bar.advance(task, rows)
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.3g} rows/s" if speed else "")
-            yield result
+            if result is not _SKIPPED:
+                yield result
         bar.update(task, total=bar.tasks[0].completed)
