@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
-import math
 import os
-import re
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
@@ -18,12 +15,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import Exported
-from jax.extend import core
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from lrpjax.data import programs
 from lrpjax.data import store as stores
 from lrpjax.data.background import Background
+from lrpjax.data.placement import FAILED, OVER, PeerError, Placement
 from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.
@@ -34,16 +31,10 @@ _STORING = 2
 _LOOKED_AHEAD = 8
 # What a batch gives that is stored, when nobody asks for its results.
 _SKIPPED = object()
-# What a process says of its next batch, in place of its rows, to those that it computes together with.
-_OVER, _FAILED = 0, -1
 
 
 class BatchError(LrpjaxError, ValueError):
     """A batch that does not fit: of another structure, dtype or size, or not made of arrays."""
-
-
-class PeerError(LrpjaxError, RuntimeError):
-    """Another of the processes that compute together has failed."""
 
 
 class NonFiniteWarning(UserWarning):
@@ -152,115 +143,18 @@ def explain_batches(
         raise ValueError(f"nonfinite must be 'warn' or 'raise', not {nonfinite!r}")
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, not {type(batches).__name__}")
-    placement = _Placement(mesh, axis)
+    placement = Placement(mesh, axis)
     settings = dict(settings or {})
     run = _run(explain, iter(batches), params, placement, batch_size, store, skip_stored, settings, nonfinite)
     count = len(batches) if isinstance(batches, Sized) else None
     return _shown(run, progress and jax.process_index() == 0, total, count)
 
 
-class _Placement:
-    """Where batches and params go: the default device, or the devices of a mesh."""
-
-    def __init__(self, mesh: Mesh | None, axis: str | tuple[str, ...] | None):
-        self.mesh: Mesh | None = None
-        self.shards = 1  # how many parts this process's rows are divided into
-        self.process = (jax.process_index(), jax.process_count())
-        self.together = False  # whether several processes compute each batch together
-        if mesh is None:
-            if axis is not None:
-                raise ValueError(f"axis {axis!r} is given, but no mesh that has it")
-            return
-        if not isinstance(mesh, Mesh):
-            raise TypeError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
-        axes = mesh.axis_names[:1] if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
-        unknown = [name for name in axes if name not in mesh.axis_names]
-        if unknown or not axes:
-            raise ValueError(f"the mesh has the axes {mesh.axis_names}, not {axis!r}")
-        self.mesh = _automatic(mesh)
-        there = {device.process_index for device in self.mesh.devices.flat}
-        if there != {jax.process_index()} and there != set(range(jax.process_count())):
-            raise ValueError(
-                f"the mesh spans the processes {sorted(there)}; it must have devices of this process "
-                f"({jax.process_index()}) only, or of all {jax.process_count()}"
-            )
-        self.rows = NamedSharding(self.mesh, PartitionSpec(axes))
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.axes = axes
-        self.size = math.prod(mesh.shape[name] for name in axes)
-        # Which part of the rows each device has, and which process each part belongs to.
-        self.parts = {d: i[0].start or 0 for d, i in self.rows.devices_indices_map((self.size,)).items()}
-        owners = {(part, device.process_index) for device, part in self.parts.items()}
-        self.shards = len([process for _, process in owners if process == jax.process_index()])
-        if len(owners) > self.size:
-            raise ValueError(
-                f"several processes would have the same rows: {', '.join(axes)} of the mesh joins them. "
-                "Order the mesh's devices so that each process has rows of its own"
-            )
-        self.together = len(there) > 1
-
-    def context(self) -> contextlib.AbstractContextManager:
-        """Keeps another mesh that the caller may have set from deciding about the shardings in `explain`."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    def batch(self, array: np.ndarray) -> jax.Array:
-        if self.mesh is None:
-            return jax.device_put(array)
-        return jax.make_array_from_process_local_data(self.rows, array)
-
-    def shape(self, array: np.ndarray) -> tuple[int, ...]:
-        """Shape of the whole batch, of which `array` is this process's part."""
-        return (array.shape[0] // self.shards * (self.size if self.mesh else 1), *array.shape[1:])
-
-    def params(self, params: Any) -> Any:
-        if self.mesh is None:
-            return params
-        devices = set(self.mesh.devices.flat)
-
-        def place(leaf):
-            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
-                if not isinstance(leaf.sharding, NamedSharding):
-                    return leaf
-                return jax.device_put(leaf, NamedSharding(_automatic(leaf.sharding.mesh), leaf.sharding.spec))
-            return jax.device_put(leaf, self.replicated)
-
-        return jax.tree.map(place, params)
-
-    def agree(self, failure: Exception | None, *values: int) -> np.ndarray:
-        """What each process says, `[processes, values]`; raises in all of them if one of them has failed."""
-        said = np.array([[failure is not None, *values]], np.int64)
-        if self.together:
-            from jax.experimental import multihost_utils
-
-            said = np.asarray(multihost_utils.process_allgather(said.astype(np.int32), tiled=True))
-        if failure is not None:
-            raise failure
-        self.stop_if_failed(np.flatnonzero(said[:, 0]), "before the first batch")
-        return said[:, 1:]
-
-    def stop_if_failed(self, processes: Iterable[int], where: str) -> None:
-        failed = sorted({int(process) for process in processes})
-        if failed:
-            raise PeerError(
-                f"process {', '.join(map(str, failed))} failed {where}; its own error says why. "
-                "What this process has yielded and stored is complete"
-            )
-
-    def failed_processes(self, states: np.ndarray) -> list[int]:
-        """The processes that say `_FAILED`, from the states that the mesh's devices hold."""
-        return [device.process_index for device, part in self.parts.items() if states[part] == _FAILED]
-
-
-def _automatic(mesh: Any) -> Mesh:
-    """The mesh with its axes left to GSPMD; with explicit ones the function would have to name shardings."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-
-
 class _Program:
     """`explain`, compiled for batches of one shape, and what it needs around it."""
 
     def __init__(
-        self, explain: Callable[..., Any], params: Any, first: _Batch, size: int, placement: _Placement
+        self, explain: Callable[..., Any], params: Any, first: _Batch, size: int, placement: Placement
     ):
         self.placement, self.size, self.treedef = placement, size, first.treedef
         self.params = placement.params(params)
@@ -294,11 +188,8 @@ class _Program:
         )
 
     def fingerprint(self) -> str:
-        """Of what `explain` computes, on whatever devices: its jaxpr and the arrays that it closes over."""
-        closed = jax.make_jaxpr(self._function)(self.params, None, *self._whole)
-        text = re.sub(r"\bat 0x[0-9a-f]+", "", str(closed))
-        arrays = stores.fingerprint(list(_constants(closed)))
-        return hashlib.blake2b(text.encode() + arrays.encode(), digest_size=16).hexdigest()
+        """Of what `explain` computes, on whatever devices: see `programs.fingerprint`."""
+        return programs.fingerprint(jax.make_jaxpr(self._function)(self.params, None, *self._whole))
 
     def dispatch(self, batch: _Batch | None, state: int) -> tuple[Any, Any]:
         """Sends a batch to the device and starts computing; waits for neither."""
@@ -388,7 +279,7 @@ def _computed(
     background: Background,
     failure: Exception | None,
 ) -> Generator[tuple[int, Any], None, int]:
-    """The results of the other batches, each when it is stored; gives how many there were, or raises what has failed."""
+    """The results of the other batches, each when it is stored; gives how many, or raises what has failed."""
     placement, done, over = program.placement, 0, False
     computing: deque[tuple[_Batch | None, tuple[Any, Any]]] = deque()
     storing: deque[tuple[_Batch, Future]] = deque()
@@ -401,9 +292,14 @@ def _computed(
         # A process that has no more batches, or has failed, still has to take part in what all compute.
         over = batch is None and not placement.together
         if not over:
-            state = _FAILED if failure else batch.rows if batch else _OVER
-            computing.append((batch, program.dispatch(batch, state)))
-            if len(computing) <= _AHEAD:
+            state = FAILED if failure else batch.rows if batch else OVER
+            try:
+                computing.append((batch, program.dispatch(batch, state)))
+            except Exception as error:
+                if placement.together:
+                    raise
+                failure, over = error, True
+            if len(computing) <= _AHEAD and not over:
                 continue
         if not computing:
             break
@@ -426,8 +322,9 @@ def _computed(
                 break
             computing = deque((None, on_device) for _, on_device in computing)
     yielded, failed = yield from _finished(storing, 0)
-    if failed or failure:
-        raise failed or failure
+    failure = failed or failure
+    if failure is not None:
+        raise failure
     return done + yielded
 
 
@@ -445,13 +342,13 @@ def _finished(
             storing.clear()
             return done, error
         if message:
-            warnings.warn(message, NonFiniteWarning, stacklevel=6)
+            warnings.warn(message, NonFiniteWarning, stacklevel=5)
         done += 1
         yield batch.rows, results
     return done, None
 
 
-def _first(batches: Iterator[Any], batch_size: int | None, placement: _Placement) -> tuple[_Batch, int]:
+def _first(batches: Iterator[Any], batch_size: int | None, placement: Placement) -> tuple[_Batch, int]:
     """The first batch, and the number of rows that every batch of this process has on the device."""
     first, failure = None, None
     try:
@@ -567,28 +464,12 @@ def _store(batch: _Batch, results: Any, writer: stores.StoreWriter | None, nonfi
     return results, message if bad.any() else ""
 
 
-def _ended(states: np.ndarray, failure: Exception | None, placement: _Placement) -> bool:
+def _ended(states: np.ndarray, failure: Exception | None, placement: Placement) -> bool:
     """Whether all processes have come to their end, or one has failed: then this one stops as well."""
     failed = placement.failed_processes(states)
     if failure is None:
         placement.stop_if_failed(failed, "while the others went on")
     return bool(failed) or not states.any()
-
-
-def _constants(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[Any]:
-    """The arrays, and the exported programs, that a jaxpr and those inside it close over."""
-    yield from getattr(program, "consts", ())
-    for equation in getattr(program, "jaxpr", program).eqns:
-        yield from (atom.val for atom in equation.invars if isinstance(atom, core.Literal))
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            if _is_program(value):
-                yield from _constants(value)
-            elif isinstance(value, Exported):
-                yield np.frombuffer(value.mlir_module_serialized, np.uint8)
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
 
 
 def _named(path: Any) -> str:
