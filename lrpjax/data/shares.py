@@ -29,6 +29,7 @@ class Share:
         self.path, self.about = path, about
         self.batch_size, self.chunk = about["batch_size"], about["chunk"]
         self.names = sorted(about["arrays"])
+        self.records: list[np.ndarray] = []
         self.tail: list[bytes] = []
         self._last: tuple[int, list[dict[str, np.ndarray]]] = (-1, [])
         with layout.reported(f"{path} cannot be read"):

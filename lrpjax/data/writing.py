@@ -181,6 +181,9 @@ class StoreWriter:
             raise ValueError(f"batch {index} cannot be stored before batch {self.stored}")
         arrays = dict(zip(self._names, jax.tree.leaves(results), strict=True))
         rows, start = next(iter(arrays.values())).shape[0], index * self._share.batch_size
+        forms = {name: [array.dtype.name, list(array.shape[1:])] for name, array in arrays.items()}
+        if forms != self._about["arrays"]:
+            raise ValueError(f"batch {index} has {forms}, but the store holds {self._about['arrays']}")
         with layout.reported(
             f"batch {index} (rows {start} to {start + rows - 1}) could not be stored in {self.path}. "
             f"The {index} batches before it are safe, and the same call goes on with this one"
