@@ -212,7 +212,7 @@ def killed(directory, kills, count):
     """
     kills, count, directory = int(kills), int(count), Path(directory)
     delay = random.Random(0)
-    share = count // kills - 2  # two more may be stored when it stops
+    share = count // kills - 4  # four more may be stored when it stops
     layout.CHUNK_BATCHES = 4  # so that many lives end near the writing of a shard
     for life in range(kills + 1):
         stored = in_a_fork(lambda: len(open_store(directory / "store").batches)) if life else 0

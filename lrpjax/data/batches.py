@@ -25,8 +25,9 @@ from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.
 _AHEAD = 1
-# Batches that are being stored, or wait for it, while the next ones are computed.
-_STORING = 2
+# Batches that are being stored, or wait for it, while the next ones are computed: now and then one takes longer, when
+# a file of many is written.
+_STORING = 4
 # Batches of a resumed run that are compared with what is stored, or wait for it, while the next ones are read.
 _LOOKED_AHEAD = 8
 # What a batch gives that is stored, when nobody asks for its results.
@@ -86,7 +87,7 @@ def explain_batches(
     share.
 
     With a `store` each batch is stored before it is yielded, whole or not at all; a thread hashes and writes
-    while the next batches are computed, and no more than three batches wait for it. So a few batches more may be
+    while the next batches are computed, and no more than five batches wait for it. So a few batches more may be
     stored than were yielded. A run that was ended, in whatever way, and is started again with the same arguments
     compares the input's fingerprints with those of the stored batches, yields what they hold, compared with what
     was written, and goes on with the first that is missing. With `skip_stored` their results are neither read

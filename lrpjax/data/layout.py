@@ -19,10 +19,12 @@ for a batch that no record has.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,9 @@ CHUNK_BYTES = 32 << 20
 CHUNK_BATCHES = 256
 # Records in one file of them: few files, and yet little to write again whenever some are added.
 RECORDS_IN_A_FILE = 4096
-# rows, rows that are not finite, fingerprint of the input (two words), fingerprint of the results (two words); after
-# them, for each array in the order of their names, the size of the file that the batch is in
-COLUMNS = 6
+# rows, rows that are not finite, fingerprint of the input (two words), checksum of the results; after them, for each
+# array in the order of their names, the size of the file that the batch is in
+COLUMNS = 5
 
 
 class StoreError(LrpjaxError, OSError):
@@ -234,16 +236,24 @@ def _fill_value(dtype: np.dtype) -> Any:
 
 def record_of(rows: int, nonfinite: int, inputs: str, results: Mapping[str, np.ndarray]) -> np.ndarray:
     """The record of a batch that is in no shard yet."""
-    found = [rows, nonfinite, *words(inputs), *words(fingerprint(dict(results))), *[0] * len(results)]
+    found = [rows, nonfinite, *words(inputs), checksum(results), *[0] * len(results)]
     return np.array(found, "<u8")
+
+
+def checksum(results: Mapping[str, np.ndarray]) -> int:
+    """Of a batch's arrays, to find damage and files that stand in each other's place: a fifth of the time of a hash."""
+    return functools.reduce(lambda crc, part: zlib.crc32(part, crc), _bytes(results), 0)
+
+
+def _bytes(results: Mapping[str, np.ndarray]) -> list[memoryview]:
+    return [np.ascontiguousarray(results[name]).reshape(-1).view(np.uint8).data for name in sorted(results)]
 
 
 def encoded(record: np.ndarray, results: Mapping[str, np.ndarray]) -> bytes:
     """A file of the tail: a hash of the record, the record, and the arrays' bytes in the order of their names. The
-    record has a hash of the arrays."""
+    record has a checksum of the arrays."""
     record_bytes = record.astype("<u8").tobytes()
-    parts = [np.ascontiguousarray(results[name]).reshape(-1).view(np.uint8).data for name in sorted(results)]
-    return b"".join([hashlib.blake2b(record_bytes, digest_size=16).digest(), record_bytes, *parts])
+    return b"".join([hashlib.blake2b(record_bytes, digest_size=16).digest(), record_bytes, *_bytes(results)])
 
 
 def decoded(
@@ -266,7 +276,7 @@ def decoded(
             raise ValueError("it was cut")
         results[name] = np.frombuffer(memoryview(content)[begin:end], dtype).reshape(shape)
         begin = end
-    if check and (begin != len(content) or fingerprint(results) != digest(record[4:6])):
+    if check and (begin != len(content) or checksum(results) != record[4]):
         raise ValueError("it is not what was written")
     return record, results
 

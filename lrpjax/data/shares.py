@@ -113,7 +113,7 @@ class Share:
         return self.path / name / f"c.{number}{'.0' * len(self.about['arrays'][name][1])}"
 
     def results(self, index: int) -> dict[str, np.ndarray]:
-        """The results of a batch, compared with their fingerprint; reads a whole shard and keeps it for the next call.
+        """The results of a batch, compared with their checksum; reads a whole shard and keeps it for the next call.
 
         Raises:
           StoreError: they are damaged.
@@ -154,7 +154,7 @@ class Share:
         return [{name: x[i * size : (i + 1) * size] for name, x in arrays.items()} for i in range(count)]
 
     def _changed(self, index: int, results: Mapping[str, np.ndarray]) -> str:
-        if layout.fingerprint(dict(results)) == layout.digest(self.records[index][4:6]):
+        if layout.checksum(results) == self.records[index][4]:
             return ""
         files = ", ".join(str(self.shard_file(name, index // self.chunk)) for name in self.names)
         return f"{files}: batch {index} (rows {self._rows(index, index + 1)}) is not what was written"

@@ -1,7 +1,7 @@
 """What keeping results on disk costs: `python tests/benchmarks/bench_store.py [--images 192] [--small 10000] [--markdown FILE]`.
 
 Batches of 8 random images of 224², explained with `epsilon_plus` for a small convolutional network, with a store and without, in turns in one process:
-read the ratios. Beside it what the machine takes to write the same bytes to plain files, one for each batch, synchronised, without anything else. Then
+read the ratios. On a CPU the network and the store share the cores; a callback that waits stands for a device that computes elsewhere. Beside it what the machine takes to write the same bytes to plain files, one for each batch, synchronised, without anything else. Then
 the time to resume a run that has stored everything, with its results and without (`skip_stored`), for these batches and for many tiny ones, and
 the number of files. Takes disk space for the images' results in the folder for temporary files.
 """
@@ -82,28 +82,38 @@ def row(cells):
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def elsewhere(milliseconds):
+    """An explanation by a device of its own, as far as this process is concerned: it waits, and computes nothing."""
+
+    def wait(x):
+        time.sleep(milliseconds / 1000)
+        return np.asarray(x)
+
+    return jax.jit(lambda x: jax.pure_callback(wait, jax.ShapeDtypeStruct(x.shape, x.dtype), x))
+
+
 def writing(count, repeats):
-    explain, batches = network(), count // BATCH
-    seconds(explain, images(2 * BATCH))
-    times = {"without": [], "with": [], "plain": []}
-    for _ in range(repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            times["without"].append(seconds(explain, images(count))[0])
-            times["with"].append(seconds(explain, images(count), store=f"{folder}/store")[0])
-            (pathlib.Path(folder) / "plain").mkdir()
-            times["plain"].append(plain(pathlib.Path(folder) / "plain", count))
-            there = files(f"{folder}/store")
-    yield row(["what", "milliseconds for each batch", "of the time without a store", "files"])
-    yield row(["---", "---:", "---:", "---:"])
-    for name, what in (
-        ("without", "without a store"),
-        ("with", "with a store"),
-        ("plain", "plain files alone"),
-    ):
-        ratios = [one / other for one, other in zip(times[name], times["without"], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        count = {"without": 0, "with": there, "plain": batches}[name]
-        yield row([what, f"{1000 * statistics.median(times[name]) / batches:.1f}", spread, count])
+    yield row(["explained by", "what", "milliseconds for each batch", "of the time without a store", "files"])
+    yield row(["---", "---", "---:", "---:", "---:"])
+    batches = count // BATCH
+    for explain, where in ((network(), "the network, on these cores"), (elsewhere(40), "waiting 40 ms")):
+        seconds(explain, images(2 * BATCH))
+        times = {"without a store": [], "with a store": [], "plain files alone": []}
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                times["without a store"].append(seconds(explain, images(count))[0])
+                times["with a store"].append(seconds(explain, images(count), store=f"{folder}/store")[0])
+                (pathlib.Path(folder) / "plain").mkdir()
+                times["plain files alone"].append(plain(pathlib.Path(folder) / "plain", count))
+                there = {
+                    "without a store": 0,
+                    "with a store": files(f"{folder}/store"),
+                    "plain files alone": batches,
+                }
+        for what, found in times.items():
+            ratios = [one / other for one, other in zip(found, times["without a store"], strict=True)]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            yield row([where, what, f"{1000 * statistics.median(found) / batches:.1f}", spread, there[what]])
 
 
 def resuming(count, small):

@@ -36,8 +36,7 @@ def files(directory):
 def begun(store):
     """A store in which 5 of 7 batches are stored, the last of them alone."""
     results = explain_batches(explain, batches(), store=store, progress=False)
-    for _ in range(3):
-        next(results)
+    next(results)
     results.close()
     assert sorted(path.name for path in (store / "tail").iterdir()) == ["000000000004"]
     return store
@@ -86,7 +85,7 @@ def test_a_damaged_shard_is_named_wherever_it_is_read_and_mended(damage, name, t
         if damage != "another":
             with pytest.raises(StoreError, match=r"\(batches 2 to 3, rows 8 to 15\)"):
                 read()
-    assert cut(tmp_path, 2) == 2
+    cut(tmp_path, 2)
     assert (open_store(tmp_path).rows, open_store(tmp_path).complete) == (8, False)
     assert len(run(tmp_path)) == 7
     assert files(tmp_path) == before
@@ -103,7 +102,7 @@ def test_a_damaged_file_of_the_tail_is_named_and_mended(damage, tmp_path):
             StoreError, match=rf"is damaged: {file} \(batch 4\): it (is not what|was cut).*, 4\)"
         ):
             use(store)
-    assert cut(store, 4) == 4
+    cut(store, 4)
     assert open_store(store).rows == 16
     run(store)
     assert files(store) == files(tmp_path / "whole")
@@ -112,14 +111,14 @@ def test_a_damaged_file_of_the_tail_is_named_and_mended(damage, tmp_path):
 def test_a_file_of_the_tail_that_is_missing_before_others_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "CHUNK_BATCHES", 8)
     results = explain_batches(explain, batches(), store=tmp_path, progress=False)
-    next(results), next(results)
+    next(results)
     results.close()
     (tmp_path / "tail" / "000000000001").unlink()
     with pytest.raises(
         StoreError, match=r"000000000001 is missing, but the batches after it are there.*, 1\)"
     ):
         open_store(tmp_path)
-    assert cut(tmp_path, 1) == 1
+    cut(tmp_path, 1)
     assert len(run(tmp_path)) == 7
 
 
@@ -153,7 +152,7 @@ def test_records_that_are_missing_between_others_are_named(tmp_path, monkeypatch
     (tmp_path / "batches" / "c.1.0").unlink()
     with pytest.raises(StoreError, match=r"batches lacks the record of batch 2.*, 2\) keeps"):
         open_store(tmp_path)
-    assert cut(tmp_path, 3) == 2
+    cut(tmp_path, 3)
     run(tmp_path)
     assert files(tmp_path) == before
 
@@ -207,7 +206,7 @@ def test_what_a_share_lacks_is_named_with_its_path(tmp_path):
             read()
     with pytest.raises(StoreError, match="is no store of one process"):
         cut(tmp_path, 2)
-    assert cut(file.parent.parent, 2) == 2
+    cut(file.parent.parent, 2)
     assert open_store(tmp_path).rows == 12
 
 
@@ -225,13 +224,14 @@ def test_results_that_are_all_nan_or_zero_are_not_missing(value, tmp_path):
 
 def test_what_is_cut_away_does_not_come_back(tmp_path):
     run(tmp_path)
-    assert cut(tmp_path, 3) == 2
-    assert cut(tmp_path, 5) == 5  # there are fewer
+    cut(tmp_path, 3)
+    cut(tmp_path, 5)  # there are fewer
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["c.0.0", "zarr.json"]
+    assert open_store(tmp_path).rows == 8
     results = explain_batches(explain, batches(), store=tmp_path, skip_stored=True, progress=False)
     np.testing.assert_array_equal(next(results)["a"], batches()[2] + 1)
     results.close()
     open_store(tmp_path).verify()
-    assert [path.name for path in sorted((tmp_path / "a").iterdir())][:3] == ["c.0.0", "c.1.0", "zarr.json"]
 
 
 def test_an_array_of_a_store(tmp_path):
