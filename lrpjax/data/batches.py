@@ -86,13 +86,13 @@ def explain_batches(
     and the same sizes; one may have fewer than another. Each yields, and stores, the results of its own
     share.
 
-    With a `store` each batch is stored before it is yielded, whole or not at all; a thread hashes and writes
-    while the next batches are computed, and no more than five batches wait for it. So a few batches more may be
-    stored than were yielded. A run that was ended, in whatever way, and is started again with the same arguments
-    compares the input's fingerprints with those of the stored batches, yields what they hold, compared with what
-    was written, and goes on with the first that is missing. With `skip_stored` their results are neither read
-    nor yielded: then only files that are missing, or not as long as they were, are noticed
-    (`lrpjax.open_store(path).verify()` reads everything).
+    With a `store` each batch is stored before it is yielded, whole or not at all. A thread hashes and writes while
+    the next batches are computed; no more than five batches wait for it, and it keeps at most a file's worth of
+    results, 32 MB. So a few batches more may be stored than were yielded. A run that was ended, in whatever way,
+    and is started again with the same arguments compares the input's fingerprints with those of the stored
+    batches, yields what they hold, compared with what was written, and goes on with the first that is missing.
+    With `skip_stored` their results are neither read nor yielded: then only files that are missing, or not as long
+    as they were, are noticed (`lrpjax.open_store(path).verify()` reads everything).
 
     Args:
       explain: function of a batch, usually `jax.jit(lrpjax.relevance(f, composite, target="max"))`; gives a
@@ -144,6 +144,8 @@ def explain_batches(
         raise ValueError(f"nonfinite must be 'warn' or 'raise', not {nonfinite!r}")
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, not {type(batches).__name__}")
+    if skip_stored and store is None:
+        raise ValueError("skip_stored passes over what a store holds, but no store is given")
     placement = Placement(mesh, axis)
     settings = dict(settings or {})
     run = _run(explain, iter(batches), params, placement, batch_size, store, skip_stored, settings, nonfinite)

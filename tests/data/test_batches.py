@@ -269,6 +269,11 @@ def test_an_empty_iterable_is_an_error_and_makes_no_store(tmp_path):
             ValueError,
             r"has the axes \('data',\)",
         ),
+        (
+            {"skip_stored": True},
+            ValueError,
+            "skip_stored passes over what a store holds, but no store is given",
+        ),
         ({"batch_size": 0}, ValueError, "batch_size must be 1 or more, not 0"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite must be 'warn' or 'raise'"),
     ],
@@ -299,8 +304,9 @@ def test_nan_is_reported_by_name_and_kept(tmp_path):
     batches = [np.ones((4, 2)), np.array([[1.0, 1], [0, 1], [1, 1], [0, 0]]), np.ones((2, 2))]
     with pytest.warns(
         NonFiniteWarning, match=r"batch 1: the results of 2 of its 4 rows .* \(rows 1, 3 of the batch"
-    ):
+    ) as warned:
         results = run(divided, batches, store=tmp_path)
+    assert warned[0].filename == __file__
     assert len(results) == 3
     store = open_store(tmp_path)
     assert store.complete
