@@ -21,8 +21,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lrpjax
 from lrpjax import commands
+from lrpjax.data import layout
 from lrpjax.data.batches import explain_batches
-from lrpjax.data.store import open_store
+from lrpjax.data.store import StoreError, open_store
 
 
 def in_process(*arguments):
@@ -211,10 +212,10 @@ def killed(directory, kills, count):
     """
     kills, count, directory = int(kills), int(count), Path(directory)
     delay = random.Random(0)
-    share = count // kills - 2  # two more may be in flight when it stops
+    share = count // kills - 4  # four more may be stored when it stops
+    layout.CHUNK_BATCHES = 4  # so that many lives end near the writing of a shard
     for life in range(kills + 1):
-        # tensorstore must not be used before a fork, so the records are counted by their files.
-        stored = len(list(directory.glob("store/batches/c.*.0")))
+        stored = in_a_fork(lambda: len(open_store(directory / "store").batches)) if life else 0
         log = directory / f"log-{life}"
         log.touch()
         reader, writer = os.pipe()
@@ -243,8 +244,31 @@ def killed(directory, kills, count):
         print(stored, log.read_text().split())
 
 
+def in_a_fork(count):
+    """A number that a function gives, computed in a fork of its own: tensorstore must not be used before a fork."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            number = count()
+        except StoreError as error:
+            number = 0
+            if "there is no store" not in str(error) and "cannot be read" not in str(error):
+                print(error, file=sys.stderr)
+                number = -1
+        os.write(writer, str(number).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="ascii") as file:
+        found = int(file.read())
+    os.waitpid(child, 0)
+    assert found >= 0
+    return found
+
+
 def undisturbed(store, count):
     """The run that `killed` kills."""
+    layout.CHUNK_BATCHES = 4
     for _ in explain_batches(jax.jit(Logged(os.devnull)), numbered(int(count)), store=store, progress=False):
         pass
 

@@ -135,6 +135,9 @@ def add_show_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--columns", type=int, default=8, metavar="N", help="pictures in a line (default 8)")
     parser.add_argument("--out", metavar="FILE", help="the picture (default: STORE/sheet.png)")
+    parser.add_argument(
+        "--verify", action="store_true", help="first read everything and name what is damaged"
+    )
     parser.set_defaults(run=run_show)
     return parser
 
@@ -255,6 +258,7 @@ def run_explain(args: argparse.Namespace) -> int:
             mesh=mesh,
             batch_size=args.batch,
             store=args.out,
+            skip_stored=not args.png,
             settings=settings,
             total=stop - start,
         ):
@@ -323,6 +327,9 @@ def run_show(args: argparse.Namespace) -> int:
     if args.columns < 1:
         raise ValueError(f"--columns must be 1 or more, not {args.columns}")
     print(describe(results))
+    if args.verify:
+        results.verify()
+        print("read whole: nothing is damaged")
     if args.name not in results:
         raise ValueError(f"{args.store} has the arrays {', '.join(results)}, not {args.name!r}")
     array = results[args.name]

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
-import math
 import os
-import re
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import Exported
-from jax.extend import core
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from lrpjax.data import programs
 from lrpjax.data import store as stores
+from lrpjax.data.background import Background
+from lrpjax.data.placement import FAILED, OVER, PeerError, Placement
 from lrpjax.errors import LrpjaxError
 
 # Batches that are given to the device before the results of the one before them are waited for.
 _AHEAD = 1
-# What a process says of its next batch, in place of its rows, to those that it computes together with.
-_OVER, _FAILED = 0, -1
+# Batches that are being stored, or wait for it, while the next ones are computed: now and then one takes longer, when
+# a file of many is written.
+_STORING = 4
+# Batches of a resumed run that are compared with what is stored, or wait for it, while the next ones are read.
+_LOOKED_AHEAD = 8
+# What a batch gives that is stored, when nobody asks for its results.
+_SKIPPED = object()
 
 
 class BatchError(LrpjaxError, ValueError):
     """A batch that does not fit: of another structure, dtype or size, or not made of arrays."""
-
-
-class PeerError(LrpjaxError, RuntimeError):
-    """Another of the processes that compute together has failed."""
 
 
 class NonFiniteWarning(UserWarning):
@@ -67,6 +67,7 @@ def explain_batches(
     axis: str | tuple[str, ...] | None = None,
     batch_size: int | None = None,
     store: str | os.PathLike[str] | None = None,
+    skip_stored: bool = False,
     settings: Mapping[str, Any] | None = None,
     nonfinite: Literal["warn", "raise"] = "warn",
     progress: bool = True,
@@ -85,9 +86,13 @@ def explain_batches(
     and the same sizes; one may have fewer than another. Each yields, and stores, the results of its own
     share.
 
-    With a `store` each batch is stored before it is yielded, whole or not at all. A run that was ended, in
-    whatever way, and is started again with the same arguments reads the stored batches, compares their
-    fingerprint with the input's and goes on with the first that is missing.
+    With a `store` each batch is stored before it is yielded, whole or not at all. A thread hashes and writes while
+    the next batches are computed; no more than five batches wait for it, and it keeps at most a file's worth of
+    results, 32 MB. So a few batches more may be stored than were yielded. A run that was ended, in whatever way,
+    and is started again with the same arguments compares the input's fingerprints with those of the stored
+    batches, yields what they hold, compared with what was written, and goes on with the first that is missing.
+    With `skip_stored` their results are neither read nor yielded: then only files that are missing, or not as long
+    as they were, are noticed (`lrpjax.open_store(path).verify()` reads everything).
 
     Args:
       explain: function of a batch, usually `jax.jit(lrpjax.relevance(f, composite, target="max"))`; gives a
@@ -103,6 +108,7 @@ def explain_batches(
       batch_size: rows of a batch; `None`: as many as the first batch has. With several processes, of each
         one's.
       store: directory of the results on disk (see `lrpjax.open_store`).
+      skip_stored: do not read and yield what an earlier run has stored, only the results that are computed now.
       settings: what the results depend on, by name, kept in the store (composite, target, ...; JSON values).
         A store made with other settings, versions, `params` or another `explain` is refused.
       nonfinite: what to do with a batch whose results hold a NaN or an infinity: "warn" and keep it, or
@@ -138,114 +144,20 @@ def explain_batches(
         raise ValueError(f"nonfinite must be 'warn' or 'raise', not {nonfinite!r}")
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches must be an iterable of batches, not {type(batches).__name__}")
-    placement = _Placement(mesh, axis)
-    run = _run(explain, iter(batches), params, placement, batch_size, store, dict(settings or {}), nonfinite)
+    if skip_stored and store is None:
+        raise ValueError("skip_stored passes over what a store holds, but no store is given")
+    placement = Placement(mesh, axis)
+    settings = dict(settings or {})
+    run = _run(explain, iter(batches), params, placement, batch_size, store, skip_stored, settings, nonfinite)
     count = len(batches) if isinstance(batches, Sized) else None
     return _shown(run, progress and jax.process_index() == 0, total, count)
-
-
-class _Placement:
-    """Where batches and params go: the default device, or the devices of a mesh."""
-
-    def __init__(self, mesh: Mesh | None, axis: str | tuple[str, ...] | None):
-        self.mesh: Mesh | None = None
-        self.shards = 1  # how many parts this process's rows are divided into
-        self.process = (jax.process_index(), jax.process_count())
-        self.together = False  # whether several processes compute each batch together
-        if mesh is None:
-            if axis is not None:
-                raise ValueError(f"axis {axis!r} is given, but no mesh that has it")
-            return
-        if not isinstance(mesh, Mesh):
-            raise TypeError(f"mesh must be a jax.sharding.Mesh, not {type(mesh).__name__}")
-        axes = mesh.axis_names[:1] if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
-        unknown = [name for name in axes if name not in mesh.axis_names]
-        if unknown or not axes:
-            raise ValueError(f"the mesh has the axes {mesh.axis_names}, not {axis!r}")
-        self.mesh = _automatic(mesh)
-        there = {device.process_index for device in self.mesh.devices.flat}
-        if there != {jax.process_index()} and there != set(range(jax.process_count())):
-            raise ValueError(
-                f"the mesh spans the processes {sorted(there)}; it must have devices of this process "
-                f"({jax.process_index()}) only, or of all {jax.process_count()}"
-            )
-        self.rows = NamedSharding(self.mesh, PartitionSpec(axes))
-        self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.axes = axes
-        self.size = math.prod(mesh.shape[name] for name in axes)
-        # Which part of the rows each device has, and which process each part belongs to.
-        self.parts = {d: i[0].start or 0 for d, i in self.rows.devices_indices_map((self.size,)).items()}
-        owners = {(part, device.process_index) for device, part in self.parts.items()}
-        self.shards = len([process for _, process in owners if process == jax.process_index()])
-        if len(owners) > self.size:
-            raise ValueError(
-                f"several processes would have the same rows: {', '.join(axes)} of the mesh joins them. "
-                "Order the mesh's devices so that each process has rows of its own"
-            )
-        self.together = len(there) > 1
-
-    def context(self) -> contextlib.AbstractContextManager:
-        """Keeps another mesh that the caller may have set from deciding about the shardings in `explain`."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    def batch(self, array: np.ndarray) -> jax.Array:
-        if self.mesh is None:
-            return jax.device_put(array)
-        return jax.make_array_from_process_local_data(self.rows, array)
-
-    def shape(self, array: np.ndarray) -> tuple[int, ...]:
-        """Shape of the whole batch, of which `array` is this process's part."""
-        return (array.shape[0] // self.shards * (self.size if self.mesh else 1), *array.shape[1:])
-
-    def params(self, params: Any) -> Any:
-        if self.mesh is None:
-            return params
-        devices = set(self.mesh.devices.flat)
-
-        def place(leaf):
-            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
-                if not isinstance(leaf.sharding, NamedSharding):
-                    return leaf
-                return jax.device_put(leaf, NamedSharding(_automatic(leaf.sharding.mesh), leaf.sharding.spec))
-            return jax.device_put(leaf, self.replicated)
-
-        return jax.tree.map(place, params)
-
-    def agree(self, failure: Exception | None, *values: int) -> np.ndarray:
-        """What each process says, `[processes, values]`; raises in all of them if one of them has failed."""
-        said = np.array([[failure is not None, *values]], np.int64)
-        if self.together:
-            from jax.experimental import multihost_utils
-
-            said = np.asarray(multihost_utils.process_allgather(said.astype(np.int32), tiled=True))
-        if failure is not None:
-            raise failure
-        self.stop_if_failed(np.flatnonzero(said[:, 0]), "before the first batch")
-        return said[:, 1:]
-
-    def stop_if_failed(self, processes: Iterable[int], where: str) -> None:
-        failed = sorted({int(process) for process in processes})
-        if failed:
-            raise PeerError(
-                f"process {', '.join(map(str, failed))} failed {where}; its own error says why. "
-                "What this process has yielded and stored is complete"
-            )
-
-    def failed_processes(self, states: np.ndarray) -> list[int]:
-        """The processes that say `_FAILED`, from the states that the mesh's devices hold."""
-        return [device.process_index for device, part in self.parts.items() if states[part] == _FAILED]
-
-
-def _automatic(mesh: Any) -> Mesh:
-    """The mesh with its axes left to GSPMD; with explicit ones the function would have to name shardings."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 class _Program:
     """`explain`, compiled for batches of one shape, and what it needs around it."""
 
     def __init__(
-        self, explain: Callable[..., Any], params: Any, first: _Batch, size: int, placement: _Placement
+        self, explain: Callable[..., Any], params: Any, first: _Batch, size: int, placement: Placement
     ):
         self.placement, self.size, self.treedef = placement, size, first.treedef
         self.params = placement.params(params)
@@ -279,11 +191,8 @@ class _Program:
         )
 
     def fingerprint(self) -> str:
-        """Of what `explain` computes, on whatever devices: its jaxpr and the arrays that it closes over."""
-        closed = jax.make_jaxpr(self._function)(self.params, None, *self._whole)
-        text = re.sub(r"\bat 0x[0-9a-f]+", "", str(closed))
-        arrays = stores.fingerprint(list(_constants(closed)))
-        return hashlib.blake2b(text.encode() + arrays.encode(), digest_size=16).hexdigest()
+        """Of what `explain` computes, on whatever devices: see `programs.fingerprint`."""
+        return programs.fingerprint(jax.make_jaxpr(self._function)(self.params, None, *self._whole))
 
     def dispatch(self, batch: _Batch | None, state: int) -> tuple[Any, Any]:
         """Sends a batch to the device and starts computing; waits for neither."""
@@ -301,7 +210,7 @@ class _Program:
 
 
 def _run(
-    explain, batches, params, placement, batch_size, store, settings, nonfinite
+    explain, batches, params, placement, batch_size, store, skip_stored, settings, nonfinite
 ) -> Iterator[tuple[int, Any]]:
     """The number of rows and the results of each batch."""
     first, size = _first(batches, batch_size, placement)
@@ -319,53 +228,130 @@ def _run(
     start = int(placement.agree(failure, writer.stored if writer else 0).min())
 
     reader = _read(itertools.chain([first], batches), first.form(), size)
-    waiting: deque[tuple[_Batch | None, str, tuple[Any, Any]]] = deque()
-    done, over = 0, False
-    while waiting or not over:
-        batch, inputs, stored = None, "", None
-        try:
-            batch = next(reader, None) if failure is None else None
-            if batch is not None and writer is not None:
-                inputs = stores.fingerprint(batch.tree())
-                stored = writer.read(batch.index, inputs) if batch.index < start else None
-        except Exception as error:
-            batch, failure = None, error
-        if batch is not None and stored is not None:
-            done += 1
-            yield batch.rows, stored
-            continue
-        # A process that has no more batches, or has failed, still has to take part in what all compute.
-        over = batch is None and not placement.together
-        if not over:
-            state = _FAILED if failure else batch.rows if batch else _OVER
-            waiting.append((batch, inputs, program.dispatch(batch, state)))
-            if len(waiting) <= _AHEAD:
-                continue
-        if not waiting:
-            break
-        batch, inputs, (states, results) = waiting.popleft()
-        if placement.together and _ended(np.asarray(states), failure, placement):
-            break
-        if batch is None:
-            continue
-        try:
-            results = _fetched(results, batch.rows)
-            _store(batch, inputs, results, writer, nonfinite)
-        except Exception as error:
-            if not placement.together:
-                raise
-            failure = error
-            waiting = deque((None, "", computing) for _, _, computing in waiting)
-            continue
-        done += 1
-        yield batch.rows, results
-    if failure is not None:
-        raise failure
+    with Background(thread=writer is not None) as background:
+        done = 0
+        if writer is not None:
+            done, failure = yield from _stored(reader, writer, start, skip_stored, background)
+        done += yield from _computed(reader, program, writer, nonfinite, background, failure)
     if writer is not None:
         writer.finish(done)
 
 
-def _first(batches: Iterator[Any], batch_size: int | None, placement: _Placement) -> tuple[_Batch, int]:
+def _stored(
+    reader: Iterator[_Batch], writer: stores.StoreWriter, start: int, skip: bool, background: Background
+) -> Generator[tuple[int, Any], None, tuple[int, Exception | None]]:
+    """The results of the batches before `start`; gives how many there were, and what has failed."""
+
+    def look(batch: _Batch) -> Any:
+        inputs = stores.fingerprint(batch.tree())
+        if not skip:
+            return writer.read(batch.index, inputs)
+        writer.check(batch.index, inputs)
+        return _SKIPPED
+
+    batches, failure, done, over = itertools.islice(reader, start), None, 0, False
+    looking: deque[tuple[int, Future]] = deque()
+    while looking or not over:
+        if not over:
+            try:
+                batch = next(batches, None)
+            except Exception as error:
+                batch, failure = None, error
+            over = batch is None
+            if batch is not None:
+                looking.append((batch.rows, background.submit(look, batch)))
+                if len(looking) <= _LOOKED_AHEAD:
+                    continue
+        if not looking:
+            break
+        rows, job = looking.popleft()
+        try:
+            results = job.result()
+        except Exception as error:
+            return done, error
+        done += 1
+        yield rows, results
+    return done, failure
+
+
+def _computed(
+    reader: Iterator[_Batch],
+    program: _Program,
+    writer: stores.StoreWriter | None,
+    nonfinite: str,
+    background: Background,
+    failure: Exception | None,
+) -> Generator[tuple[int, Any], None, int]:
+    """The results of the other batches, each when it is stored; gives how many, or raises what has failed."""
+    placement, done, over = program.placement, 0, False
+    computing: deque[tuple[_Batch | None, tuple[Any, Any]]] = deque()
+    storing: deque[tuple[_Batch, Future]] = deque()
+    while computing or not over:
+        batch = None
+        try:
+            batch = next(reader, None) if failure is None else None
+        except Exception as error:
+            failure = error
+        # A process that has no more batches, or has failed, still has to take part in what all compute.
+        over = batch is None and not placement.together
+        if not over:
+            state = FAILED if failure else batch.rows if batch else OVER
+            try:
+                computing.append((batch, program.dispatch(batch, state)))
+            except Exception as error:
+                if placement.together:
+                    raise
+                failure, over = error, True
+            if len(computing) <= _AHEAD and not over:
+                continue
+        if not computing:
+            break
+        batch, (states, results) = computing.popleft()
+        try:
+            if placement.together and _ended(np.asarray(states), failure, placement):
+                break
+            if batch is None:
+                continue
+            results = _fetched(results, batch.rows)
+        except Exception as error:
+            failed = error
+        else:
+            storing.append((batch, background.submit(_store, batch, results, writer, nonfinite)))
+            yielded, failed = yield from _finished(storing, 0 if writer is None else _STORING)
+            done += yielded
+        if failed is not None:
+            failure = failed
+            if not placement.together or isinstance(failure, PeerError):
+                break
+            computing = deque((None, on_device) for _, on_device in computing)
+    yielded, failed = yield from _finished(storing, 0)
+    failure = failed or failure
+    if failure is not None:
+        raise failure
+    return done + yielded
+
+
+def _finished(
+    storing: deque[tuple[_Batch, Future]], left: int
+) -> Generator[tuple[int, Any], None, tuple[int, Exception | None]]:
+    """Results that are stored, the oldest first, until only so many batches are left; gives how many, and what has
+    failed: then the batches after it are not stored either."""
+    done = 0
+    while len(storing) > left:
+        batch, job = storing.popleft()
+        try:
+            results, message = job.result()
+        except Exception as error:
+            storing.clear()
+            return done, error
+        if message:
+            warnings.warn(message, NonFiniteWarning, stacklevel=5)
+        done += 1
+        yield batch.rows, results
+    return done, None
+
+
+def _first(batches: Iterator[Any], batch_size: int | None, placement: Placement) -> tuple[_Batch, int]:
     """The first batch, and the number of rows that every batch of this process has on the device."""
     first, failure = None, None
     try:
@@ -460,10 +446,8 @@ def _fetched(results: Any, rows: int) -> Any:
     return jax.tree.map(fetch, results)
 
 
-def _store(
-    batch: _Batch, inputs: str, results: Any, writer: stores.StoreWriter | None, nonfinite: str
-) -> None:
-    """Stores a batch's results, and says so if some of them are not finite."""
+def _store(batch: _Batch, results: Any, writer: stores.StoreWriter | None, nonfinite: str) -> tuple[Any, str]:
+    """Stores a batch's results; gives them, and a message if some of them are not finite."""
     bad = np.zeros(batch.rows, bool)
     where = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(results):
@@ -479,33 +463,16 @@ def _store(
     if bad.any() and nonfinite == "raise":
         raise BatchError(message)
     if writer is not None:
-        writer.write(batch.index, results, inputs, int(bad.sum()))
-    if bad.any():
-        warnings.warn(message, NonFiniteWarning, stacklevel=5)
+        writer.write(batch.index, results, stores.fingerprint(batch.tree()), int(bad.sum()))
+    return results, message if bad.any() else ""
 
 
-def _ended(states: np.ndarray, failure: Exception | None, placement: _Placement) -> bool:
+def _ended(states: np.ndarray, failure: Exception | None, placement: Placement) -> bool:
     """Whether all processes have come to their end, or one has failed: then this one stops as well."""
     failed = placement.failed_processes(states)
     if failure is None:
         placement.stop_if_failed(failed, "while the others went on")
     return bool(failed) or not states.any()
-
-
-def _constants(program: core.ClosedJaxpr | core.Jaxpr) -> Iterator[Any]:
-    """The arrays, and the exported programs, that a jaxpr and those inside it close over."""
-    yield from getattr(program, "consts", ())
-    for equation in getattr(program, "jaxpr", program).eqns:
-        yield from (atom.val for atom in equation.invars if isinstance(atom, core.Literal))
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            if _is_program(value):
-                yield from _constants(value)
-            elif isinstance(value, Exported):
-                yield np.frombuffer(value.mlir_module_serialized, np.uint8)
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)
 
 
 def _named(path: Any) -> str:
@@ -519,7 +486,8 @@ def _shown(
     """The results, with a progress bar."""
     if not show:
         for _, result in results:
-            yield result
+            if result is not _SKIPPED:
+                yield result
         return
     from rich import progress
     from rich.console import Console
@@ -540,5 +508,6 @@ def _shown(
             bar.advance(task, rows)
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.3g} rows/s" if speed else "")
-            yield result
+            if result is not _SKIPPED:
+                yield result
         bar.update(task, total=bar.tasks[0].completed)

@@ -15,7 +15,9 @@ from PIL import Image
 
 import lrpjax
 from lrpjax import loading
-from lrpjax.data.store import StoreError, open_store
+from lrpjax.data import layout
+from lrpjax.data.shares import Share
+from lrpjax.data.store import StoreError, cut, open_store
 from lrpjax.pretrained import read_safetensors
 
 close = functools.partial(helpers.close, tolerance=1e-5, relative=1e-7, of_largest=True)
@@ -304,7 +306,8 @@ def test_rows_of_several_files_are_put_one_after_the_other():
     np.testing.assert_array_equal(loading.Inputs(["bytes.npy"])[0:1], np.float32([[0, 1]]))
 
 
-def test_heatmaps_and_going_on(capsys):
+def test_heatmaps_and_going_on(capsys, monkeypatch):
+    monkeypatch.setattr(layout, "CHUNK_BATCHES", 2)
     assert explain("--png", "--batch", 8) == 0
     pictures = sorted(Path("out/png").iterdir())
     assert [path.name for path in pictures] == [f"{number:08d}.png" for number in range(20)]
@@ -313,8 +316,7 @@ def test_heatmaps_and_going_on(capsys):
 
         np.testing.assert_array_equal(np.asarray(picture), viz.heatmap(stored()[7]))
     pictures[3].unlink()
-    for chunk in Path("out/batches").glob("c.2.*"):
-        chunk.unlink()
+    cut("out", 2)
     before = stored()
     assert len(before) == 16
     assert explain("--png", "--batch", 8) == 0
@@ -366,6 +368,30 @@ def test_show(capsys):
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     assert command("show", "out") == 0
     assert Path("out/sheet.png").exists()
+
+
+def test_results_are_read_whole_when_asked_for(capsys):
+    explain("--batch", 8)
+    assert command("show", "out", "--verify") == 0
+    assert "read whole: nothing is damaged" in capsys.readouterr().out
+    (file,) = Path("out/output").glob("c.0*")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert command("show", "out", "--name", "explained") == 0
+    with pytest.raises(StoreError, match=r"output/c.0.0 \(batches 0 to 2, rows 0 to 19\) has .* bytes, not"):
+        command("show", "out", "--verify")
+
+
+def test_a_run_that_goes_on_reads_results_for_pictures_only(monkeypatch, capsys):
+    explain("--batch", 8)
+    capsys.readouterr()
+    results, read = Share.results, []
+    monkeypatch.setattr(Share, "results", lambda self, index: read.append(index) or results(self, index))
+    assert explain("--batch", 8) == 0
+    assert "20/20" in capsys.readouterr().err
+    assert read == []
+    explain("--batch", 8, "--png")
+    assert read == [0, 1, 2]
+    assert len(list(Path("out/png").iterdir())) == 20
 
 
 def test_show_results_that_are_no_pictures(capsys):

@@ -121,8 +121,8 @@ def test_an_iterable_may_reuse_its_buffer_and_keeps_it():
 def sent_to_device(monkeypatch):
     """Records every device array that is made of a batch."""
     sent = []
-    batch = module._Placement.batch
-    monkeypatch.setattr(module._Placement, "batch", lambda self, x: sent.append(batch(self, x)) or sent[-1])
+    batch = module.Placement.batch
+    monkeypatch.setattr(module.Placement, "batch", lambda self, x: sent.append(batch(self, x)) or sent[-1])
     return sent
 
 
@@ -136,7 +136,7 @@ def test_what_results_can_use_is_donated_and_nothing_else(monkeypatch):
 def test_the_next_batch_is_read_and_sent_while_one_is_computed(monkeypatch):
     """What computes a batch is still at it when the next one is asked for, and when it has arrived."""
     computed, asked, arrived = [], [], []
-    dispatch, put = module._Program.dispatch, module._Placement.batch
+    dispatch, put = module._Program.dispatch, module.Placement.batch
 
     def spy_dispatch(self, batch, state):
         states, results = dispatch(self, batch, state)
@@ -149,7 +149,7 @@ def test_the_next_batch_is_read_and_sent_while_one_is_computed(monkeypatch):
         return sent
 
     monkeypatch.setattr(module._Program, "dispatch", spy_dispatch)
-    monkeypatch.setattr(module._Placement, "batch", spy_put)
+    monkeypatch.setattr(module.Placement, "batch", spy_put)
 
     def read():
         for number in range(5):
@@ -269,6 +269,11 @@ def test_an_empty_iterable_is_an_error_and_makes_no_store(tmp_path):
             ValueError,
             r"has the axes \('data',\)",
         ),
+        (
+            {"skip_stored": True},
+            ValueError,
+            "skip_stored passes over what a store holds, but no store is given",
+        ),
         ({"batch_size": 0}, ValueError, "batch_size must be 1 or more, not 0"),
         ({"nonfinite": "ignore"}, ValueError, "nonfinite must be 'warn' or 'raise'"),
     ],
@@ -299,8 +304,9 @@ def test_nan_is_reported_by_name_and_kept(tmp_path):
     batches = [np.ones((4, 2)), np.array([[1.0, 1], [0, 1], [1, 1], [0, 0]]), np.ones((2, 2))]
     with pytest.warns(
         NonFiniteWarning, match=r"batch 1: the results of 2 of its 4 rows .* \(rows 1, 3 of the batch"
-    ):
+    ) as warned:
         results = run(divided, batches, store=tmp_path)
+    assert warned[0].filename == __file__
     assert len(results) == 3
     store = open_store(tmp_path)
     assert store.complete
