@@ -1,21 +1,32 @@
-"""The benchmark's command, on a tiny network."""
+"""The benchmark's command, on a tiny network, and what it counts."""
 
 import json
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax import lax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "benchmarks"))
 
 import bench
+import counting
+import networks
 
 
 @pytest.fixture(autouse=True)
 def keep_caches(monkeypatch):
     """The command empties JAX's caches before it times tracing; other tests would have to fill them again."""
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def as_the_command_runs():
+    """The suite has float64 and strict promotion; the benchmarks run as users do."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, capsys):
@@ -54,3 +65,54 @@ def test_figures_are_added_to_a_file_of_the_same_settings_only(tmp_path):
     assert both["cost"] == [{"network": "vgg16"}] and both["versions"] == {"jax": "1", "torch": "2"}
     with pytest.raises(SystemExit, match="of another size, 16"):
         bench.added(report | {"size": 8}, path)
+
+
+def dots(f, *given):
+    return counting.products(jax.jit(f).trace(*given).jaxpr)
+
+
+def test_products_count_as_often_as_they_run_and_equal_ones_once():
+    x, w, ws = jnp.ones((4, 5)), jnp.ones((5, 5)), jnp.ones((6, 5, 5))
+    one = 2 * 4 * 5 * 5
+    assert dots(lambda x: x @ w, x).kinds == {"dot_general": [one, 1]}
+    assert dots(lambda x: x @ w + jax.jit(lambda x: x @ w)(x), x).flops == one
+    assert dots(lambda x: (x @ w, 2.0 * (x @ w))[0] + 0.0 * (x @ w.T), x).flops == 2 * one
+    assert dots(lambda x: (x @ w, x)[1], x).flops == 0
+    step = lambda x, w: (jnp.tanh(x @ w), None)
+    loop = lambda step: lambda x: lax.scan(step, x, ws)[0].sum()
+    assert dots(loop(step), x).kinds == {"dot_general": [6 * one, 6]}
+    assert dots(jax.grad(loop(step)), x).flops == 12 * one
+    assert dots(jax.grad(loop(jax.checkpoint(step))), x).flops == 18 * one
+    either = lambda x: lax.cond(x.sum() > 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+    assert dots(either, x).flops == 2 * one
+
+
+def test_convolutions_count_products_with_values_that_exist():
+    x, w = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 7))
+    conv = lambda x: lax.conv_general_dilated(
+        x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    # Four outputs of three taps along each side, of which the last tap of the last output is padding: 11.
+    assert dots(conv, x).flops == 2 * 11 * 11 * 2 * 7
+    assert dots(jax.grad(lambda x: jnp.square(conv(x)).sum()), x).flops == 2 * 2 * 11 * 11 * 2 * 7
+    deep = lambda x: lax.conv_general_dilated(
+        x,
+        jnp.ones((1, 1, 1, 2)),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+    )
+    assert dots(deep, x).flops == 2 * 64 * 2
+
+
+@pytest.mark.parametrize("name", [name for name in networks.NETWORKS if name.startswith("tiny")])
+def test_networks_are_explained_at_no_more_products_than_the_gradient(name):
+    model = networks.NETWORKS[name]
+    given = jax.eval_shape(lambda: (networks.weights.__wrapped__(model, 32), networks.inputs(model, 32, 2)))
+    classes = jnp.zeros(2, int)
+    counts = [
+        dots(lambda variables, x, make=make: make(lambda x: model.apply(variables, x))(x), *given)
+        for make in (bench.relevance_of(bench.COMPOSITES["all epsilon"], classes), bench.gradient_of(classes))
+    ]
+    assert 0 < counts[0].flops < 1.02 * counts[1].flops
