@@ -8,6 +8,7 @@ values that exist: not those with the zeros that padding and dilation put betwee
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,3 +160,58 @@ def products(jaxpr: Any) -> Counted:
     given = [name for name, keep in zip(walk.new(jaxpr.jaxpr.invars), kept, strict=True) if keep]
     walk.walk(used, [names[v] for v in used.constvars], given, 1)
     return walk.counted
+
+
+SIZES = {
+    "pred": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+    "s16": 2,
+    "u16": 2,
+    "s8": 1,
+    "u8": 1,
+}
+"""Bytes of the types of HLO; 4 for the others."""
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (\(.*?\)|[\w\[\],{}:()*]+?) ([a-z][\w-]*)\((.*)$")
+
+
+def size_of(shape: str) -> int:
+    """Bytes of a type of HLO, or of all in a tuple."""
+    parts = re.findall(r"(\w+)\[([\d,]*)\]", shape)
+    return sum(
+        SIZES.get(kind, 4) * math.prod(map(int, filter(None, sides.split(",")))) for kind, sides in parts
+    )
+
+
+def operations(text: str) -> dict[str, list[int]]:
+    """How often each operation of an optimised program in HLO runs, and the bytes that it writes.
+
+    What is fused is one operation; the body of a loop counts as often as XLA knows that it runs.
+    """
+    computations: dict[str, list[Any]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if (header := re.match(r"^(ENTRY )?%?([\w.-]+) .*\{$", line)) and not line.startswith("HloModule"):
+            name = header[2]
+            computations[name] = []
+            entry = name if header[1] else entry
+        elif found := INSTRUCTION.match(line):
+            computations[name].append(found.groups())
+    counts: dict[str, list[int]] = {}
+
+    def run(name: str, times: int) -> None:
+        for shape, opcode, rest in computations[name]:
+            entry = counts.setdefault(opcode, [0, 0])
+            entry[0] += times
+            entry[1] += times * size_of(shape)
+            if opcode in ("while", "call"):
+                turns = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+                called = re.search(r"(?:body|to_apply)=%?([\w.-]+)", rest)
+                run(called[1], times * (int(turns[1]) if turns else 1))
+
+    run(entry, 1)
+    return counts
