@@ -84,24 +84,29 @@ def fitting(model):
 KINDS = ("dots", "flops", "memory", "trace", "compile")
 
 
+def lowered(make, model, variables, x, closed=False):
+    """(what the program is given, traced, lowered, CPU time of both) of what `make` makes of a network, from empty caches, as in a fresh process."""
+    jax.clear_caches()
+    start = time.process_time()
+    given = (x,) if closed else (variables, x)
+    constants = (variables,) if closed else ()
+    f = lambda *given: make(functools.partial(model.apply, (*constants, *given)[0]))(given[-1])
+    traced = jax.jit(f).trace(*given)
+    made = traced.lower()
+    return given, traced, made, time.process_time() - start
+
+
 class Program:
-    """What `make` makes of a network, compiled, and what XLA and the clock say of it. Each starts from empty caches, as in a fresh process."""
+    """What `make` makes of a network, compiled, and what XLA and the clock say of it."""
 
     def __init__(self, make, model, variables, x, closed=False):
-        jax.clear_caches()
+        given, traced, made, self.trace = lowered(make, model, variables, x, closed)
         start = time.process_time()
-        given = (x,) if closed else (variables, x)
-        constants = (variables,) if closed else ()
-        f = lambda *given: make(functools.partial(model.apply, (*constants, *given)[0]))(given[-1])
-        made = jax.jit(f).trace(*given)
-        lowered = made.lower()
-        traced = time.process_time()
-        self.run = functools.partial(lowered.compile(), *given)
-        self.trace, self.compile = traced - start, time.process_time() - traced
+        self.run = functools.partial(made.compile(), *given)
+        self.compile = time.process_time() - start
         self.flops = self.run.func.cost_analysis()["flops"]
         self.memory = self.run.func.memory_analysis().temp_size_in_bytes
-        self.counted = counting.products(made.jaxpr)
-        self.dots = self.counted.flops
+        self.dots = counting.products(traced.jaxpr).flops
 
 
 def alone():

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
@@ -215,3 +216,27 @@ def operations(text: str) -> dict[str, list[int]]:
 
     run(entry, 1)
     return counts
+
+
+def stacked(jaxpr: Any) -> int:
+    """Bytes of what the loops of a closed jaxpr stack up over their steps and something reads: residuals, mostly."""
+    used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+
+    def within(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                found = (
+                    v.aval for v in equation.outvars[equation.params["num_carry"] :] if type(v) is core.Var
+                )
+                total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in found)
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+                if is_jaxpr(inner):
+                    total += within(getattr(inner, "jaxpr", inner))
+        return total
+
+    return within(used)
+
+
+def is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
