@@ -116,17 +116,13 @@ def of(size, method, remat):
 def sharded(size, kind):
     """(params, x) as shapes on eight devices."""
     mesh = Mesh(np.array(jax.devices()[:8]), ("d",))
-    split = {"o": P(None, "d", None), "down": P(None, "d", None)} if kind == "tensor" else {}
+    rows = ("o", "down") if kind == "tensor" else ("q", "k", "v", "o", "gate", "up", "down", "unembed")
+    columns = ("q", "k", "v", "gate", "up", "unembed") if kind == "tensor" else ()
 
     def placed(path, leaf):
-        own = split.get(path[-1].key)
-        if own is None and len(leaf.shape) > 1:  # by columns, or by rows
-            own = (
-                P(*[None] * (len(leaf.shape) - 1), "d")
-                if kind == "tensor"
-                else P(*[None] * (len(leaf.shape) - 2), "d", None)
-            )
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, own or P()))
+        name, before = path[-1].key, [None] * (len(leaf.shape) - 2)
+        own = P(*before, "d", None) if name in rows else P(*before, None, "d") if name in columns else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, own))
 
     x = size.texts(1 if kind == "tensor" else 8)
     spread = NamedSharding(mesh, P() if kind == "tensor" else P("d"))
