@@ -12,6 +12,8 @@ from jax import lax
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "benchmarks"))
 
 import bench
+import bench_7b
+import bench_growth
 import counting
 import networks
 
@@ -116,3 +118,50 @@ def test_networks_are_explained_at_no_more_products_than_the_gradient(name):
         for make in (bench.relevance_of(bench.COMPOSITES["all epsilon"], classes), bench.gradient_of(classes))
     ]
     assert 0 < counts[0].flops < 1.02 * counts[1].flops
+
+
+def test_loops_say_what_they_stack_up():
+    ws = jnp.ones((6, 5, 5))
+    step = lambda x, w: (jnp.sin(x @ w), None)
+    for body in (step, jax.checkpoint(step)):  # six cosines, or what six steps start from
+        slope = jax.grad(lambda x, body=body: lax.scan(body, x, ws)[0].sum())
+        assert counting.stacked(jax.jit(slope).trace(jnp.ones((4, 5))).jaxpr) == 6 * 4 * 5 * 4
+
+
+PROGRAM = """HloModule jit_f, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %sum = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce(%x, %x), to_apply=%add
+  ROOT %t = (s32[], f32[4]{0}) tuple(%i, %x)
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x.1 = f32[4]{0} parameter(0)
+  %loop = (s32[], /*index=1*/f32[4]{0}) while(%t.1), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = f32[4]{0} fusion(%x.1), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_operations_of_a_compiled_program_count_as_often_as_they_run():
+    found = counting.operations(PROGRAM)
+    assert found["all-reduce"] == [3, 3 * (16 + 12)]
+    assert found["fusion"] == [1, 16] and found["while"] == [1, 20]
+
+
+def test_programs_without_weights_are_counted():
+    size = bench_7b.Size(2, 16, 2, 24, 32, 8)
+    rows = {}
+    for remat in (False, True):
+        for method in bench_7b.METHODS:
+            made = jax.jit(bench_7b.of(size, method, remat)).trace(size.shapes(), size.texts(1))
+            rows[method, remat] = counting.products(made.jaxpr).flops, counting.stacked(made.jaxpr)
+    assert rows["gradient", False][0] <= rows["attnlrp", False][0] < 1.01 * rows["gradient", False][0]
+    assert all(rows[method, True][1] < rows[method, False][1] for method in bench_7b.METHODS)
+
+
+def test_tracing_of_unrolled_blocks_is_timed():
+    found = bench_growth.tracing(1, remat=True, turns=1)
+    assert set(found) == {"attnlrp", "epsilon_plus", "gradient"} and min(found.values()) > 0
