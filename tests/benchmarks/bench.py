@@ -1,4 +1,4 @@
-"""What relevance costs: `python tests/benchmarks/bench.py [--networks vgg16 …] [--batches 1 8 32] [--peers] [--quick] [--json FILE]`.
+"""What relevance costs: `python tests/benchmarks/bench.py [--networks vgg16 …] [--batches 1 8 32] [--peers] [--quick] [--json FILE] [--markdown FILE]`.
 
 For every composite, next to `jax.grad` of the same logits with respect to the input, in one process: `dots`, the flops of matrix products and
 convolutions (counting.py); all flops and temporary memory as XLA counts them in the compiled program; CPU time of tracing with lowering and of compiling,

@@ -105,6 +105,7 @@ def largest(f):
 METHODS = {
     "gradient": largest,
     "attnlrp": lambda f: lrpjax.relevance(f, composites.attnlrp(), target="max"),
+    "attnlrp, ε = 0": lambda f: lrpjax.relevance(f, composites.attnlrp(0.0), target="max"),
 }
 
 
