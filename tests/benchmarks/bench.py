@@ -1,8 +1,8 @@
-"""What relevance costs: `python tests/benchmarks/bench.py [--networks vgg16 …] [--batches 1 8 32] [--peers] [--quick] [--json FILE]`.
+"""What relevance costs: `python tests/benchmarks/bench.py [--networks vgg16 …] [--batches 1 8 32] [--peers] [--quick] [--json FILE] [--markdown FILE]`.
 
-For every composite, next to `jax.grad` of the same logits with respect to the input, in one process: flops and temporary memory as XLA counts them
-in the compiled program, CPU time of tracing and of compiling, and run time (the smallest of several, taken in turns), all as ratios to the
-gradient. `clock/flops` is the run time against what the flops predict. Then how these ratios grow with batch and depth; and with `--peers`, the
+For every composite, next to `jax.grad` of the same logits with respect to the input, in one process: `dots`, the flops of matrix products and
+convolutions (counting.py); all flops and temporary memory as XLA counts them in the compiled program; CPU time of tracing with lowering and of compiling,
+and run time (the smallest of several, taken in turns), all as ratios to the gradient. `clock/flops` is the run time against what the flops predict. Then how these ratios grow with batch and depth; and with `--peers`, the
 same networks in torch under zennit and captum (which have to be installed). Weights are arguments of the compiled functions; with `--closed` they
 are constants in them, which takes XLA several times longer to compile.
 """
@@ -18,13 +18,14 @@ import pathlib
 import platform
 import time
 
+import counting
 import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
 
 import lrpjax
-from lrpjax import composites
+from lrpjax import composites, rules, select
 
 BOUNDS = -networks.BOUND, networks.BOUND
 COMPOSITES = {
@@ -42,10 +43,24 @@ COMPOSITES = {
     "input_x_gradient": composites.input_x_gradient(),
     "deconvnet": composites.deconvnet(),
     "guided_backprop": composites.guided_backprop(),
+    "relp": composites.relp(),
+    "mambalrp": composites.mambalrp(),
+}
+EVERYWHERE = {
+    "all epsilon": rules.Epsilon(1e-6),
+    "all zplus": rules.ZPlus(),
+    "all gamma": rules.Gamma(0.25),
+    "all alpha2_beta1": rules.AlphaBeta(2.0, 1.0),
+}
+"""One rule for all layers with weights."""
+COMPOSITES |= {
+    name: lrpjax.Composite([(select.kind("conv", "dense"), rule)]) for name, rule in EVERYWHERE.items()
 }
 FAMILY = ("gradient", "input_x_gradient")
-TRANSFORMER = ("epsilon", "attnlrp", "cp_lrp", "excitation_backprop", "deep_taylor", *FAMILY)
-CONVOLUTIONAL = tuple(name for name in COMPOSITES if name not in ("attnlrp", "cp_lrp"))
+ATTENTION = ("attnlrp", "cp_lrp", "relp", "mambalrp")
+TRANSFORMER = ("epsilon", *ATTENTION[:3], "excitation_backprop", "deep_taylor", *FAMILY, *EVERYWHERE)
+RECURRENT = ("epsilon", "attnlrp", "mambalrp", *FAMILY, *EVERYWHERE)
+CONVOLUTIONAL = tuple(name for name in COMPOSITES if name not in ATTENTION)
 FEW = (
     "epsilon",
     "epsilon_plus_flat",
@@ -53,28 +68,45 @@ FEW = (
     "epsilon_gamma_box",
     "attnlrp",
     "cp_lrp",
+    "mambalrp",
+    *EVERYWHERE,
 )
 """Where not every composite is measured, these are."""
 
 
-KINDS = ("flops", "memory", "trace", "compile")
+def fitting(model):
+    """The composites that are for a network."""
+    if isinstance(model, networks.networks_sequences.LSTM | networks.networks_sequences.Mamba):
+        return RECURRENT
+    return TRANSFORMER if isinstance(model, (networks.ViT, *networks.SEQUENCES)) else CONVOLUTIONAL
+
+
+KINDS = ("dots", "flops", "memory", "trace", "compile")
+
+
+def lowered(make, model, variables, x, closed=False):
+    """(what the program is given, traced, lowered, CPU time of both) of what `make` makes of a network, from empty caches, as in a fresh process."""
+    jax.clear_caches()
+    start = time.process_time()
+    given = (x,) if closed else (variables, x)
+    constants = (variables,) if closed else ()
+    f = lambda *given: make(functools.partial(model.apply, (*constants, *given)[0]))(given[-1])
+    traced = jax.jit(f).trace(*given)
+    made = traced.lower()
+    return given, traced, made, time.process_time() - start
 
 
 class Program:
-    """What `make` makes of a network, compiled, and what XLA and the clock say of it. Each starts from empty caches, as in a fresh process."""
+    """What `make` makes of a network, compiled, and what XLA and the clock say of it."""
 
     def __init__(self, make, model, variables, x, closed=False):
-        jax.clear_caches()
+        given, traced, made, self.trace = lowered(make, model, variables, x, closed)
         start = time.process_time()
-        given = (x,) if closed else (variables, x)
-        constants = (variables,) if closed else ()
-        f = lambda *given: make(functools.partial(model.apply, (*constants, *given)[0]))(given[-1])
-        lowered = jax.jit(f).lower(*given)
-        traced = time.process_time()
-        self.run = functools.partial(lowered.compile(), *given)
-        self.trace, self.compile = traced - start, time.process_time() - traced
+        self.run = functools.partial(made.compile(), *given)
+        self.compile = time.process_time() - start
         self.flops = self.run.func.cost_analysis()["flops"]
         self.memory = self.run.func.memory_analysis().temp_size_in_bytes
+        self.dots = counting.products(traced.jaxpr).flops
 
 
 def alone():
@@ -135,8 +167,7 @@ def cost(name, size, batch, dtype, chosen, repeats, closed):
     error = lambda program, make: far(program.run(), Program(make, *precise).run())
     gradient = Program(gradient_of(classes), *given, closed)
     gradient_error = error(gradient, gradient_of(classes)) if compared else None
-    fitting = TRANSFORMER if isinstance(model, networks.ViT | networks.Decoder) else CONVOLUTIONAL
-    for composite in [n for n in chosen if n in fitting]:
+    for composite in [n for n in chosen if n in fitting(model)]:
         make = relevance_of(COMPOSITES[composite], classes)
         program = Program(make, *given, closed)
         row = {"network": name, "dtype": dtype, "batch": batch, "composite": composite}
@@ -171,6 +202,22 @@ def text(value):
     return "" if value is None else str(value)
 
 
+def table(columns, rows):
+    """Rows, dicts, as a table in Markdown."""
+    cells = [columns, ["---"] * len(columns), *([text(row.get(c)) for c in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def settings(*packages):
+    """What figures depend on: the day, the machine, the number of threads, the versions."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", *packages))
+    threads = len(os.sched_getaffinity(0))
+    clock = "CPU time" if alone() else "wall-clock time"
+    device = jax.devices()[0]
+    name = device.device_kind if device.platform != "cpu" else processor()
+    return f"{datetime.date.today()}, a shared {name}, {threads} threads, {clock}, {versions}"
+
+
 def processor():
     """The model of the processor, as far as the system tells."""
     info = pathlib.Path("/proc/cpuinfo")
@@ -183,7 +230,7 @@ def parsed(arguments):
     parser.add_argument(
         "--networks",
         nargs="*",
-        default=["vgg16", "resnet50", "vit", "decoder"],
+        default=[name for name in networks.NETWORKS if not name.startswith("tiny")],
         choices=list(networks.NETWORKS),
     )
     parser.add_argument(
@@ -207,6 +254,9 @@ def parsed(arguments):
     parser.add_argument("--quick", action="store_true", help="small images, one batch size, two repeats")
     parser.add_argument("--threads", type=int, help="CPU threads to use, of JAX and of torch; all by default")
     parser.add_argument(
+        "--markdown", type=pathlib.Path, help="write the tables as a page, over what is there"
+    )
+    parser.add_argument(
         "--json", type=pathlib.Path, help="write all figures to this file as well, or add them"
     )
     args = parser.parse_args(arguments)
@@ -215,6 +265,10 @@ def parsed(arguments):
     return args
 
 
+EXPLAINED = (
+    "Random weights. `dots`: the flops of matrix products and convolutions alone; `flops` and `memory` (temporary): all of them, as XLA counts them;\n"
+    "`trace` is with lowering and from empty caches. Seconds hold for this machine at this time; read the ratios."
+)
 COST = ("network", "dtype", "batch", "composite", *KINDS, "clock", "clock/flops", "error", "gradient_error")
 
 
@@ -265,8 +319,10 @@ def main(arguments=None):
 
     report = added(report | {"cost": [], "growth": [], "peers": []}, args.json)
 
+    page = {}
+
     def section(kind, title, columns, rows):
-        """Prints the rows as they come; each is in the file before the next is measured."""
+        """Prints the rows as they come; each is in the files before the next is measured."""
         print(f"\n{title}")
         print(" ".join(c.replace("_", " ").rjust(max(9, len(c))) for c in columns), flush=True)
         for row in rows:
@@ -274,6 +330,10 @@ def main(arguments=None):
             report[kind].append(row)
             if args.json:
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
+            if args.markdown:
+                page[kind] = f"## {title.capitalize()}\n\n{table(columns, report[kind])}\n"
+                head = f"What relevance costs, as `tests/benchmarks/bench.py` says it: {settings()}."
+                args.markdown.write_text("\n".join([f"{head}\n{EXPLAINED}\n", *page.values()]))
             gc.collect()
 
     section("cost", "ratios to jax.grad", COST, costs())

@@ -6,11 +6,11 @@ import zlib
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import networks_images
+import networks_sequences
+from networks_images import BIAS, KERNEL
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-
-# He's weights, and biases that are not zero: XLA drops what it knows to be zero.
-KERNEL, BIAS = nn.initializers.he_normal(), nn.initializers.normal(0.1)
 
 
 class VGG(nn.Module):
@@ -161,22 +161,27 @@ NETWORKS = {
     "decoder": Decoder(),
     "tiny_vgg": VGG((4, 0, 8, 0), 16, 10),
     "tiny_decoder": Decoder(16, 1, 2, 32),
+    **networks_images.NETWORKS,
+    **networks_sequences.NETWORKS,
 }
+SEQUENCES = Decoder, networks_sequences.LSTM, networks_sequences.Mamba, networks_sequences.Llama
+NORMED = ResNet, *networks_images.NORMED
+"""Networks of embedded tokens, and networks with BatchNorm."""
 TOKENS, BOUND = 128, 3.0
 """The length of a decoder's input, and the bounds of all inputs, ±3."""
 
 
 def inputs(model: nn.Module, size: int, batch: int) -> jax.Array:
     """A batch of images, or of embedded tokens."""
-    shape = (TOKENS, model.width) if isinstance(model, Decoder) else (size, size, 3)
+    shape = (TOKENS, model.width) if isinstance(model, SEQUENCES) else (size, size, 3)
     return jnp.clip(jax.random.normal(jax.random.key(1), (batch, *shape), jnp.float32), -BOUND, BOUND)
 
 
 @functools.lru_cache(maxsize=1)
 def weights(model: nn.Module, size: int) -> dict:
-    """Random variables of a network; a ResNet gets He's weights, and biases and statistics that are not 0 and 1."""
+    """Random variables of a network; with BatchNorm it gets He's weights, and biases and statistics that are not 0 and 1."""
     variables = jax.jit(model.init)(jax.random.key(0), inputs(model, size, 1))
-    if not isinstance(model, ResNet):
+    if not isinstance(model, NORMED):
         return variables
     spread = {"mean": (-0.2, 0.2), "var": (0.5, 1.5), "scale": (0.5, 1.0), "bias": (-0.2, 0.2)}
 
