@@ -162,8 +162,8 @@ def _made(program: Program, function: Any, arrays: Sequence[Any], count: int) ->
     """A program as a compiled function of its constants, without those that are arrays of the user's. The first `count`
     of the arrays may be: all but those that are looked at while planning."""
     program.output_leaves()
-    number = {id(a): i for i, a in enumerate(arrays[:count]) if a.size > 1}
-    find = lambda constant: number.get(id(getattr(constant, "val", constant)))
+    number = {_place(a): i for i, a in enumerate(arrays[:count]) if a.size > 1}
+    find = lambda constant: number.get(_place(constant))
     level, composite = program.level, program.composite
     graph, steps = level.graph, level.steps
     constants = [c if find(c) is None else find(c) for c in program.consts]
@@ -190,6 +190,13 @@ def _made(program: Program, function: Any, arrays: Sequence[Any], count: int) ->
         return y, aux, pull(output_relevance(y, aim, composite.method))
 
     return _Kept(program, constants, inner, fixed, y, run)
+
+
+def _place(array: Any) -> Any:
+    """What an array and the constant that JAX makes of it have in common: they are one, or views of the same memory."""
+    if not isinstance(array, np.ndarray):
+        return id(array)
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype
 
 
 def _mark(array: Any) -> Any:
