@@ -4,6 +4,14 @@ Each formula stands in the rule's `back`. Notation: x the input, w the kernel, b
 max(x, 0), x⁻ = min(x, 0). The stabiliser is `z + ε·sign(z)` with sign(0) = +1; where the denominator is exactly
 0 (only possible with ε = 0), the quotient is 0.
 
+Rules that tell positive contributions from negative ones (z⁺, αβ, γ) run in one of two forms (`halves`). Where x ≥ 0
+is known when tracing, because x follows a ReLU, say, the sums are x w⁺ and x w⁻. Where it is not, they are found from z
+and A = |x||w|, Σ(x w)⁺ = (z + A) / 2 and Σ(x w)⁻ = (z − A) / 2, and relevance goes back along wᵀ and |w|ᵀ: with any of
+the rules twice the flops of the gradient. A sum that is below 4 · 10⁻⁶ of A in float32 (7 · 10⁻¹⁵ in float64) drowns in
+the rounding of that difference and counts as nothing; with one of 2 · 10⁻⁴ of A relevance is right to 2 · 10⁻⁴
+(tests/benchmarks/results/widths.md). In bfloat16 and float16, where z has too few digits for a difference, in quantised
+layers and in pools x is split into x⁺ and x⁻ instead, for up to twice as many products.
+
 Sources: Bach et al. 2015 (PLoS ONE 10(7), e0130140), Montavon et al. 2017 (Pattern Recognition 65, Deep
 Taylor), Montavon et al. 2019 (LRP overview), Andéol et al. 2021 (generalised γ), Kindermans et al. 2018
 (patterns).
