@@ -7,16 +7,17 @@ functions, which close over static data only.
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from lrpjax.core.alike import bodies_alike
 from lrpjax.core.graph import Node, Value
-from lrpjax.core.kinds.base import Propagation
+from lrpjax.core.kinds.base import Propagation, Proportional
 from lrpjax.core.maxima import max_pool
 from lrpjax.core.plan import Routes
 from lrpjax.core.primitives import BETWEEN_DEVICES, IN_NUMPY
@@ -40,6 +41,29 @@ from lrpjax.core.vjps import (
 )
 from lrpjax.errors import UnsupportedError
 from lrpjax.rules import PLAIN, RATIO, Rule
+
+SAVED = "lrpjax_denominator"
+"""The name of values that a rematerialised body keeps."""
+
+
+_KEEPING = jax.checkpoint_policies.save_only_these_names(SAVED)
+
+
+def denominators(unit: Unit, propagations: Mapping[Unit, Propagation]) -> Iterator[Value]:
+    """The outputs of weighted layers that a rematerialised body computes for their stabilised denominators alone: it
+    returns them, added to others, and makes nothing else of them. The gradient leaves out these products when it goes
+    back; to keep what they gave takes as much memory as one output of the body."""
+    for body in unit.bodies:
+        owner = {node: inner for inner in body.units for node in inner.nodes}
+        passed: set[Unit] = set()
+        for inner in reversed(body.units):
+            how, users = propagations[inner], [owner.get(node) for node in inner.out.users]
+            if len(inner.outputs) > 1 or not all(user in passed for user in users):
+                continue
+            if inner.kind in ("sum", "structural"):
+                passed.add(inner)
+            elif type(how) is Proportional and how.epsilon is not None:
+                yield inner.out
 
 
 class Tap(NamedTuple):
@@ -95,6 +119,8 @@ class Rewritten:
         self.stops = stops
         # What a rule takes from the place of its unit in the whole program is not the same for units that are alike.
         rules = (getattr(p, "rule", None) for p in propagations.values())
+        rematerialised = (u for u in routes.takes if u.kind == "remat")
+        self.saved = {v for unit in rematerialised for v in denominators(unit, propagations)}
         self.anywhere = not any(isinstance(rule, Rule) and rule.of_argument for rule in rules)
 
     def run(
@@ -178,6 +204,14 @@ class Frame:
                 return made
         self.made.append((unit, run))
         return run
+
+    def keeping(self, policy: Callable | None) -> Callable | None:
+        """What a rematerialised body keeps: what the user's policy does, and the `denominators`."""
+        if not self.program.saved:
+            return policy
+        return (
+            _KEEPING if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, _KEEPING)
+        )
 
     def slot_of(self, unit: Unit) -> Any:
         """The slot of an audited unit, or None."""
@@ -321,6 +355,8 @@ class Frame:
                 if epsilon is not None:
                     array = self.audit(unit, array, takes, {EPSILON: -1})
                 rectified = epsilon is not None and self.rectified(unit.out)
+                if value in self.program.saved:
+                    array = checkpoint_name(array, SAVED)
                 array = convert(array, epsilon, form, takes, rectified)  # type: ignore[arg-type]
                 if epsilon is not None:
                     array = self.audit(unit, array, form, {EPSILON: 1})  # type: ignore[arg-type]

@@ -32,14 +32,16 @@ def rows():
         for width in WIDTHS:
             for lean in LEANS:
                 cast = lambda a, dtype=dtype: jnp.asarray(a, dtype)
-                exact = lambda a, dtype=dtype: np.asarray(cast(a), np.float64)
+                exact = lambda a, cast=cast: np.asarray(cast(a), np.float64)
                 x, w, b, R = halves.case(width, lean, np.float32)
                 contributions = exact(x)[:1, :, None] * exact(w)
                 share = np.maximum(contributions, 0).sum(1) / np.abs(contributions).sum(1)
                 errors = []
                 for name in NAMES:
                     rule = halves.RULES[name]
-                    explain = lrpjax.relevance(lambda x, w, b: x @ w + b, halves.composite(rule), target=cast(R))
+                    explain = lrpjax.relevance(
+                        lambda x, w, b: x @ w + b, halves.composite(rule), target=cast(R)
+                    )
                     found = np.asarray(explain(cast(x), cast(w), cast(b)), np.float64)
                     wanted = halves.by_connection(rule, *map(exact, (x, w, b, R)))
                     error = np.abs(found - wanted).sum(1) / np.abs(wanted).sum(1)
@@ -51,7 +53,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", type=pathlib.Path)
     args = parser.parse_args()
-    head = ["type", "width", "least positive share", *(f"{n}{more}" for n in NAMES for more in ("", ", others"))]
+    head = [
+        "type",
+        "width",
+        "least positive share",
+        *(f"{n}{more}" for n in NAMES for more in ("", ", others")),
+    ]
     lines = [
         f"What `tests/benchmarks/widths.py` says, whose docstring explains it ({datetime.date.today()}, jax {jax.__version__}, "
         f"{bench.processor()}).",

@@ -1,6 +1,8 @@
 """Rematerialised blocks that run alike are traced once; those that do not, never share what they compute."""
 
 import functools
+import pathlib
+import sys
 import time
 
 import helpers
@@ -13,6 +15,10 @@ from jax import lax
 import lrpjax
 from lrpjax import composites, rules, select
 from lrpjax.core import frame
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+
+import counting
 
 close = functools.partial(helpers.close, tolerance=1e-10)
 
@@ -185,3 +191,48 @@ def test_deep_rematerialised_networks_are_traced_in_little_more_time_than_their_
         jax.jit(make).lower(*small[1:])
     ratios = [cpu_time(explain, *given) / cpu_time(gradient, *given) for _ in range(3)]
     assert min(ratios) < 5
+
+
+# ------------------------------------------------------------------------------------------------------------- what bodies keep
+
+
+def products(f, *given):
+    return counting.products(jax.make_jaxpr(f)(*given)).flops
+
+
+@pytest.mark.parametrize("name", ["attnlrp", "epsilon_plus"])
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_with_no_batch_dims_saveable])
+def test_rematerialised_blocks_compute_no_more_than_the_gradient_does(name, policy):
+    """The last product of a block is known to its gradient as a summand alone, which asks for nothing again; the
+    stabilised denominator of the ε-rule asks for it, and it is kept."""
+    body, (_, *given) = jax.checkpoint(block, policy=policy), deep(3)
+
+    def f(x, params):
+        for p in params:
+            x = body(x, p)
+        return x
+
+    gradient = jax.value_and_grad(lambda x, params: f(x, params).sum())
+    explain = lrpjax.relevance(f, COMPOSITES[name])
+    assert products(explain, *given) <= 1.001 * products(gradient, *given)
+    close(lrpjax.relevance(lambda x: f(x, PARAMS[:3]), COMPOSITES[name])(X), unrolled(3, COMPOSITES[name]))
+
+
+def unrolled(depth, composite):
+    def f(x):
+        for p in PARAMS[:depth]:
+            x = block(x, p)
+        return x
+
+    return lrpjax.relevance(f, composite)(X)
+
+
+def test_scanned_blocks_that_are_rematerialised_keep_as_much_as_their_carry():
+    stack = jax.tree.map(lambda *a: jnp.stack(a), *PARAMS)
+    f = lambda x, stack: lax.scan(lambda x, p: (jax.checkpoint(block)(x, p), None), x, stack)[0]
+    gradient = jax.grad(lambda x, stack: f(x, stack).sum())
+    explain = lrpjax.relevance(f, COMPOSITES["attnlrp"])
+    close(explain(X, stack), unrolled(DEPTH, COMPOSITES["attnlrp"]))
+    assert products(explain, X, stack) <= 1.001 * products(gradient, X, stack)
+    temporary = lambda f: jax.jit(f).lower(X, stack).compile().memory_analysis().temp_size_in_bytes
+    assert temporary(explain) < temporary(gradient) + 3 * DEPTH * X.nbytes

@@ -88,7 +88,8 @@ class _Remat(Inside):
 
         p = node.params
         run = run if taps else frame.like_before(self.unit, run)
-        outputs, seen = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=p["policy"])(arrays, taps)
+        policy = frame.keeping(p["policy"])
+        outputs, seen = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=policy)(arrays, taps)
         frame.seen.update(seen)
         return outputs
 
