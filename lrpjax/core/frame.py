@@ -7,7 +7,7 @@ functions, which close over static data only.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lrpjax.core.alike import bodies_alike
 from lrpjax.core.graph import Node, Value
-from lrpjax.core.kinds.base import Propagation, Proportional
+from lrpjax.core.kinds.base import Propagation
+from lrpjax.core.kinds.control import KEEPING, SAVED, denominators
 from lrpjax.core.maxima import max_pool
 from lrpjax.core.plan import Routes
 from lrpjax.core.primitives import BETWEEN_DEVICES, IN_NUMPY
@@ -41,29 +42,6 @@ from lrpjax.core.vjps import (
 )
 from lrpjax.errors import UnsupportedError
 from lrpjax.rules import PLAIN, RATIO, Rule
-
-SAVED = "lrpjax_denominator"
-"""The name of values that a rematerialised body keeps."""
-
-
-_KEEPING = jax.checkpoint_policies.save_only_these_names(SAVED)
-
-
-def denominators(unit: Unit, propagations: Mapping[Unit, Propagation]) -> Iterator[Value]:
-    """The outputs of weighted layers that a rematerialised body computes for their stabilised denominators alone: it
-    returns them, added to others, and makes nothing else of them. The gradient leaves out these products when it goes
-    back; to keep what they gave takes as much memory as one output of the body."""
-    for body in unit.bodies:
-        owner = {node: inner for inner in body.units for node in inner.nodes}
-        passed: set[Unit] = set()
-        for inner in reversed(body.units):
-            how, users = propagations[inner], [owner.get(node) for node in inner.out.users]
-            if len(inner.outputs) > 1 or not all(user in passed for user in users):
-                continue
-            if inner.kind in ("sum", "structural"):
-                passed.add(inner)
-            elif type(how) is Proportional and how.epsilon is not None:
-                yield inner.out
 
 
 class Tap(NamedTuple):
@@ -119,8 +97,7 @@ class Rewritten:
         self.stops = stops
         # What a rule takes from the place of its unit in the whole program is not the same for units that are alike.
         rules = (getattr(p, "rule", None) for p in propagations.values())
-        rematerialised = (u for u in routes.takes if u.kind == "remat")
-        self.saved = {v for unit in rematerialised for v in denominators(unit, propagations)}
+        self.saved = denominators(propagations, routes.takes)
         self.anywhere = not any(isinstance(rule, Rule) and rule.of_argument for rule in rules)
 
     def run(
@@ -209,9 +186,7 @@ class Frame:
         """What a rematerialised body keeps: what the user's policy does, and the `denominators`."""
         if not self.program.saved:
             return policy
-        return (
-            _KEEPING if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, _KEEPING)
-        )
+        return KEEPING if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, KEEPING)
 
     def slot_of(self, unit: Unit) -> Any:
         """The slot of an audited unit, or None."""

@@ -74,6 +74,7 @@ __all__ = [
     "box",
     "check",
     "divide",
+    "halves",
     "negative",
     "positive",
     "rule",

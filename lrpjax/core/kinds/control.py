@@ -5,7 +5,7 @@ The rule of such a unit is that of what stands inside.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,16 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lrpjax.core.graph import Value
-from lrpjax.core.kinds.base import Kind, Propagation, refused
+from lrpjax.core.kinds.base import Kind, Propagation, Proportional, refused
 from lrpjax.core.units import Level, Unit
 from lrpjax.core.vjps import convert
 from lrpjax.errors import PathError, RuleError
 from lrpjax.rules import PLAIN, RATIO
+
+SAVED = "lrpjax_denominator"
+"""The name of values that a rematerialised body keeps."""
+
+KEEPING = jax.checkpoint_policies.save_only_these_names(SAVED)
 
 
 class _Control(Kind):
@@ -219,3 +224,23 @@ class While(_Control):
             "a while_loop cannot be run backward: use jax.lax.scan, or fori_loop with bounds that "
             "are known when tracing",
         )
+
+
+def denominators(propagations: Mapping[Unit, Propagation], units: Iterable[Unit]) -> set[Value]:
+    """The outputs of weighted layers that rematerialised bodies compute for their stabilised denominators alone: a body
+    returns them, added to others, and makes nothing else of them. The gradient leaves out these products when it goes
+    back; to keep what they gave takes as much memory as one output of the body."""
+    found: set[Value] = set()
+    for unit in units:
+        for body in unit.bodies if isinstance(propagations[unit], _Remat) else ():
+            owner = {node: inner for inner in body.units for node in inner.nodes}
+            passed: set[Unit] = set()
+            for inner in reversed(body.units):
+                how, users = propagations[inner], [owner.get(node) for node in inner.out.users]
+                if len(inner.outputs) > 1 or not all(user in passed for user in users):
+                    continue
+                if inner.kind in ("sum", "structural"):
+                    passed.add(inner)
+                elif type(how) is Proportional and how.epsilon is not None:
+                    found.add(inner.out)
+    return found
