@@ -431,11 +431,6 @@ def tracing() -> bool:
     return not trace_state_clean() or jax.config.jax_disable_jit
 
 
-def is_number(dtype: Any) -> bool:
-    """Whether arrays of this type hold nothing but numbers."""
-    return not dtype.hasobject
-
-
 def is_jitted(thing: Any) -> bool:
     """Whether it is a function that `jax.jit` made."""
     return isinstance(thing, _JITTED)

@@ -21,7 +21,7 @@ import numpy as np
 from lrpjax.core import compat
 from lrpjax.core.graph import Value
 from lrpjax.core.program import Chooses, Program, checked_leaf, given_to
-from lrpjax.core.reached import Unknown, reached
+from lrpjax.core.reached import TooMuch, Unknown, reached
 from lrpjax.core.seeds import checked, output_relevance
 from lrpjax.core.units import Level
 
@@ -77,7 +77,14 @@ class _Entry:
 
 
 _entries: collections.OrderedDict[Any, _Entry] = collections.OrderedDict()
+_too_much: set[Any] = set()
+"""Functions that reach more than is looked through, which takes as long every time."""
+
 _lock = threading.RLock()
+
+
+def _name(f: Callable) -> Any:
+    return getattr(f, "__code__", type(f))
 
 
 def clear_cache() -> None:
@@ -92,6 +99,7 @@ def clear_cache() -> None:
     """
     with _lock:
         _entries.clear()
+        _too_much.clear()
 
 
 def explained(
@@ -115,6 +123,8 @@ def explained(
         or any(rule.looks for _, rule in composite.pairs)
     ):
         raise NotCompiled
+    if _name(f) in _too_much:
+        raise NotCompiled
     given, named, _, numbers = given_to(f, args, kwargs, argnums)
     numbers = [n % len(given) for n in numbers]
     leaves, tree = jax.tree.flatten([given[n] for n in numbers])
@@ -124,7 +134,9 @@ def explained(
     try:
         of_f = reached(f, [a for n, a in enumerate(given) if n not in numbers], named)
         settings = reached(composite, function, argnums, at, has_aux)
-    except Unknown:
+    except Unknown as error:
+        if isinstance(error, TooMuch) and len(_too_much) < KEPT:
+            _too_much.add(_name(f))
         raise NotCompiled from None
     leaves = [checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves([leaves, target])):
@@ -201,7 +213,7 @@ def _place(array: Any) -> Any:
 
 def _mark(array: Any) -> Any:
     """What tells an array from others: its numbers, or, of a large one that cannot change, itself."""
-    if isinstance(array, jax.Array) and array.size > 64:
+    if isinstance(array, jax.Array) and (array.size > 64 or not array.is_fully_addressable):
         return weakref.ref(array)
     return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
 

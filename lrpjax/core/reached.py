@@ -7,6 +7,7 @@ that functions outside of installed packages read. What is of a kind that cannot
 """
 
 import dataclasses
+import dis
 import functools
 import re
 import types
@@ -19,21 +20,10 @@ import numpy as np
 
 from lrpjax.core import compat
 
-SIMPLE = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type(None),
-    type(...),
-    np.generic,
-    np.dtype,
-    range,
-    slice,
-    re.Pattern,
-)
+SIMPLE = (bool, int, str, bytes, type(None), type(...), np.dtype, re.Pattern)
+WRITTEN = (float, complex, np.generic, range, slice)
+"""What is known by the way it is written: NaN is not equal to itself, and slices have no hash."""
+
 FIXED = (
     type,
     types.ModuleType,
@@ -50,12 +40,16 @@ FIXED = (
 NOTES = ("_sound", "_warned")
 """What lrpjax notes in rules and composites, which changes nothing that they do."""
 
-LIMIT = 200_000
+LIMIT = 100_000
 """How many objects are looked at."""
 
 
 class Unknown(Exception):
     """Something of a kind that cannot be walked through, or a traced array."""
+
+
+class TooMuch(Unknown):
+    """More objects than are worth looking at."""
 
 
 @dataclasses.dataclass
@@ -77,9 +71,12 @@ def reached(*objects: Any) -> Reached:
     walk = _Walk()
     stack = list(reversed(objects))
     while stack:
-        stack.extend(reversed(list(walk.look(stack.pop()))))
+        try:
+            stack.extend(reversed(list(walk.look(stack.pop()))))
+        except RuntimeError as error:  # another thread changes it
+            raise Unknown(str(error)) from error
         if len(walk.key) > LIMIT:
-            raise Unknown(f"more than {LIMIT} objects")
+            raise TooMuch(f"more than {LIMIT} objects")
     return Reached(tuple(walk.key), walk.arrays, walk.held)
 
 
@@ -96,7 +93,10 @@ class _Walk:
         """Enters one object into the key, and yields what it holds."""
         add = self.key.append
         if isinstance(thing, SIMPLE):
-            add((type(thing), repr(thing) if isinstance(thing, (float, complex)) else thing))
+            add((type(thing), thing))
+            return
+        if isinstance(thing, WRITTEN):
+            add((type(thing), repr(thing)))
             return
         number = self.seen.get(id(thing))
         if number is not None:
@@ -107,7 +107,10 @@ class _Walk:
         if isinstance(thing, jax.core.Tracer):
             raise Unknown("a traced array")
         if isinstance(thing, (jax.Array, np.ndarray)):
-            if not compat.is_number(thing.dtype):
+            if jax.dtypes.issubdtype(thing.dtype, jax.dtypes.prng_key):
+                add(np.asarray(jax.random.key_data(thing)).tobytes())
+                return
+            if not isinstance(thing.dtype, np.dtype) or thing.dtype.hasobject:
                 raise Unknown(f"an array of {thing.dtype}")
             add(("array", type(thing), thing.shape, thing.dtype, getattr(thing, "weak_type", False)))
             self.arrays.append(thing)
@@ -192,7 +195,7 @@ class _Walk:
         if not compat.is_users(function.__module__):
             return
         known = function.__globals__
-        for name in _names(function.__code__):
+        for name in _globals(function.__code__):
             if name in known:
                 value = known[name]
                 yield from (name, value)
@@ -207,6 +210,14 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """The names of globals and attributes in a function, and in the functions inside it."""
     inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+@functools.cache
+def _globals(code: types.CodeType) -> tuple[str, ...]:
+    """The names of globals that a function reads, and the functions inside it."""
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _globals(const)]
+    read = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return tuple(dict.fromkeys([*read, *inner]))
 
 
 @functools.cache

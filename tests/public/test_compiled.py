@@ -1,5 +1,6 @@
 """Explanations outside of jit: compiled once, never stale."""
 
+import enum
 import functools
 import gc
 import threading
@@ -316,6 +317,43 @@ def test_what_cannot_be_walked_through_is_traced_each_time(made):
         reached(f)
     close([lrpjax.relevance(f)(X), lrpjax.relevance(f)(X)], [X, X])
     assert len(made) == 2 and not compiled._entries
+
+
+def test_what_reaches_too_much_is_not_walked_through_again(made, monkeypatch):
+    monkeypatch.setattr(lrpjax.core.reached, "LIMIT", 100)
+    words = {str(i): i for i in range(1000)}
+    f = lambda x: x * len(words)
+    close([lrpjax.relevance(f)(X), lrpjax.relevance(f)(X)], [1000 * X] * 2)
+    assert len(made) == 2 and compiled._too_much == {f.__code__}
+    lrpjax.clear_cache()
+    assert not compiled._too_much
+
+
+def test_keys_slices_and_enumerations_are_walked_through(made):
+    class Mode(enum.Enum):
+        SUM = 1
+        MEAN = 2
+
+    state = {
+        "key": jax.random.key(0),
+        "part": slice(0, 2),
+        "mode": Mode.SUM,
+        "range": range(3),
+        "nan": float("nan"),
+    }
+
+    def f(x):
+        noise = jax.random.normal(state["key"], (4,), x.dtype)
+        x = (x * noise)[:, state["part"]]
+        return x.sum(-1) if state["mode"] is Mode.SUM else x.mean(-1)
+
+    explain = lrpjax.relevance(f)
+    explain(X), explain(X)
+    assert len(made) == 1
+    for change in ({"key": jax.random.key(1)}, {"part": slice(1, 3)}, {"mode": Mode.MEAN}):
+        state.update(change)
+        close(explain(X), fresh(f, X), 1e-9)
+    assert len(made) == 4
 
 
 def test_rules_and_targets_that_look_at_numbers(made):
