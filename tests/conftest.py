@@ -15,6 +15,8 @@ os.environ.setdefault(
 import jax
 import pytest
 
+import lrpjax
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -38,6 +40,14 @@ def programs_of_one_file_only():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def no_explanations_of_other_tests():
+    """Tests that exchange parts of lrpjax meet no program that was made without, and leave none that was made with them."""
+    lrpjax.clear_cache()
+    yield
+    lrpjax.clear_cache()
 
 
 def pytest_unconfigure():

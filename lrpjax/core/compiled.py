@@ -20,6 +20,7 @@ import numpy as np
 
 from lrpjax.core import compat
 from lrpjax.core.graph import Value
+from lrpjax.core.kinds import KINDS
 from lrpjax.core.program import Chooses, Program, checked_leaf, given_to
 from lrpjax.core.reached import TooMuch, Unknown, reached
 from lrpjax.core.seeds import checked, output_relevance
@@ -133,7 +134,9 @@ def explained(
     function = target if target is None or isinstance(target, str) or callable(target) else ""
     try:
         of_f = reached(f, [a for n, a in enumerate(given) if n not in numbers], named)
-        settings = reached(composite, function, argnums, at, has_aux)
+        settings = reached(
+            composite, function, argnums, at, has_aux, [kind.default for kind in KINDS.values()]
+        )
     except Unknown as error:
         if isinstance(error, TooMuch) and len(_too_much) < KEPT:
             _too_much.add(_name(f))
@@ -167,7 +170,13 @@ def explained(
     with _lock:
         if kept not in entry.programs:
             entry.programs.append(kept)
-    return result
+    y, aux, R = result
+    named = at is not None and not kept.program.single
+    return (
+        y,
+        aux,
+        {name: R[name] for name in kept.program.taps} if named else R,
+    )  # in their order, which jit does not keep
 
 
 def _made(program: Program, function: Any, arrays: Sequence[Any], count: int) -> _Kept:

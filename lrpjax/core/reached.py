@@ -215,7 +215,9 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 @functools.cache
 def _globals(code: types.CodeType) -> tuple[str, ...]:
     """The names of globals that a function reads, and the functions inside it."""
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _globals(const)]
+    inner = [
+        name for const in code.co_consts if isinstance(const, types.CodeType) for name in _globals(const)
+    ]
     read = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     return tuple(dict.fromkeys([*read, *inner]))
 
