@@ -190,7 +190,7 @@ def make_arrays(path: Path, about: Mapping[str, Any]) -> None:
 
 _COMPRESSED = [
     {"name": "bytes", "configuration": {"endian": "little"}},
-    # This level takes a third of the time of level 1, which makes relevances smaller by a tenth only.
+    # This level takes a third of the time of level 1, which makes files smaller by 8 % (noise) to 23 % (half of it zeros).
     {"name": "zstd", "configuration": {"level": -5}},
 ]
 _CHECKED = {"name": "crc32c"}
