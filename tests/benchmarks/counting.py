@@ -17,6 +17,8 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from lrpjax.core import compat
+
 INLINED = (
     "jit",
     "pjit",
@@ -124,7 +126,8 @@ class _Walk:
         ):  # what is computed once more is not merged with the first time
             return self.closed(inner, self.new(inputs) if given["prevent_cse"] else inputs, times)
         if name == "scan":
-            loop = [*inputs[: given["num_consts"]], *self.new(inputs[given["num_consts"] :])]
+            fixed, _ = compat.scan_layout(given)
+            loop = [*inputs[:fixed], *self.new(inputs[fixed:])]
             self.closed(inner, loop, times * given["length"])
             return self.new(equation.outvars)
         if name == "while":  # how often it runs, nobody knows: once
@@ -227,7 +230,9 @@ def stacked(jaxpr: Any) -> int:
         for equation in jaxpr.eqns:
             if equation.primitive.name == "scan":
                 found = (
-                    v.aval for v in equation.outvars[equation.params["num_carry"] :] if type(v) is core.Var
+                    v.aval
+                    for v in equation.outvars[compat.scan_layout(equation.params)[1] :]
+                    if type(v) is core.Var
                 )
                 total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in found)
             for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
