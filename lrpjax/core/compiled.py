@@ -4,6 +4,9 @@ Tracing, planning and compiling are done once. A later call is given the kept pr
 is as it was (`lrpjax.core.reached`), but for the numbers in arrays that the program takes as arguments: weights,
 however the function comes by them. A function that cannot be looked through is explained one operation at a time, and
 so is what looks at numbers while it runs (a target or a rule in NumPy, say).
+
+As under `jax.jit`, what a function does besides computing with arrays it does once: it draws from NumPy's global random
+numbers, reads a clock or a file, or takes numbers out of a JAX array that it computes with as well, at its first call.
 """
 
 import collections
@@ -172,18 +175,18 @@ def explained(
             entry.programs.append(kept)
     y, aux, R = result
     named = at is not None and not kept.program.single
-    return (
-        y,
-        aux,
-        {name: R[name] for name in kept.program.taps} if named else R,
-    )  # in their order, which jit does not keep
+    # Values that are named keep their order, which jit does not.
+    return y, aux, {name: R[name] for name in kept.program.taps} if named else R
 
 
 def _made(program: Program, function: Any, arrays: Sequence[Any], count: int) -> _Kept:
     """A program as a compiled function of its constants, without those that are arrays of the user's. The first `count`
     of the arrays may be: all but those that are looked at while planning."""
     program.output_leaves()
-    number = {_place(a): i for i, a in enumerate(arrays[:count]) if a.size > 1}
+    places = collections.Counter(
+        _place(a) for a in arrays[:count]
+    )  # two views of one memory cannot be told apart
+    number = {_place(a): i for i, a in enumerate(arrays[:count]) if a.size > 1 and places[_place(a)] == 1}
     find = lambda constant: number.get(_place(constant))
     level, composite = program.level, program.composite
     graph, steps = level.graph, level.steps
@@ -194,11 +197,8 @@ def _made(program: Program, function: Any, arrays: Sequence[Any], count: int) ->
     y = program.shapes[0] if program.has_aux else program.shapes
     for value in inner:
         graph.constants[value] = None
-    program.consts, program.leaves, program.jaxpr = (
-        [None] * len(constants),
-        [None] * len(program.leaves),
-        None,
-    )
+    program.consts, program.leaves = [None] * len(constants), [None] * len(program.leaves)
+    program.jaxpr = None
 
     @jax.jit
     def run(constants: Sequence[Any], others: Sequence[Any], leaves: Sequence[Any], target: Any) -> Any:

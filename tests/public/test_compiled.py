@@ -474,6 +474,16 @@ def test_ties_between_objects_count():
     close(lrpjax.relevance(f)(X), fresh(f, X))
 
 
+def test_views_of_one_memory_are_not_taken_for_each_other():
+    a = np.asarray(RNG.normal(size=(4, 2)))
+    pair = {"a": a[:], "b": a[:]}
+    f = lambda x: x @ pair["a"] + jnp.tanh(x @ pair["b"])
+    close(lrpjax.relevance(f)(X), fresh(f, X))
+    for name in pair:
+        pair[name] = np.asarray(RNG.normal(size=(4, 2)))
+        close(lrpjax.relevance(f)(X), fresh(f, X))
+
+
 def test_select_and_calls_of_composites_are_part_of_the_key(made):
     w = normal(4, 2)
     f = lambda x: jax.nn.relu(x @ w)
