@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lrpjax.core.alike import bodies_alike
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Propagation
-from lrpjax.core.kinds.control import KEEPING, SAVED, denominators
+from lrpjax.core.kinds.control import SAVED, denominators, keeping_too
 from lrpjax.core.maxima import max_pool
 from lrpjax.core.plan import Routes
 from lrpjax.core.primitives import BETWEEN_DEVICES, IN_NUMPY
@@ -184,9 +184,7 @@ class Frame:
 
     def keeping(self, policy: Callable | None) -> Callable | None:
         """What a rematerialised body keeps: what the user's policy does, and the `denominators`."""
-        if not self.program.saved:
-            return policy
-        return KEEPING if policy is None else jax.checkpoint_policies.save_from_both_policies(policy, KEEPING)
+        return keeping_too(policy) if self.program.saved else policy
 
     def slot_of(self, unit: Unit) -> Any:
         """The slot of an audited unit, or None."""

@@ -218,6 +218,23 @@ def test_rematerialised_blocks_compute_no_more_than_the_gradient_does(name, poli
     close(lrpjax.relevance(lambda x: f(x, PARAMS[:3]), COMPOSITES[name])(X), unrolled(3, COMPOSITES[name]))
 
 
+def test_policies_that_move_values_to_the_host_are_asked_too():
+    """On a CPU it cannot run; what is moved is told by the jaxpr."""
+
+    def named(x, p):
+        return block(jax.ad_checkpoint.checkpoint_name(jnp.tanh(x), "h"), p)
+
+    offload = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["h"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    f = network(jax.checkpoint(named, policy=offload))
+    text = str(jax.make_jaxpr(lrpjax.relevance(f, COMPOSITES["attnlrp"], target=0))(X))
+    assert text.count("MemorySpace.Host") >= DEPTH or text.count("pinned_host") >= DEPTH
+
+
 def unrolled(depth, composite):
     def f(x):
         for p in PARAMS[:depth]:

@@ -22,7 +22,19 @@ from lrpjax.rules import PLAIN, RATIO
 SAVED = "lrpjax_denominator"
 """The name of values that a rematerialised body keeps."""
 
-KEEPING = jax.checkpoint_policies.save_only_these_names(SAVED)
+_KEEPING = jax.checkpoint_policies.save_only_these_names(SAVED)
+
+
+@functools.cache
+def keeping_too(policy: Callable | None) -> Callable:
+    """A policy of `jax.checkpoint` that also keeps what is named `SAVED`. The user's may answer otherwise than by yes
+    and no: it may move values to the host."""
+
+    def keep(primitive: Any, *args: Any, **params: Any) -> Any:
+        kept = _KEEPING(primitive, *args, **params)
+        return kept if kept or policy is None else policy(primitive, *args, **params)
+
+    return keep
 
 
 class _Control(Kind):
