@@ -16,6 +16,7 @@ import jax
 import pytest
 
 import lrpjax
+from lrpjax.core import compiled
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -42,10 +43,17 @@ def programs_of_one_file_only():
     gc.collect()
 
 
+COMPILED = ("test_compiled", "test_golden", "test_transform", "test_docs")
+"""The files in which explanations outside of jit are compiled, as they are for users. Elsewhere programs are small and
+run once: one operation at a time takes half of the time, since many tests share the operations."""
+
+
 @pytest.fixture(autouse=True)
-def no_explanations_of_other_tests():
-    """Tests that exchange parts of lrpjax meet no program that was made without, and leave none that was made with them."""
+def explanations_outside_of_jit(request, monkeypatch):
+    """None is kept from test to test: some exchange parts of lrpjax."""
     lrpjax.clear_cache()
+    if request.path.stem not in COMPILED:
+        monkeypatch.setattr(compiled, "KEPT", 0)
     yield
     lrpjax.clear_cache()
 

@@ -30,7 +30,7 @@ from lrpjax.core.seeds import checked, output_relevance
 from lrpjax.core.units import Level
 
 KEPT = 64
-"""How many programs are kept; those that were not used for longest are dropped."""
+"""How many programs are kept; those that were not used for longest are dropped. With 0 nothing is compiled."""
 
 TRIES = 3
 """How many programs are made for functions that differ in arrays which no program takes as arguments."""
@@ -122,7 +122,8 @@ def explained(
         NotCompiled: this call has to be explained one operation at a time.
     """
     if (
-        compat.tracing()
+        not KEPT
+        or compat.tracing()
         or not isinstance(composite, Chooses)
         or any(rule.looks for _, rule in composite.pairs)
     ):

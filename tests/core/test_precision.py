@@ -124,7 +124,7 @@ def test_values_of_a_function_in_half_precision_are_its_own():
     f = lambda x: jax.nn.softmax(jnp.tanh(x @ jnp.asarray(W, x.dtype)) + x) @ jnp.asarray(U, x.dtype)
     for dtype in HALF:
         x = jnp.asarray(X, dtype)
-        y = lrpjax.value_and_relevance(f)(x)[0]
+        y = jax.jit(lrpjax.value_and_relevance(f))(x)[0]
         assert y.dtype == x.dtype
         np.testing.assert_allclose(
             y.astype(np.float32), jax.jit(f)(x).astype(np.float32), atol=4e-3 if dtype == "float16" else 0

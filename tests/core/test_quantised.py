@@ -448,5 +448,5 @@ def test_the_gradient_of_narrow_floats_counts_their_scales():
         codes = lax.dot_general((x / scale).astype(F8), W8, (((1,), (0,)), ((), ())))
         return (codes.astype(x.dtype) * scale * W8SCALE)[:, 0]
 
-    found = lrpjax.relevance(f, composites.input_x_gradient())(X["rows"])
+    found = jax.jit(lrpjax.relevance(f, composites.input_x_gradient()))(X["rows"])
     close(found, jax.jit(jax.grad(lambda x: f(x).sum()))(X["rows"]) * X["rows"])
