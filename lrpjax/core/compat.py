@@ -442,10 +442,16 @@ def version_of_tensor(thing: Any) -> int | None:
     return thing._version if torch is not None and isinstance(thing, torch.Tensor) else None
 
 
-@functools.cache
+def is_users_file(file: str) -> bool:
+    """Whether code is none of an installed package, nor of Python itself; what has no file is the user's."""
+    return _rank(file) < 2
+
+
 def is_users(module: str | None) -> bool:
-    """Whether a module is none of an installed package, nor of Python itself."""
-    if module is None:
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return module == "__main__" or (file is not None and _rank(file) < 2)
+    """Whether a module is none of an installed package, nor of Python itself; one that nobody knows is the user's."""
+    known = sys.modules.get(module or "")
+    file = getattr(known, "__file__", None)
+    if file is not None:
+        return is_users_file(file)
+    origin = getattr(getattr(known, "__spec__", None), "origin", None)
+    return module != "builtins" and origin not in ("built-in", "frozen")

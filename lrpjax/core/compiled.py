@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import hashlib
 import threading
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,10 +88,6 @@ _too_much: set[Any] = set()
 _lock = threading.RLock()
 
 
-def _name(f: Callable) -> Any:
-    return getattr(f, "__code__", type(f))
-
-
 def clear_cache() -> None:
     """Drops the compiled programs that are kept for explanations outside of `jax.jit`, and their memory.
 
@@ -128,7 +125,7 @@ def explained(
         or any(rule.looks for _, rule in composite.pairs)
     ):
         raise NotCompiled
-    if _name(f) in _too_much:
+    if getattr(f, "__code__", None) in _too_much:
         raise NotCompiled
     given, named, _, numbers = given_to(f, args, kwargs, argnums)
     numbers = [n % len(given) for n in numbers]
@@ -142,8 +139,8 @@ def explained(
             composite, function, argnums, at, has_aux, [kind.default for kind in KINDS.values()]
         )
     except Unknown as error:
-        if isinstance(error, TooMuch) and len(_too_much) < KEPT:
-            _too_much.add(_name(f))
+        if isinstance(error, TooMuch) and isinstance(f, types.FunctionType) and len(_too_much) < KEPT:
+            _too_much.add(f.__code__)
         raise NotCompiled from None
     leaves = [checked_leaf(leaf, allow_integers=at is not None) for leaf in leaves]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves([leaves, target])):

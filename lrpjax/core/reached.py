@@ -6,10 +6,12 @@ code, its closure and defaults, what it is bound to, the attributes of objects, 
 that functions outside of installed packages read. What is of a kind that cannot be walked through is `Unknown`.
 """
 
+import contextlib
 import dataclasses
 import dis
 import functools
 import re
+import sys
 import types
 import weakref
 from collections.abc import Iterator
@@ -27,9 +29,10 @@ WRITTEN = (float, complex, np.generic, range, slice)
 FIXED = (
     type,
     types.ModuleType,
-    types.BuiltinFunctionType,
     types.WrapperDescriptorType,
     types.MethodDescriptorType,
+    types.MemberDescriptorType,
+    types.GetSetDescriptorType,
     np.ufunc,
     jax.sharding.Sharding,
     jax.sharding.Mesh,
@@ -135,8 +138,11 @@ class _Walk:
                 return
         elif isinstance(thing, types.FunctionType):
             add(thing.__code__)
-            yield from (thing.__defaults__, thing.__kwdefaults__, thing.__closure__)
+            yield from (thing.__defaults__, thing.__kwdefaults__, thing.__closure__, thing.__dict__)
             yield from self.read_by(thing)
+        elif isinstance(thing, types.BuiltinFunctionType):
+            self.by_identity(thing)
+            yield thing.__self__  # the dict of a `dict.get`, say
         elif isinstance(thing, types.MethodType):
             add("method")
             yield from (thing.__func__, thing.__self__)
@@ -180,29 +186,43 @@ class _Walk:
             yield getattr(thing, name, None)
 
     def of_class(self, own: type) -> Iterator[Any]:
-        """What the methods of a user's class read."""
+        """What a user's class holds: its attributes, and what its methods read."""
         for base in own.__mro__:
-            if base in self.classes or not compat.is_users(getattr(base, "__module__", None)):
+            if base in self.classes or not compat.is_users(base.__module__):
                 continue
             self.classes.add(base)
-            for value in vars(base).values():
-                function = getattr(value, "__func__", value)
-                if isinstance(function, types.FunctionType):
-                    yield function
+            for name, value in vars(base).items():
+                if isinstance(value, functools.cached_property):
+                    yield from (name, value.func)
+                elif isinstance(getattr(value, "__func__", value), types.FunctionType) or not name.startswith(
+                    ("__", "_abc")
+                ):
+                    yield from (name, value)
 
     def read_by(self, function: types.FunctionType) -> Iterator[Any]:
         """The globals that a function of the user's own reads, and the attributes of modules that it may read."""
-        if not compat.is_users(function.__module__):
+        if not compat.is_users_file(function.__code__.co_filename):
             return
-        known = function.__globals__
+        known, names = function.__globals__, _names(function.__code__)
+        modules = [sys.modules[name] for name in names if name in sys.modules]  # imported inside of it
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                modules += [cell.cell_contents] if isinstance(cell.cell_contents, types.ModuleType) else []
         for name in _globals(function.__code__):
             if name in known:
-                value = known[name]
-                yield from (name, value)
-                if isinstance(value, types.ModuleType) and compat.is_users(value.__name__):
-                    for attribute in _names(function.__code__):
-                        if attribute in vars(value):
-                            yield from (attribute, vars(value)[attribute])
+                yield from (name, known[name])
+                modules += [known[name]] if isinstance(known[name], types.ModuleType) else []
+        looked = set()
+        while modules:
+            module = modules.pop()
+            if module.__name__ in looked or not compat.is_users(module.__name__):
+                continue
+            looked.add(module.__name__)
+            for name in names:
+                if name in vars(module):
+                    value = vars(module)[name]
+                    yield from (name, value)
+                    modules += [value] if isinstance(value, types.ModuleType) else []
 
 
 @functools.cache

@@ -80,8 +80,8 @@ def negative(x: Any) -> Any:
 def halves(w: Any, apart: bool = True) -> tuple[Any, Any]:
     """What tells positive contributions from negative ones: (w⁺, w⁻), or, not `apart`, (w, |w|).
 
-    For inputs of unknown sign the second needs half of the products: with z = Σ x w and A = Σ |x| |w| known,
-    Σ (x w)⁺ = (z + A) / 2 and Σ (x w)⁻ = (z − A) / 2; and Wᵀ and |W|ᵀ serve both signs of x alike.
+    For inputs of unknown sign the second needs fewer products, down to half of them: with z = Σ x w and A = Σ |x| |w|
+    known, Σ (x w)⁺ = (z + A) / 2 and Σ (x w)⁻ = (z − A) / 2; and Wᵀ and |W|ᵀ serve both signs of x alike.
 
     >>> import numpy as np
     >>> print(halves(np.array([2.0, -3.0])), halves(np.array([2.0, -3.0]), apart=False))

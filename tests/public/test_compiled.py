@@ -3,6 +3,7 @@
 import enum
 import functools
 import gc
+import sys
 import threading
 import types
 import warnings
@@ -228,6 +229,48 @@ def test_a_scalar_that_is_an_array(made):
 def test_globals(monkeypatch, made):
     assert_follows(reads_globals, lambda: monkeypatch.setitem(globals(), "GLOBAL", 2 * GLOBAL), made)
     assert_follows(reads_globals, lambda: monkeypatch.setitem(globals(), "FACTOR", 3.0), made, programs=2)
+
+
+def test_globals_of_code_without_a_module(made):
+    """What `exec` made, with a name that is no module's."""
+    space = {"__name__": "nobody", "jnp": jnp, "W": normal(4, 2), "SCALE": 1.0}
+    exec("def f(x):\n    return SCALE * (x @ W)", space)
+    assert_follows(space["f"], lambda: space.update(W=2 * space["W"]), made)
+    assert_follows(space["f"], lambda: space.update(SCALE=3.0), made, programs=2)
+
+
+def test_attributes_of_classes_functions_and_modules(made, monkeypatch):
+    class Model:
+        scale = 1.0
+        w = normal(4, 2)
+
+        def __call__(self, x):
+            return self.scale * (x @ self.w)
+
+    assert_follows(Model(), lambda: setattr(Model, "scale", 2.0), made, programs=2)
+    assert_follows(Model(), lambda: setattr(Model, "w", 3 * Model.w), made, programs=2)
+
+    def f(x):
+        return f.scale * x
+
+    f.scale = 1.0
+    assert_follows(f, lambda: setattr(f, "scale", 2.0), made, programs=4)
+    settings = {"scale": 1.0}
+    get = settings.get
+    assert_follows(lambda x: get("scale") * x, lambda: settings.update(scale=5.0), made, programs=6)
+    outer, inner = types.ModuleType("outer_settings"), types.ModuleType("outer_settings.inner")
+    outer.inner, inner.scale = inner, 1.0
+    monkeypatch.setitem(globals(), "outer", outer)
+    reads = lambda x: outer.inner.scale * x
+    assert_follows(reads, lambda: setattr(inner, "scale", 2.0), made, programs=8)
+    monkeypatch.setitem(sys.modules, "outer_settings", inner)
+
+    def imports(x):
+        import outer_settings
+
+        return outer_settings.scale * x
+
+    assert_follows(imports, lambda: setattr(inner, "scale", 4.0), made, programs=10)
 
 
 def test_an_nnx_module_that_is_trained_in_place(made):
