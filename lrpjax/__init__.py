@@ -1,8 +1,9 @@
 """Layer-wise relevance propagation as a JAX function transform."""
 
+import importlib as _importlib
 import typing as _typing
 
-from lrpjax import _aliases
+from lrpjax import _aliases, _hints
 from lrpjax import circuits as circuits
 from lrpjax import composites as composites
 from lrpjax import metrics as metrics
@@ -54,7 +55,36 @@ from lrpjax.transform import vjp as vjp
 
 similarity = _bilrp
 
+_LAZY = (
+    "bow",
+    "commands",
+    "data",
+    "demo",
+    "estimators",
+    "keras",
+    "loading",
+    "onnx",
+    "pretrained",
+    "torch",
+    "viz",
+)
+"""Modules that are imported when they are asked for: several need packages that `lrpjax` itself does not."""
+
+_missing = _hints.missing("lrpjax")
+
+
+def __getattr__(name: str) -> _typing.Any:
+    return _importlib.import_module(f"lrpjax.{name}") if name in _LAZY else _missing(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "bow", "demo", "estimators", "pretrained", "viz"})
+
+
 if _typing.TYPE_CHECKING:  # what else the table below lets users import from here
+    from lrpjax import bow as bow
+    from lrpjax import pretrained as pretrained
+    from lrpjax import viz as viz
     from lrpjax.cli import commands as commands
     from lrpjax.cli.demos import network as _network
     from lrpjax.data import loading as loading

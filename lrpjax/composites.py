@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lrpjax import rules, select
+from lrpjax import _hints, rules, select
 from lrpjax.core.primitives import CHOICES, FAMILIES
 from lrpjax.errors import RuleError
 from lrpjax.rules import Rule
@@ -66,7 +66,8 @@ class Composite:
                 raise RuleError(
                     f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}"
                 )
-            checked.append((as_selector(pair[0]), pair[1]))
+            made = _PresetPair if isinstance(pair, _PresetPair) else tuple
+            checked.append(made((as_selector(pair[0]), pair[1])))
         object.__setattr__(self, "pairs", tuple(checked))
         if self.method not in METHODS:
             raise RuleError(f"Composite: method must be one of {', '.join(METHODS)}, but is {self.method!r}")
@@ -102,12 +103,14 @@ class Composite:
         """The rule of each unit (None for what its kind itself chooses), and what became of each pair."""
         assigned: dict[int, Rule] = {}
         pairs = []
-        for selector, rule in self.pairs:
+        for pair in self.pairs:
+            selector, rule = pair
             chosen = [i for i, c in enumerate(selector.choose(units)) if c]
             fitting = [i for i in chosen if _is_for(rule, units[i], selector.names_units)]
             for i in fitting:
                 assigned.setdefault(i, rule)
-            pairs.append(_Pair(selector, rule, [units[i] for i in chosen], [units[i] for i in fitting]))
+            found = [units[i] for i in chosen], [units[i] for i in fitting]
+            pairs.append(_Pair(selector, rule, *found, isinstance(pair, _PresetPair)))
         return [assigned.get(i, self.default_of(u)) for i, u in enumerate(units)], pairs
 
     @property
@@ -121,7 +124,7 @@ class Composite:
 
     def tree_flatten(self):
         return (*tuple(r for _, r in self.pairs), self.default), (
-            tuple(s for s, _ in self.pairs),
+            tuple((type(pair), pair[0]) for pair in self.pairs),
             self.method,
             tuple(self.primitives.items()),
             self.preset,
@@ -133,7 +136,7 @@ class Composite:
         selectors, method, primitives, preset, calls = static
         self = object.__new__(cls)
         for name, value in (
-            ("pairs", tuple(zip(selectors, leaves[:-1], strict=True))),
+            ("pairs", tuple(made((s, r)) for (made, s), r in zip(selectors, leaves[:-1], strict=True))),
             ("default", leaves[-1]),
             ("method", method),
             ("primitives", dict(primitives)),
@@ -144,15 +147,21 @@ class Composite:
         return self
 
 
+class _PresetPair(tuple):
+    """A pair of a preset's. Presets are for any network, so that it may match nothing, also where it was put into a
+    composite of the user's own."""
+
+
 @dataclasses.dataclass
 class _Pair:
     """What became of a pair of a composite: the units that its selector chose, and those among them that its
-    rule is for."""
+    rule is for; whether it is a preset's."""
 
     selector: Selector
     rule: Rule
     chosen: list[Any]
     fitting: list[Any]
+    preset: bool
 
     @property
     def names_units(self) -> bool:
@@ -177,9 +186,10 @@ _RECTIFIERS = select.kind(*rules.RECTIFIERS)
 
 
 def _preset(name: str, *pairs: Any) -> Composite:
-    return Composite(pairs, preset=name)
+    return Composite([_PresetPair(pair) for pair in pairs], preset=name)
 
 
+@_hints.hinted
 def epsilon(epsilon: Any = 1e-6) -> Composite:
     """LRP-ε in every weighted layer (zennit has no name for it; its building block is `Epsilon`). ε = 0 is
     LRP-0 and leaves sums native.
@@ -193,6 +203,7 @@ def epsilon(epsilon: Any = 1e-6) -> Composite:
     return _preset("epsilon", (select.kind("conv", "dense"), rules.Epsilon(epsilon)), *sums)
 
 
+@_hints.hinted
 def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
     """z⁺ in convolutions, ε in dense layers (zennit's `EpsilonPlus`).
 
@@ -209,6 +220,7 @@ def epsilon_plus(epsilon: Any = 1e-6) -> Composite:
     )
 
 
+@_hints.hinted
 def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
     """As `epsilon_plus`, with the flat rule in the first layer that is executed (zennit's `EpsilonPlusFlat`).
 
@@ -221,6 +233,7 @@ def epsilon_plus_flat(epsilon: Any = 1e-6) -> Composite:
     return _preset("epsilon_plus_flat", (_FIRST, rules.Flat()), *base.pairs)
 
 
+@_hints.hinted
 def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
     """α2β1 in convolutions, ε in dense layers (zennit's `EpsilonAlpha2Beta1`).
 
@@ -237,6 +250,7 @@ def epsilon_alpha2_beta1(epsilon: Any = 1e-6) -> Composite:
     return _preset("epsilon_alpha2_beta1", *pairs)
 
 
+@_hints.hinted
 def epsilon_alpha2_beta1_flat(epsilon: Any = 1e-6) -> Composite:
     """As `epsilon_alpha2_beta1`, with the flat rule in the first layer (zennit's `EpsilonAlpha2Beta1Flat`).
 
@@ -248,6 +262,7 @@ def epsilon_alpha2_beta1_flat(epsilon: Any = 1e-6) -> Composite:
     return _preset("epsilon_alpha2_beta1_flat", (_FIRST, rules.Flat()), *epsilon_alpha2_beta1(epsilon).pairs)
 
 
+@_hints.hinted
 def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.25) -> Composite:
     """z^B in the first convolution, γ in the others, ε in dense layers (zennit's `EpsilonGammaBox`).
 
@@ -269,6 +284,7 @@ def epsilon_gamma_box(low: Any, high: Any, epsilon: Any = 1e-6, gamma: Any = 0.2
     )
 
 
+@_hints.hinted
 def gamma_stages(
     low: Any = None,
     high: Any = None,
@@ -311,6 +327,7 @@ def gamma_stages(
     )
 
 
+@_hints.hinted
 def gamma_shared(low: Any = None, high: Any = None, gamma: Any = 1.0, epsilon: Any = 1e-9) -> Composite:
     """γ in every weighted layer with biases that share their relevance evenly among the inputs (`bias="share"` of
     `rules.Gamma`), for maps that sum to f(x) in networks with biases and BatchNorm; z^B in the first convolution if
@@ -347,6 +364,7 @@ def _box(preset: str, low: Any, high: Any, epsilon: Any) -> list[tuple[Selector,
     return [] if low is None else [(select.first("conv"), rules.ZBox(low, high, epsilon))]
 
 
+@_hints.hinted
 def excitation_backprop() -> Composite:
     """z⁺ in every weighted layer, the gradient through activations (Zhang et al. 2016; zennit's `ExcitationBackprop`).
 
@@ -363,6 +381,7 @@ def excitation_backprop() -> Composite:
     )
 
 
+@_hints.hinted
 def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Composite:
     """Deep Taylor decomposition (Montavon et al. 2017): z⁺ inside; at the input z^B if bounds are given
     (`deep_taylor(*rules.box(mean, std))`), else w². No biases anywhere.
@@ -378,6 +397,7 @@ def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Compo
     return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), inner))
 
 
+@_hints.hinted
 def gradient() -> Composite:
     """The gradient of the target with respect to the input (sensitivity is its absolute value or its square).
 
@@ -389,6 +409,7 @@ def gradient() -> Composite:
     return Composite((), default=rules.Gradient(), method="gradient", preset="gradient")
 
 
+@_hints.hinted
 def input_x_gradient() -> Composite:
     """The input times the gradient of the target.
 
@@ -400,6 +421,7 @@ def input_x_gradient() -> Composite:
     return Composite((), default=rules.Gradient(), method="input_x_gradient", preset="input_x_gradient")
 
 
+@_hints.hinted
 def deconvnet() -> Composite:
     """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever
     their input.
@@ -417,6 +439,7 @@ def deconvnet() -> Composite:
     )
 
 
+@_hints.hinted
 def guided_backprop() -> Composite:
     """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs.
 
@@ -433,6 +456,7 @@ def guided_backprop() -> Composite:
     )
 
 
+@_hints.hinted
 def beta_smooth(beta: Any = 10.0) -> Composite:
     """The gradient with a smooth derivative sigmoid(βx) in place of that of ReLUs (Dombrowski et al. 2019; zennit's
     `BetaSmooth`).
@@ -450,6 +474,7 @@ def beta_smooth(beta: Any = 10.0) -> Composite:
     )
 
 
+@_hints.hinted
 def pattern_net(patterns: Any) -> Composite:
     """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer
     (`lrpjax.patterns.fit`) in place of its kernel.
@@ -465,6 +490,7 @@ def pattern_net(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
 
 
+@_hints.hinted
 def pattern_attribution(patterns: Any) -> Composite:
     """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point
     estimator for Deep Taylor.
@@ -478,6 +504,7 @@ def pattern_attribution(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=True), default=rules.Gradient(), preset="pattern_attribution")
 
 
+@_hints.hinted
 def attnlrp(epsilon: Any = 1e-6, share: str = "gate", gamma: Any = None) -> Composite:
     """AttnLRP (Achtibat et al. 2024): ε in linear layers, products shared uniformly, softmax by its Taylor expansion,
     normalisations with their statistics held fixed, activations passed through.
@@ -503,6 +530,7 @@ def attnlrp(epsilon: Any = 1e-6, share: str = "gate", gamma: Any = None) -> Comp
     )
 
 
+@_hints.hinted
 def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     """CP-LRP (Ali et al. 2022): as `attnlrp`, with no relevance through attention weights and through the
     activated factor of gated MLPs.
@@ -525,6 +553,7 @@ def cp_lrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     )
 
 
+@_hints.hinted
 def relp(epsilon: Any = 0.0, fixed_attention: bool = False) -> Composite:
     """The coefficients of RelP (Jafari et al. 2025, arXiv 2508.21258, table 1): the scale of norms is held fixed (Ali
     et al. 2022), activations are passed through (Jafari et al. 2024), gates take half, attention is as its derivative
@@ -551,6 +580,7 @@ def relp(epsilon: Any = 0.0, fixed_attention: bool = False) -> Composite:
     )
 
 
+@_hints.hinted
 def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
     """MambaLRP (Jafari et al. 2024): as `attnlrp`, but in the recurrence of a state-space model relevance runs
     along the state and the input only; the discretised A, B and the readout C are held fixed. With a `gamma`,
@@ -572,3 +602,6 @@ def mambalrp(epsilon: Any = 1e-6, gamma: Any = None) -> Composite:
 
 def _epsilon_or_gamma(epsilon: Any, gamma: Any) -> Rule:
     return rules.Epsilon(epsilon) if gamma is None else rules.Gamma(gamma, epsilon)
+
+
+__getattr__ = _hints.missing("lrpjax.composites")

@@ -27,7 +27,8 @@ class UnsupportedError(LrpjaxError, NotImplementedError):
 
 
 class InputError(LrpjaxError, TypeError):
-    """An argument to be explained cannot carry relevance (an integer, a string, an empty pytree).
+    """What a transform was given is not what it takes: an argument that cannot carry relevance (an integer, a
+    picture of PIL, an empty pytree), something else in place of a function or a composite, a model in training mode.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> lrpjax.relevance(lambda x: 2.0 * x)(jnp.arange(3))

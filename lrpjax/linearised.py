@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lrpjax._chosen import leading
 from lrpjax._evaluate import check_positive, map_batched
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax.composites import Composite
 from lrpjax.core.frozen import INPUT, OUTPUT, Frozen, address, fitting, freeze, part_of, placed
 from lrpjax.core.program import Program
 from lrpjax.errors import PathError, RuleError
@@ -333,7 +334,7 @@ def linearise(
     >>> print(jnp.rint(lin.pull(1, start="hidden").input))  # where the second hidden neuron comes from
     [4. 1.]
     """
-    composite = composite or DEFAULT
+    composite, primals = leading(composite, primals, "linearise")
     per_unit = composite.method == "relevance"
     program = Program(f, composite, primals, kwargs, argnums, at, False, per_unit=per_unit)
     program.warn()

@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
+from lrpjax import _hints
 from lrpjax.errors import RuleError
 
 __all__ = ["Selector", "between", "contracted", "first", "kind", "last", "matches", "path"]
@@ -192,6 +193,13 @@ def ends_of(selector: Selector) -> list[End]:
     return [selector] if isinstance(selector, End) else []
 
 
+def kinds_of(selector: Selector) -> list[str]:
+    """The names of kinds and functions that a selector is made of."""
+    if isinstance(selector, Combined):
+        return [name for part in selector.parts for name in kinds_of(part)]
+    return list(getattr(selector, "kinds", ()))
+
+
 def matches(glob: str, path: str) -> bool:
     """Whether a glob matches a path, or the path below its outermost scope (flax linen begins every path with
     the root module's class).
@@ -249,6 +257,10 @@ def kind(*kinds: str) -> Selector:
     The names of functions serve too, as a plan shows them: "relu", "gelu", "sigmoid", "max_pool", "avg_pool",
     "logsumexp", …
 
+    Raises:
+        RuleError: a name that another library gives to a kind, such as "convolution"; the message has the one here.
+            What is nearly the name of a kind, "covn", is one as soon as a function has no unit of this name.
+
     "call" are functions with a derivative of their own, which are explained from inside otherwise:
     `(kind("call"), rules.Gradient())` takes that derivative. JAX's own, `jax.nn.relu` say, are none as long as a
     rule explains them.
@@ -258,7 +270,21 @@ def kind(*kinds: str) -> Selector:
     >>> kind('conv').choose(units)
     [True, True, False]
     """
-    return Kind(kinds)
+    return Kind(_checked_kinds(kinds, "kind"))
+
+
+def _checked_kinds(kinds: tuple[str, ...], call: str) -> tuple[str, ...]:
+    """
+    Raises:
+        RuleError: a kind is no text, or has the name that it has elsewhere.
+    """
+    for name in kinds:
+        if not isinstance(name, str):
+            raise RuleError(f"{call}: kinds are texts, {call}('conv', 'dense'), but one is {name!r}")
+        here = _hints.KINDS.get(name.lower())
+        if here is not None:
+            raise RuleError(f"{call}: no kind is called {name!r}: here it is {here!r}")
+    return kinds
 
 
 def contracted() -> Selector:
@@ -285,7 +311,7 @@ def first(*kinds: str) -> Selector:
     >>> first('conv', 'dense').choose(units)
     [True, False, False]
     """
-    return End("first", kinds)
+    return End("first", _checked_kinds(kinds, "first"))
 
 
 def last(*kinds: str) -> Selector:
@@ -296,7 +322,7 @@ def last(*kinds: str) -> Selector:
     >>> last('conv').choose(units)
     [False, True, False]
     """
-    return End("last", kinds)
+    return End("last", _checked_kinds(kinds, "last"))
 
 
 def between(start: float, stop: float, *kinds: str) -> Selector:
@@ -319,7 +345,7 @@ def between(start: float, stop: float, *kinds: str) -> Selector:
     >>> between(0.5, 1.0, 'conv').choose(units)
     [False, False, False, True, True]
     """
-    return Between(float(start), float(stop), kinds)
+    return Between(float(start), float(stop), _checked_kinds(kinds, "between"))
 
 
 def as_selector(selector: "Selector | str") -> Selector:

@@ -8,15 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax._chosen import chosen, leading
+from lrpjax._hints import hinted
+from lrpjax.composites import Composite
 from lrpjax.core.accounts import bound_of, run, watch
 from lrpjax.core.compiled import NotCompiled, explained
+from lrpjax.core.given import checked_function
 from lrpjax.core.plan import Plan, describe
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance, shapes_of
 from lrpjax.errors import TargetError
 
 
+@hinted
 def relevance(
     f: Callable,
     composite: Composite | None = None,
@@ -30,6 +34,10 @@ def relevance(
 ) -> Callable:
     """Transforms `f` into the function that gives the relevance of an argument for `f`'s output, in the manner
     of `jax.grad`.
+
+    As in `jax.grad`, the first argument is explained. Of a model that takes its parameters first, `model.apply` of flax
+    linen, that is the parameters: say `relevance(lambda x: model.apply(params, x))(x)`, or
+    `relevance(model.apply, argnums=1)(params, x)`.
 
     Σ R = f(x), up to what biases and stabilisers absorb (Bach et al. 2015, eq. 2).
 
@@ -90,8 +98,8 @@ def relevance(
     [0. 2. 0.]
     """
     both = value_and_relevance(
-        f,
-        composite,
+        checked_function(f, "relevance"),
+        chosen(composite, "relevance"),
         argnums=argnums,
         target=target,
         at=at,
@@ -108,6 +116,7 @@ def relevance(
     return explain
 
 
+@hinted
 def value_and_relevance(
     f: Callable,
     composite: Composite | None = None,
@@ -129,16 +138,15 @@ def value_and_relevance(
     >>> print(y, R.round(2))
     2.0 [ 3. -1.]
     """
+    rules, bound = chosen(composite, "value_and_relevance"), bound_of(check)
 
-    bound = bound_of(check)
-
-    @functools.wraps(f)
+    @functools.wraps(checked_function(f, "value_and_relevance"))
     def explain(*args: Any, **kwargs: Any) -> Any:
         if bound is None and inspect is None:
             with contextlib.suppress(NotCompiled):
-                y, aux, R = explained(f, composite or DEFAULT, args, kwargs, argnums, target, at, has_aux)
+                y, aux, R = explained(f, rules, args, kwargs, argnums, target, at, has_aux)
                 return ((y, aux), R) if has_aux else (y, R)
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux, inspect=inspect)
+        program = Program(f, rules, args, kwargs, argnums, at, has_aux, inspect=inspect)
         if bound is not None:
             accounts = run(program, target)
             watch(accounts, bound, conserves=at is None and program.composite.method == "relevance")
@@ -150,11 +158,12 @@ def value_and_relevance(
     return explain
 
 
-def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, Callable]:
+def vjp(f: Callable, composite: Any = None, *primals: Any) -> tuple[Any, Callable]:
     """`(f(*primals), pull)`, in the manner of `jax.vjp`: `pull(seed)` takes the relevance of the output and
     gives that of every primal.
 
-    One forward pass serves any number of seeds: `jax.vmap(pull)(seeds)` explains all classes.
+    One forward pass serves any number of seeds: `jax.vmap(pull)(seeds)` explains all classes. Without a composite,
+    `vjp(f, *primals)` or `vjp(f, None, *primals)`, every kind of unit has its default rule, as in `relevance`.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> y, pull = lrpjax.vjp(lambda x: x @ jnp.array([[1.0, 2.0], [3.0, 4.0]]), None, jnp.array([1.0, 1.0]))
@@ -162,7 +171,8 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
     [[1. 3.]
      [2. 4.]]
     """
-    program = Program(f, composite or DEFAULT, primals, {}, tuple(range(len(primals))), None, False)
+    rules, primals = leading(composite, primals, "vjp")
+    program = Program(f, rules, primals, {}, tuple(range(len(primals))), None, False)
     y, _, pull = program.linearise()
 
     def pull_checked(seed: Any) -> Any:
@@ -177,14 +187,15 @@ def vjp(f: Callable, composite: Composite | None, *primals: Any) -> tuple[Any, C
 
 def plan(
     f: Callable,
-    composite: Composite | None,
+    composite: Any = None,
     *args: Any,
     argnums: int | Sequence[int] | None = None,
     at: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Plan:
     """What `relevance(f, composite)` would do with these arguments: one entry for each unit, and as `str` a
-    table. Computes nothing.
+    table. Computes nothing. Without a composite, `plan(f, *args)` or `plan(f, None, *args)`, every kind of unit has its
+    default rule, as in `relevance`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda x: jnp.tanh(x @ jnp.ones((3, 2)) + 1.0)
@@ -192,7 +203,8 @@ def plan(
     >>> [(u.kind, u.rule, u.shape) for u in p.units]
     [('dense', 'Epsilon(epsilon=1e-06)', (1, 2)), ('activation', 'Pass()', (1, 2))]
     """
-    program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
+    rules, args = leading(composite, args, "plan")
+    program = Program(f, rules, args, kwargs, argnums, at, False)
     cuts = [f"cut: {place}" for place in program.cuts]
     ended = [f"nothing arrives: {rule}" for rule in program.ended]
     notes = [*program.notes, *cuts, *ended, *(f"native: {place}" for place in program.natives)]

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax._chosen import chosen
+from lrpjax.composites import Composite
 from lrpjax.core.accounts import BOUND, Accounts, run, total
 from lrpjax.core.ends import End
+from lrpjax.core.given import checked_function
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import output_relevance
 from lrpjax.core.units import Unit
@@ -370,9 +372,11 @@ def audit(
     largest loss or gain: 3.375 in unit 0
     """
 
-    @functools.wraps(f)
+    asked = chosen(composite, "audit")
+
+    @functools.wraps(checked_function(f, "audit"))
     def explain(*args: Any, **kwargs: Any) -> Any:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False)
+        program = Program(f, asked, args, kwargs, argnums, at, False)
         made = run(program, target, closing=True)
         hows = [program.assignment.propagations[unit] for unit in made.units]
         entries = [
@@ -471,9 +475,11 @@ def messages(
      [ 3. -1.]]
     """
 
-    @functools.wraps(f)
+    asked = chosen(composite, "messages")
+
+    @functools.wraps(checked_function(f, "messages"))
     def explain(*args: Any, **kwargs: Any) -> jax.Array:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, None, False)
+        program = Program(f, asked, args, kwargs, argnums, None, False)
         unit = _dense_at(program, at)
         (x,) = unit.operands
         program.route([x, unit.out])

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive, map_batched
 from lrpjax.composites import DEFAULT, Composite
 from lrpjax.core.graph import Value
@@ -111,7 +112,9 @@ def relevance(
     conditions = _checked(conditions)
 
     def explain(*args: Any, **kwargs: Any) -> Any:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, has_aux, tuple(conditions))
+        program = Program(
+            f, chosen(composite, "concepts"), args, kwargs, argnums, at, has_aux, tuple(conditions)
+        )
         aux, R = _conditional(program, conditions, target, around, channel_axis)
         return (R, aux) if has_aux else R
 
@@ -157,7 +160,9 @@ def channel_relevance(
     conditions = _checked(conditions) if conditions is not None else {}
 
     def explain(*args: Any, **kwargs: Any) -> Any:
-        program = Program(f, composite or DEFAULT, args, kwargs, argnums, at, False, tuple(conditions))
+        program = Program(
+            f, chosen(composite, "concepts"), args, kwargs, argnums, at, False, tuple(conditions)
+        )
         _, R = _conditional(program, conditions, target, around, channel_axis)
 
         def summed(name: str, R: jax.Array) -> jax.Array:
@@ -407,7 +412,7 @@ def maximising_samples(
 
     def scores(x: jax.Array, labels: Any) -> tuple[jax.Array, jax.Array]:
         """Of each sample and channel, the score and the position of its largest entry, [B, channels] each."""
-        program = Program(f, composite or DEFAULT, (x,), {}, 0, at, False)
+        program = Program(f, chosen(composite, "concepts"), (x,), {}, 0, at, False)
         if len(program.taps) != 1:
             raise ConditionError(f"`at` must name one value, but {at!r} names {len(program.taps)}")
         ((name, value),) = program.taps.items()

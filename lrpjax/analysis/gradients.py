@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lrpjax import composites
+from lrpjax import _hints, composites
 from lrpjax._evaluate import (
     Target,
     check_positive,
@@ -33,6 +33,7 @@ from lrpjax.core.seeds import output_relevance
 from lrpjax.errors import PathError
 
 
+@_hints.hinted
 def gradient(f: Callable, *, target: Any = None) -> Callable:
     """Gradient of the target with respect to the input, R_i = ∂f/∂x_i, signed.
 
@@ -64,6 +65,7 @@ def gradient(f: Callable, *, target: Any = None) -> Callable:
     return explain
 
 
+@_hints.hinted
 def sensitivity(f: Callable, *, target: Any = None, squared: bool = False) -> Callable:
     """Sensitivity analysis, R_i = |∂f/∂x_i|, or (∂f/∂x_i)².
 
@@ -89,6 +91,7 @@ def sensitivity(f: Callable, *, target: Any = None, squared: bool = False) -> Ca
     return lambda x, *args, **kwargs: measure(signed(x, *args, **kwargs))
 
 
+@_hints.hinted
 def input_x_gradient(f: Callable, *, target: Any = None) -> Callable:
     """Gradient × input, R_i = x_i ∂f/∂x_i.
 
@@ -111,6 +114,7 @@ def input_x_gradient(f: Callable, *, target: Any = None) -> Callable:
     return lambda x, *args, **kwargs: jnp.asarray(x) * signed(x, *args, **kwargs)
 
 
+@_hints.hinted
 def smooth(
     explain: Callable,
     *,
@@ -175,6 +179,7 @@ def smooth(
     return explain_smoothly
 
 
+@_hints.hinted
 def integrate(
     explain: Callable,
     *,
@@ -234,6 +239,7 @@ def integrate(
     return explain_path
 
 
+@_hints.hinted
 def smoothgrad(
     f: Callable,
     *,
@@ -262,6 +268,7 @@ def smoothgrad(
     return smooth(gradient(f, target=target), noise=noise, samples=samples, key=key, batch=batch)
 
 
+@_hints.hinted
 def integrated_gradients(
     f: Callable,
     *,
@@ -292,6 +299,7 @@ def integrated_gradients(
 MEASURES = ("logit", "probability", "class")
 
 
+@_hints.hinted
 def occlusion(
     f: Callable,
     *,
@@ -401,6 +409,7 @@ def _per_axis(name: str, value: int | Sequence[int], sides: Sequence[int]) -> tu
     return sizes
 
 
+@_hints.hinted
 def grad_cam(f: Callable, *, at: str, target: Any = "max", channel_axis: int = -1) -> Callable:
     """Grad-CAM at a named layer: where the channels that raise the score are active.
 
@@ -457,3 +466,6 @@ class _Tapped(Program):
 
     def read(self, value, x, c):
         return x, c
+
+
+__getattr__ = _hints.missing("lrpjax.gradients")

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from lrpjax._evaluate import check_range, map_batched
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax.composites import Composite
 from lrpjax.core.program import Program
 from lrpjax.core.seeds import shapes_of
 from lrpjax.errors import InputError, PathError, TargetError
@@ -156,7 +156,7 @@ def value_and_token_relevance(
             with jax.named_scope("unembed"):
                 return _scores(hidden, unembed, bias, chosen, against)
 
-    program = Program(run, composite or DEFAULT, (ids,), {}, 0, at, False)
+    program = Program(run, chosen(composite, "language.token_relevance"), (ids,), {}, 0, at, False)
     loops = _checked_places(program, length)
     y, _, pull = program.linearise()
     if size is None:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax._chosen import chosen
+from lrpjax.composites import Composite
 from lrpjax.core import compat
 from lrpjax.core.dataflow import Flow
 from lrpjax.core.frozen import per_unit
@@ -86,9 +87,9 @@ def relevance(
                 "the function has no argument besides the parameters: inputs that it captures cannot be told from "
                 "constants; give them as arguments, f(params, x)"
             )
-        chosen = composite or DEFAULT
-        per_unit = chosen.method == "relevance"
-        program = Program(f, chosen, args, kwargs, inputs, None, False, per_unit=per_unit, beside=(number,))
+        asked = chosen(composite, "parameters.relevance")
+        per_unit = asked.method == "relevance"
+        program = Program(f, asked, args, kwargs, inputs, None, False, per_unit=per_unit, beside=(number,))
         program.warn()
         count = len(program.output_leaves()[0])
         _refuse(program)

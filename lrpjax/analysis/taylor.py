@@ -10,15 +10,17 @@ Functions here take one example and give one number. For a batch, `jax.vmap` the
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from lrpjax.errors import InputError, RootError
+
+if TYPE_CHECKING:
+    import optax
 
 BISECTIONS = 60
 """Halvings of a step of a line search: more than float64 can resolve."""
@@ -200,7 +202,7 @@ def nearest(
     key: jax.Array | None = None,
     rounds: int = 10,
     steps: int = 50,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: "optax.GradientTransformation | None" = None,
 ) -> Search:
     """Searches the root of f that is nearest to x: min ‖x₀ − x‖ such that f(x₀) = 0 and low ≤ x₀ ≤ high (Montavon et
     al. 2017).
@@ -236,6 +238,8 @@ def nearest(
     """
     if starts < 1 or (starts > 1 and key is None):
         raise RootError(f"starts is {starts}: it must be at least 1, and with more than one a key is needed")
+    import optax  # here, for it takes a third of the time that `import lrpjax` would take with it
+
     if optimizer is None:
         descent = optax.sgd(0.5 / (1 + PENALTY), momentum=0.9, nesterov=True)
         optimizer = optax.chain(optax.clip_by_global_norm(1.0 + PENALTY), descent)

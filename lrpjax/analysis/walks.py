@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lrpjax._chosen import chosen
 from lrpjax._evaluate import map_batched
 from lrpjax.analysis.concepts import bypassed
-from lrpjax.composites import DEFAULT, Composite
+from lrpjax.composites import Composite
 from lrpjax.core import compat
 from lrpjax.core.frame import Tap
 from lrpjax.core.graph import Value
@@ -399,7 +400,7 @@ class _Graph:
                 f"x is one array, a graph, and not {jax.tree.structure(x)}: hold the rest in the function"
             )
         x = jnp.asarray(x)
-        self.program = program = Program(f, composite or DEFAULT, (x,), {}, 0, names, False)
+        self.program = program = Program(f, chosen(composite, "walks.relevance"), (x,), {}, 0, names, False)
         program.warn()
         propagations = program.assignment.propagations
         nonlinear = [

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive, map_batched
-from lrpjax.composites import DEFAULT, Composite, gradient
+from lrpjax.composites import Composite, gradient
 from lrpjax.core.program import Program
 from lrpjax.errors import LrpjaxError, PathError
 from lrpjax.linearised import Linearised, Reading, linearise
@@ -408,7 +409,7 @@ def _linearised(
     """The linearised run, what patching changes each value by, and the run of exact changes."""
     base, other = _base_and_other(clean, corrupted, into)
     frozen, _ = _base_and_other(clean, corrupted, coefficients or into)
-    composite = composite or DEFAULT
+    composite = chosen(composite, "circuits.attribute_edges")
     lin = linearise(f, composite, *frozen, at=at)
     program = _program(f, base, at, composite)
     values = lin.values if frozen is base else program.values()

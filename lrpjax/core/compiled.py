@@ -23,9 +23,10 @@ import jax
 import numpy as np
 
 from lrpjax.core import compat
+from lrpjax.core.given import checked_leaf, given_to
 from lrpjax.core.graph import Value
 from lrpjax.core.kinds import KINDS
-from lrpjax.core.program import Chooses, Program, checked_leaf, given_to
+from lrpjax.core.program import Chooses, Program
 from lrpjax.core.reached import TooMuch, Unknown, reached
 from lrpjax.core.seeds import checked, output_relevance
 from lrpjax.core.units import Level

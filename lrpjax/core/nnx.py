@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from lrpjax.errors import InputError
+
 _lock = threading.RLock()
 
 
@@ -18,6 +20,9 @@ def nnx_scopes() -> Iterator[None]:
 
     flax linen opens such scopes itself; NNX opens none, so the classes' `__call__` is wrapped for as long as a
     function is being traced. Nothing happens where flax.nnx was never imported.
+
+    Raises:
+        InputError: a module changes its own state while it is traced, as BatchNorm and Dropout do in training mode.
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
@@ -56,10 +61,33 @@ def nnx_scopes() -> Iterator[None]:
                 if call is not None:
                     wrapped.append((cls, call))
                     cls.__call__ = scoped(call)
-            yield
+            try:
+                yield
+            except Exception as error:
+                if type(error).__name__ != "TraceContextError":
+                    raise
+                raise InputError(_training(alive, paths, error)) from error
         finally:
             for cls, call in wrapped:
                 cls.__call__ = call
+
+
+def _training(modules: list[Any], paths: dict[int, str], error: Exception) -> str:
+    """What an error says of modules that changed their own state."""
+    training = [
+        f"{paths[id(m)] or 'the model'} ({type(m).__name__})"
+        for m in modules
+        if getattr(m, "deterministic", None) is False or getattr(m, "use_running_average", None) is False
+    ]
+    which = (
+        f"in training mode are {', '.join(training[:8])}{', …' if len(training) > 8 else ''}. "
+        if training
+        else ""
+    )
+    return (
+        f"the NNX model changes its own state while it is explained ({str(error).split(' (http')[0]}): {which}Call "
+        "model.eval() first: BatchNorm then takes its running averages, and Dropout keeps all"
+    )
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -8,17 +8,21 @@ upstream, until a layer's rule takes it.
 """
 
 import dataclasses
+import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lrpjax import _hints
 from lrpjax.core.dataflow import Flow
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds import KINDS
 from lrpjax.core.kinds.base import Propagation, Refused
+from lrpjax.core.recognise.formulas import KNOWN
 from lrpjax.core.units import Level, Unit
 from lrpjax.errors import RuleError, UnmatchedWarning, UnsupportedError
 from lrpjax.rules import LAYERS, PLAIN, RATIO, Rule, is_epsilon
+from lrpjax.select import kinds_of
 
 NATIVE = (
     "a rule of weighted layers is asked for, but these weighted sums are explained natively, as by "
@@ -122,11 +126,13 @@ def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None
     """
     idle = [pair for pair in assignment.pairs if not pair.fitting]
     for pair in idle:
+        if not pair.chosen and not pair.preset:
+            _refuse_name(pair)
         if pair.chosen and pair.names_units:
             kinds = ", ".join(pair.rule.kinds)
             places = "\n".join(f"  {u.place}" for u in pair.chosen)
             raise RuleError(f"{pair.rule} is a rule for {kinds}, but {pair.selector} names\n{places}")
-    texts = [f"({pair.selector}, {pair.rule})" for pair in idle]
+    texts = [f"({pair.selector}, {pair.rule})" for pair in idle if not pair.preset]
     what = "pairs of the composite that match no unit"
     if unused:
         what = (
@@ -140,6 +146,28 @@ def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None
             f"{what}: {'; '.join(texts)}. str(lrpjax.plan(f, composite, *args)) lists the units.",
             UnmatchedWarning,
             stacklevel=5,
+        )
+
+
+def _refuse_name(pair: Any) -> None:
+    """
+    Raises:
+        RuleError: a pair that matches nothing names what is no kind, but nearly one; or a kind where a path is meant.
+    """
+    kinds, known = ", ".join(KINDS), {*KINDS, *KNOWN}
+    for name in kinds_of(pair.selector):
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.8)
+        if name not in known and near:
+            raise RuleError(
+                f"{pair.selector}: no kind of unit and no function is called {name!r}. Is select.kind({near[0]!r}) "
+                f"meant? The kinds are {kinds}"
+            )
+    path = getattr(pair.selector, "glob", "")
+    kind = path if path in known else _hints.KINDS.get(path.lower())
+    if kind is not None:
+        raise RuleError(
+            f"({path!r}, {pair.rule}): a text is a module path, and no unit has the path {path!r}. For units of a kind "
+            f"write (select.kind({kind!r}), {pair.rule})"
         )
 
 

@@ -2,12 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lrpjax.core import (
     calls,
@@ -24,6 +22,7 @@ from lrpjax.core import (
     turns,
 )
 from lrpjax.core.frame import Rewritten, Tap
+from lrpjax.core.given import checked_function, checked_leaf, explained_failures, given_to
 from lrpjax.core.graph import Value
 from lrpjax.core.inspection import Inspection
 from lrpjax.core.nnx import nnx_scopes
@@ -93,6 +92,7 @@ class Program:
         given divided by the output, wherever no rule wants it as it is. beside: the arguments that are constants of
         the relevance, but inputs of the program all the same, the first behind its own constants: a function's
         parameters. Integers may be explained then."""
+        f = checked_function(f, "relevance")
         if not isinstance(composite, Chooses):
             raise TypeError(
                 f"the composite is made by lrpjax.composites or lrpjax.Composite, but is {composite!r}"
@@ -106,21 +106,21 @@ class Program:
         leaves, self.treedef = jax.tree.flatten(explained)
         self.tokens = at is not None or bool(beside)
         self.leaves = [checked_leaf(leaf, allow_integers=self.tokens) for leaf in leaves]
-        given, given_tree = jax.tree.flatten([args[i] for i in beside])
-        self.beside_leaves = [jnp.asarray(leaf) for leaf in given]
+        own, own_tree = jax.tree.flatten([args[i] for i in beside])
+        self.beside_leaves = [jnp.asarray(leaf) for leaf in own]
         if not leaves:
             raise InputError("the argument to be explained holds no arrays")
 
         def flat(*leaves: Any) -> Any:
             full = list(args)
-            count = len(given)
-            for i, arg in zip(beside, jax.tree.unflatten(given_tree, leaves[:count]), strict=True):
+            count = len(own)
+            for i, arg in zip(beside, jax.tree.unflatten(own_tree, leaves[:count]), strict=True):
                 full[i] = arg
             for i, arg in zip(numbers, jax.tree.unflatten(self.treedef, leaves[count:]), strict=True):
                 full[i] = arg
             return f(*full, **kwargs)
 
-        with nnx_scopes():
+        with nnx_scopes(), explained_failures(explained):
             self.jaxpr, self.shapes = graph.trace(flat, *self.beside_leaves, *self.leaves)
         self.consts = [*compat.open_jaxpr(self.jaxpr)[1], *self.beside_leaves]
         if has_aux and not (isinstance(self.shapes, (tuple, list)) and len(self.shapes) == 2):
@@ -334,7 +334,8 @@ class Program:
         for leaf in leaves:
             if not compat.is_float(leaf):
                 raise TargetError(
-                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained"
+                    f"the output holds {leaf.dtype}{list(leaf.shape)}: only floating-point outputs can be explained. "
+                    "Where f returns (output, other things), has_aux=True passes these through"
                 )
         return leaves, tree
 
@@ -436,60 +437,3 @@ class Program:
             return jnp.zeros_like(x)
         plain = self.routes.form.get(value) == PLAIN and self.composite.method == "relevance"
         return divide(c, x) if plain else c
-
-
-def given_to(
-    f: Callable, args: Sequence[Any], kwargs: dict, argnums: Any
-) -> tuple[Sequence[Any], dict, Any, tuple]:
-    """The arguments of a function, `argnums`, and the numbers of the arguments that are explained."""
-    if argnums is None and hasattr(f, "argnums"):
-        args, kwargs = _in_order(f, args, kwargs)
-    argnums = getattr(f, "argnums", 0) if argnums is None else argnums
-    return args, kwargs, argnums, _checked_numbers(argnums, len(args))
-
-
-def _in_order(f: Callable, args: Sequence[Any], kwargs: dict) -> tuple[Sequence[Any], dict]:
-    """The arguments of a function that says itself which of them are explained, by their places: some may be given by
-    their names.
-
-    Raises:
-        InputError: they do not fit the function.
-    """
-    try:
-        bound = signature(f).bind(*args, **kwargs)
-    except TypeError as error:
-        name = getattr(f, "__name__", "the function")
-        raise InputError(f"the arguments do not fit {name}{signature(f)}: {error}") from None
-    return bound.args, bound.kwargs
-
-
-def _checked_numbers(argnums: Any, count: int) -> tuple[int, ...]:
-    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
-    for i in numbers:
-        if not isinstance(i, (int, np.integer)) or isinstance(i, bool):
-            raise InputError(f"argnums takes the number of an argument, or several, but got {argnums!r}")
-        if not -count <= i < count:
-            raise InputError(
-                f"argnums names argument {i}, but the function was called with {count} positional arguments"
-            )
-    if len({i % count for i in numbers}) < len(numbers):
-        raise InputError(f"argnums={argnums!r} names an argument twice")
-    return numbers
-
-
-def checked_leaf(leaf: Any, allow_integers: bool) -> Any:
-    if not (
-        isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, jax.ShapeDtypeStruct))
-        or (isinstance(leaf, int) and not isinstance(leaf, bool))
-    ):
-        raise InputError(f"the argument to be explained holds {leaf!r}, which is no array")
-    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(jnp.asarray(leaf))
-    if compat.is_float(aval):
-        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
-    if allow_integers:
-        return jnp.asarray(leaf)
-    raise InputError(
-        f"the argument to be explained has dtype {aval.dtype}: only floating-point values carry "
-        "relevance. For token models explain with respect "
-        "to the embedding, relevance(..., at='path/of/the/embedding'); for images convert to float first"
-    )

@@ -40,17 +40,35 @@ def output_relevance(y: Any, target: Any, method: str = "relevance") -> Any:
 def checked(target: Any, y: Any) -> Any:
     """A target, once all is checked that can be without the numbers of the output, of which the shapes are enough:
     None, "max", a function, or an array, of floating-point numbers or of classes."""
-    if target is None or callable(target):
+    if callable(target):
         return target
     leaves = jax.tree.leaves(y)
+    shapes = f"of shapes {[leaf.shape for leaf in leaves]}"
+    if target is None and len(leaves) > 1:
+        raise TargetError(
+            f"the function returned {len(leaves)} arrays, {shapes}: explain one of them. If f returns (output, "
+            "other things), has_aux=True explains the first; several are explained together by a target that is a "
+            "function of all of them, target=lambda y: y for all of each"
+        )
+    if target is None:
+        return target
     if len(leaves) != 1:
-        raise TargetError(f"the output has {len(leaves)} arrays: use target=None or a callable")
+        raise TargetError(
+            f"the output has {len(leaves)} arrays, {shapes}: has_aux=True explains the first of (output, other "
+            "things); else give a callable, target=lambda y: the relevance of all of them"
+        )
     (out,) = leaves
     if isinstance(target, str):
         if target != "max":
             raise TargetError(f"the only target by name is 'max', but this is {target!r}")
         _need_axis(out)
         return target
+    if isinstance(target, tuple):
+        raise TargetError(
+            f"the target is a tuple, {target}: classes for each example are a list or an array, {list(target)}; one "
+            "place of an output with more axes is a function, target=lambda y: "
+            "jnp.zeros_like(y).at[:, i, j].set(y[:, i, j])"
+        )
     array = _as_array(target, out)
     if array.dtype == bool or not (
         jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
@@ -61,9 +79,16 @@ def checked(target: Any, y: Any) -> Any:
         )
     if jnp.issubdtype(array.dtype, jnp.floating):
         if array.shape != out.shape:
-            raise TargetError(f"the target has shape {array.shape}, but the output has {out.shape}")
+            said = ". A class is an int" if array.ndim == 0 else ""
+            raise TargetError(f"the target has shape {array.shape}, but the output has {out.shape}{said}")
         return array
     _need_axis(out)
+    if array.shape == out.shape and array.ndim:
+        raise TargetError(
+            f"the target has {array.dtype} numbers in the output's shape {out.shape}, as a one-hot code has: the "
+            "relevance of the output is given as floating-point numbers, target.astype(float), and classes as "
+            f"target.argmax(-1), one int or shape {out.shape[:-1]}"
+        )
     if array.shape not in ((), out.shape[:-1]):
         raise TargetError(
             f"class targets have shape {array.shape}: the output of shape {out.shape} takes one int "

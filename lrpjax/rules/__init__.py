@@ -5,6 +5,7 @@ works. Nothing here knows of jaxprs. `Rule` says how to write one of your own; n
 it for a layer, an activation and a product.
 """
 
+from lrpjax import _hints as _hints
 from lrpjax.rules.activations import RECTIFIERS as RECTIFIERS
 from lrpjax.rules.activations import BetaSmooth as BetaSmooth
 from lrpjax.rules.activations import Deconvnet as Deconvnet
@@ -80,3 +81,5 @@ __all__ = [
     "rule",
     "stabilize",
 ]
+
+__getattr__ = _hints.missing("lrpjax.rules")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax._hints import hinted
 from lrpjax.errors import RuleError
 from lrpjax.rules.arithmetic import negative, positive
 
@@ -90,6 +91,8 @@ class Rule:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True)(cls)
+        if dataclasses.fields(cls):
+            cls.__init__ = hinted(cls.__init__)
         del (
             cls.__setattr__,
             cls.__delattr__,

@@ -206,7 +206,11 @@ class AlphaBeta(_Biased):
             lambda alpha, beta: (alpha >= 0) & (beta >= 0),
             self.alpha,
             self.beta,
-            message=f"AlphaBeta: alpha and beta must not be negative, but are {self.alpha} and {self.beta}",
+            message=(
+                f"AlphaBeta: alpha - beta must be 1, and neither negative, but they are {self.alpha} and "
+                f"{self.beta}. (Bach et al. 2015 give beta the other sign, alpha + beta = 1: their 2 and -1 are "
+                "AlphaBeta(2, 1) here)"
+            ),
         )
         check(
             lambda alpha, beta: abs(alpha - beta - 1) < 1e-4,

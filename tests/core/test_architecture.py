@@ -10,7 +10,7 @@ import lrpjax
 PACKAGE = pathlib.Path(lrpjax.__file__).parent
 
 LAYERS = (
-    "errors select _version _aliases",
+    "errors select _version _aliases _hints",
     "rules",
     "core.compat",
     "core.primitives core.reached",
@@ -21,10 +21,11 @@ LAYERS = (
     "core.plan core.paths core.references",
     "core.alike core.calls core.cuts core.ends core.factors core.turns",
     "core.frame",
-    "core.inspection core.program core.seeds",
+    "core.given core.inspection core.program core.seeds",
     "core.accounts core.compiled core.frozen",
     "core",
     "composites custom targets viz _evaluate",
+    "_chosen",
     "linearised transform",
     "analysis circuits metrics neuralised patterns bow",
     "data keras onnx pretrained torch",
@@ -85,7 +86,7 @@ def test_no_two_modules_import_each_other():
 
 def test_rules_know_nothing_of_the_core():
     used = {other for m in MODULES if m.startswith("rules") for other in imports_of(m)}
-    assert all(other.split(".")[0] in ("rules", "errors") for other in used)
+    assert all(other.split(".")[0] in ("rules", "errors", "_hints") for other in used)
 
 
 def test_only_kinds_and_recognisers_say_kinds_by_name():

@@ -42,7 +42,7 @@ def test_the_package_has_its_modules_and_audit_is_a_function():
         "for name in 'batches circuits concepts gradients language metrics patterns similarity store taylor walks'.split():\n"
         "    assert type(getattr(lrpjax, name)) is type(sys), name\n"
         "assert callable(lrpjax.audit)\n"
-        "heavy = {'matplotlib', 'sklearn', 'flax', 'tensorstore', 'orbax', 'lrpjax.cli', 'lrpjax.bow'}\n"
+        "heavy = {'matplotlib', 'sklearn', 'flax', 'optax', 'tensorstore', 'orbax', 'lrpjax.cli', 'lrpjax.bow'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "from lrpjax import estimators\n"
         "from lrpjax.concepts import Samples\n"
