@@ -364,7 +364,8 @@ def run_show(args: argparse.Namespace) -> int:
         title=", ".join(
             str(results.settings[key]) for key in ("model", "composite") if key in results.settings
         ),
-        colorbar="seismic",
+        colorbar="relevance",
+        limit="own",
         path=out,
     )
     print(f"drawn: {out}")
