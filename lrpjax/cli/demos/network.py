@@ -37,12 +37,14 @@ __all__ = ["CNN", "Digits", "choose", "explainers", "load_digits", "train"]
 
 TIMED, ROUNDS = 128, 30  # images in one call, and calls, to take the run times from
 
-EXPLAINED = """\
-kept of logit: the relevance of all pixels, summed, over the logit that is explained, Σ R / f(x), of the {images} images \
-shown. 1: the pixels have all of it. 0.89 is no error: 11 % of the logit was given to the network's biases and to the \
-rules' stabilisers, which are not pixels. Above 1: biases spoke against the class. Sensitivity, the gradient's size, promises no sum.
-time: how long a method takes, in gradients (1: as long as one gradient); {timed} images at once, compiled, the best of \
-{rounds} rounds."""
+EXPLAINED = (
+    "kept of logit: the relevance of all pixels, summed, over the logit that is explained, Σ R / f(x), of the {images} "
+    "images shown. 1: the pixels have all of it. 0.89 is no error: 11 % of the logit was given to the network's biases "
+    "and to the rules' stabilisers, which are not pixels. Above 1: biases spoke against the class. Sensitivity, the "
+    "gradient's size, promises no sum.\n"
+    "time: how long a method takes, in gradients (1: as long as one gradient); {timed} images at once, compiled, the "
+    "best of {rounds} rounds."
+)
 
 
 def run_times(functions: dict[str, Callable], *args) -> dict[str, float]:
