@@ -651,6 +651,12 @@ def test_a_sheet_is_described_to_those_who_do_not_see_it(tmp_path, ending):
     assert description(path) == "Other"
 
 
+@pytest.mark.parametrize("ending", ["jpg", "tif", "webp", "svgz", "eps"])
+def test_formats_without_a_place_for_a_description_are_written_too(tmp_path, ending):
+    viz.sheet(MAPS, alt="words", path=tmp_path / f"sheet.{ending}")
+    assert (tmp_path / f"sheet.{ending}").stat().st_size > 100
+
+
 def test_a_single_heatmap_is_described(tmp_path):
     path = tmp_path / "map.png"
     viz.save(MAPS[0][0], path, alt="Größer als −1")

@@ -37,7 +37,8 @@ the model (--model package.module:build, or --model path/to/file.py:build):
         return (lambda state, x: nnx.merge(graph, state)(x)), state
 
   For PyTorch (--model torch:package.module:build, or torch:file.py:build) build() returns the module in evaluation
-  mode, which takes one input, or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with their channels first:
+  mode, which takes one input, or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with
+  their channels first:
 
     def build():
         return torchvision.models.resnet18(weights="DEFAULT").eval()

@@ -48,7 +48,7 @@ def save(
     path = check_path(path)
     if hasattr(picture, "savefig"):
         metadata = _metadata(path, picture.get_label() if alt is None else alt)
-        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1, metadata=metadata)
+        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1, **metadata)
     else:
         if magnify < 1 or magnify != int(magnify):
             raise ValueError(f"magnify must be a whole number of at least 1; it is {magnify}")
@@ -61,18 +61,19 @@ def save(
         os.replace(written, path)
 
 
-def _metadata(path: Path, alt: str | None) -> dict[str, str] | None:
-    """What matplotlib writes into the file beside the picture."""
+def _metadata(path: Path, alt: str | None) -> dict[str, dict[str, str]]:
+    """What matplotlib writes into the file beside the picture, as its argument; formats without a place refuse it."""
     keys = {".png": ["Description"], ".svg": ["Title", "Description"], ".svgz": ["Title", "Description"]}
     keys[".pdf"] = ["Subject"]
-    return dict.fromkeys(keys.get(path.suffix.lower(), []), alt) if alt else None
+    there = keys.get(path.suffix.lower())
+    return {"metadata": dict.fromkeys(there, alt)} if alt and there else {}
 
 
 def _write_pixels(pixels: NDArray, path: Path, alt: str | None) -> None:
     name = {"tif": "tiff"}.get(path.suffix[1:].lower())
-    metadata = _metadata(path, alt) if path.suffix.lower() == ".png" else None
+    metadata = _metadata(path, alt) if path.suffix.lower() == ".png" else {}
     try:
-        load_matplotlib().image.imsave(path, pixels, format=name, metadata=metadata)
+        load_matplotlib().image.imsave(path, pixels, format=name, **metadata)
     except KeyError as error:  # of Pillow, which has no such format
         raise ValueError(
             f"cannot write an array as {path.suffix}: give it an ending such as .png, .tif, .pdf or .svg"
