@@ -7,25 +7,30 @@ import re
 import shutil
 import subprocess
 import types
+import xml.etree.ElementTree
 
 import jax.numpy as jnp
 import matplotlib
 import matplotlib.collections
 import matplotlib.image
 import numpy as np
+import PIL.Image
 import pytest
+import skimage.color
 
 from lrpjax import viz
 from lrpjax.viz import charts
 
 WHITE, GREEN = [255, 255, 255], [0, 255, 0]
+BLUE, RED = [20, 94, 240], [212, 20, 18]  # the ends of the default map
 
 
 @pytest.mark.parametrize(
     ("cmap", "expected"),
     [
         # The anchors as matplotlib and zennit define the maps; bytes are truncated.
-        (None, [[0, 0, 76], [0, 0, 255], [255, 255, 255], [255, 0, 0], [127, 0, 0]]),
+        (None, [[20, 94, 240], [170, 171, 250], [255, 255, 255], [249, 153, 131], [212, 20, 18]]),
+        ("blue-orange", [[0, 117, 232], [165, 183, 245], [255, 255, 255], [232, 172, 131], [188, 93, 0]]),
         ("seismic", [[0, 0, 76], [0, 0, 255], [255, 255, 255], [255, 0, 0], [127, 0, 0]]),
         ("bwr", [[0, 0, 255], [127, 127, 255], [255, 255, 255], [255, 127, 127], [255, 0, 0]]),
         ("coldnhot", [[0, 255, 255], [0, 0, 255], [0, 0, 0], [255, 127, 0], [255, 255, 255]]),
@@ -42,7 +47,7 @@ def test_heatmap_has_the_colours_of_the_map(cmap, expected):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "int32", "bool"])
 def test_heatmap_takes_any_real_dtype(dtype):
     R = jnp.array([[0, 1]], dtype)
-    assert viz.heatmap(R).tolist() == [[WHITE, [127, 0, 0]]]
+    assert viz.heatmap(R).tolist() == [[WHITE, RED]]
 
 
 def test_one_sided_range_starts_at_zero_and_hides_negatives():
@@ -63,7 +68,7 @@ def test_a_limit_saturates_and_makes_pictures_comparable():
     assert (common[0] != common[1]).any()
     np.testing.assert_array_equal(common[0], own[0])
     np.testing.assert_array_equal(viz.heatmap(batch, limit=np.array([4.0, 40.0])), own)
-    assert common[1, 0, 0].tolist() == [127, 0, 0], "10 saturates at 4"
+    assert common[1, 0, 0].tolist() == RED, "10 saturates at 4"
 
 
 def test_a_quantile_keeps_one_pixel_from_deciding_the_range():
@@ -156,7 +161,7 @@ def test_non_finite_values_are_marked_and_do_not_touch_the_others(bad, symmetric
 
 
 def test_infinities_of_both_signs_in_one_pixel_are_marked():
-    assert viz.heatmap(np.array([[[np.inf, -np.inf], [1.0, 1.0]]]))[0].tolist() == [GREEN, [127, 0, 0]]
+    assert viz.heatmap(np.array([[[np.inf, -np.inf], [1.0, 1.0]]]))[0].tolist() == [GREEN, RED]
 
 
 @pytest.mark.parametrize(
@@ -183,10 +188,10 @@ def test_overlay_shows_grey_without_relevance_and_colour_with_it():
     picture = viz.overlay(image, np.array([[0.0, 0.0, 4.0, 1.0]]))
     # Grey is 255 (1/8 + 3/4 v); a quarter of the limit weighs √¼ = ½ and is the map's colour at 5/8.
     quarter = viz.heatmap(np.array([[1.0]]), limit=4.0)[0, 0].astype(float)
-    expected = [[32] * 3, [223] * 3, [127, 0, 0], np.rint(0.5 * quarter + 0.5 * 127.5)]
+    expected = [[32] * 3, [223] * 3, RED, np.rint(0.5 * quarter + 0.5 * 127.5)]
     np.testing.assert_array_equal(picture[0], expected)
     half = viz.overlay(image, np.array([[0.0, 0.0, 4.0, 1.0]]), opacity=0.5)
-    assert half[0, 2].tolist() == [127, 64, 64]  # ½ (127, 0, 0) + ½ · 127.5, rounded
+    assert half[0, 2].tolist() == [170, 74, 73]  # ½ (212, 20, 18) + ½ · 127.5, rounded to even
     assert (viz.overlay(image, np.ones((1, 4)), opacity=0.0)[0, 0] == 32).all()
 
 
@@ -238,7 +243,8 @@ def test_sheet_places_pictures_and_labels(tmp_path):
         group=2,
         title="Title",
         footer="Footer",
-        colorbar="seismic",
+        colorbar="relevance",
+        limit="own",
         path=path,
     )
     labels = [
@@ -254,7 +260,7 @@ def test_sheet_places_pictures_and_labels(tmp_path):
         "6",
         "Title",
         "Footer",
-        "for the class",
+        "for the class\nlargest |R|",
     ]
     assert set(labels) <= set(texts(figure))
     cells = [axes for axes in figure.axes if axes.images]
@@ -267,8 +273,8 @@ def test_sheet_places_pictures_and_labels(tmp_path):
     assert second.y0 - third.y1 > 1.2 * (first.y0 - second.y1), "groups stand apart"
 
     written = matplotlib.image.imread(path)
-    reds = (written[..., :3] == np.array([127, 0, 0], np.float32) / 255).all(-1).sum()
-    blues = (written[..., :3] == np.array([0, 0, 76], np.float32) / 255).all(-1).sum()
+    reds = (written[..., :3] == np.array(RED, np.float32) / 255).all(-1).sum()
+    blues = (written[..., :3] == np.array(BLUE, np.float32) / 255).all(-1).sum()
     assert reds > 1.3 * blues > 0, "three red pictures and two blue ones"
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays behind"
 
@@ -305,9 +311,9 @@ def test_sheet_refuses(arguments, options, message):
 def test_ansi_tokens_have_backgrounds_and_legible_text():
     text = viz.tokens(["for", "none", "against"], [1.0, 0.0, -1.0])
     assert text == (
-        "\x1b[48;2;255;0;0m\x1b[38;5;231mfor\x1b[0m "
+        "\x1b[48;2;212;20;18m\x1b[38;5;231mfor\x1b[0m "
         "\x1b[48;2;255;255;255m\x1b[38;5;16mnone\x1b[0m "
-        "\x1b[48;2;0;0;255m\x1b[38;5;231magainst\x1b[0m"
+        "\x1b[48;2;20;94;240m\x1b[38;5;231magainst\x1b[0m"
     )
 
 
@@ -335,13 +341,13 @@ def test_html_tokens_are_escaped_and_well_formed():
     assert "".join(seen) == "|".join(tokens)
     assert titles == ["+0.5", "+nan", "-2"]
     assert styles[1].startswith("background:#00ff00"), "NaN is marked"
-    assert styles[2].startswith("background:#0000ff")
+    assert styles[2].startswith("background:#145ef0")
 
 
 def test_tokens_sum_embeddings_and_share_a_given_limit():
     embedded = viz.tokens(["a", "b"], np.array([[1.0, -1.0], [1.0, 1.0]]), limit=4.0)
     assert embedded == viz.tokens(["a", "b"], [0.0, 2.0], limit=4.0)
-    assert "255;127;127" in embedded, "half of the limit"
+    assert "249;153;131" in embedded, "half of the limit"
 
 
 def test_no_tokens_are_an_empty_text():
@@ -476,6 +482,233 @@ def test_labels_keep_apart():
     np.testing.assert_allclose(labels, [0.9, 0.5, 0.6, 1.0])
 
 
+# --------------------------------------------------------------------------------------------------------------------- colours, measured
+
+
+def lab(cmap, matrix=None):
+    """CIELAB of a map's colours from −1 to 1, (257, 3); as someone sees them whom a matrix stands for."""
+    colours = viz.heatmap(np.linspace(-1, 1, 257)[None], limit=1.0, cmap=cmap)[0] / 255
+    if matrix is not None:
+        linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+        linear = np.clip(linear @ np.array(matrix).T, 0, 1)
+        colours = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return skimage.color.rgb2lab(colours[None])[0]
+
+
+def sides(values):
+    """What belongs to magnitudes from 0 to 1, on the positive and on the negative side."""
+    return values[128:], values[128::-1]
+
+
+@pytest.mark.parametrize(("cmap", "lightness", "chroma"), [(None, 45, 86), ("blue-orange", 50, 68)])
+def test_equal_steps_of_relevance_are_equal_steps_of_colour_up_to_the_ends(cmap, lightness, chroma):
+    seen, r = lab(cmap), np.linspace(0, 1, 129)
+    for side in sides(seen):
+        np.testing.assert_allclose(side[:, 0], 100 - (100 - lightness) * r, atol=1.5)
+        np.testing.assert_allclose(np.hypot(side[:, 1], side[:, 2]), chroma * r, atol=2.1)
+        far = np.linalg.norm(side - seen[128], axis=1)
+        assert (far[2:] > far[:-2]).all(), "the more relevance, the further from white"
+
+
+def test_the_measurement_tells_the_faults_of_other_maps():
+    chroma = np.hypot(*lab("seismic")[:, 1:].T)
+    for side in sides(chroma):
+        assert side.argmax() < 70, "seismic is strongest at half of its range"
+    ends = np.hypot(*lab("bwr")[[0, -1], 1:].T)
+    assert ends[0] > 1.25 * ends[1], "the blue of bwr is stronger than its red"
+
+
+# Machado, Oliveira and Fernandes (2009), "A physiologically-based model for simulation of color vision deficiency":
+# severity 1.0, for linear sRGB.
+SEEN = {
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", SEEN)
+@pytest.mark.parametrize("cmap", ["relevance", "blue-orange", "PuOr_r", "RdBu_r"])
+def test_the_sides_of_a_map_differ_to_the_colour_blind(cmap, kind):
+    seen = lab(cmap, SEEN[kind])
+    apart = np.linalg.norm(seen - seen[::-1], axis=1)
+    assert apart[0] > 35, "the ends"
+    assert apart[64] > 35, "and half of the range"
+    for side in sides(seen[:, 0]):
+        assert (np.diff(side[::8]) < 0).all(), "the more relevance, the darker"
+
+
+def test_blue_and_orange_are_about_equally_strong_to_the_colour_blind():
+    uneven = {}
+    for cmap in ("relevance", "blue-orange"):
+        ends = [lab(cmap, matrix)[[0, -1], 0] for matrix in SEEN.values()]
+        uneven[cmap] = max(abs(first - last) for first, last in ends)
+    assert uneven["blue-orange"] < 10 < uneven["relevance"] < 17
+
+
+def test_the_test_of_colour_blindness_can_fail():
+    seen = lab("RdYlGn", SEEN["deuteranopia"])
+    assert np.linalg.norm(seen[64] - seen[192]) < 35, "red and green, to whom they are alike"
+
+
+def test_text_on_every_colour_of_the_default_map_is_legible():
+    """WCAG 2.1 asks for a contrast of 4.5 between a text and its background."""
+    R = np.linspace(-1, 1, 257)
+    page = viz.tokens(["x"] * 257, R, mode="html", limit=1.0)
+    found = re.findall(r"background:#(\w{6});color:#(\w{6})", page)
+    assert len(found) == 257
+    for colours in found:
+        channels = np.array([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in colours])
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722])
+        assert (light + 0.05) / (dark + 0.05) > 4.5, colours
+
+
+# ------------------------------------------------------------------------------------------------------- what the colours stand for, in words
+
+MAPS = [[viz.heatmap(np.array([[1.0, -2.0]]), limit=0.305), viz.heatmap(np.array([[3.0, 0.0]]), limit=0.305)]]
+
+
+@pytest.mark.parametrize(
+    ("options", "ends", "note"),
+    [
+        ({"limit": 0.305}, ["−0.305", "0.305"], "the same range in all pictures"),
+        ({"limit": np.float32(1234.5)}, ["−1.23e+03", "1.23e+03"], "the same range in all pictures"),
+        (
+            {"limit": "own"},
+            ["−largest |R|", "largest |R|"],
+            "each picture has its own range, up to its largest |R|",
+        ),
+        (
+            {},
+            ["−limit", "limit"],
+            "the limit of each picture's colours: its own largest |R|, unless another was set",
+        ),
+        ({"limit": 2.0, "note": "99 % of the pixels"}, ["−2", "2"], "99 % of the pixels"),
+    ],
+)
+def test_a_sheet_says_what_the_ends_of_its_colours_stand_for(options, ends, note):
+    figure = viz.sheet(MAPS, colorbar="relevance", **options)
+    bar = figure.axes[-1]
+    assert [label.get_text() for label in bar.get_xticklabels()] == [
+        f"against the class\n{ends[0]}",
+        "0",
+        f"for the class\n{ends[1]}",
+    ]
+    assert bar.get_xlabel() == note
+    assert note in figure.get_label()
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, np.nan, np.inf, "each"])
+def test_a_sheet_refuses_limits_that_are_none(limit):
+    with pytest.raises(ValueError, match="limit must be a positive number, 'own' or None; it is"):
+        viz.sheet(MAPS, colorbar="relevance", limit=limit)
+
+
+@pytest.mark.parametrize("options", [{"limit": 1.0}, {"note": "x"}])
+def test_a_range_needs_a_colour_bar(options):
+    with pytest.raises(ValueError, match="limit and note are about the colour bar: give colorbar"):
+        viz.sheet(MAPS, **options)
+
+
+def description(path):
+    """The alternative text in a file, as those who read it for others find it."""
+    if path.suffix == ".png":
+        with PIL.Image.open(path) as picture:
+            return picture.info.get("Description")
+    if path.suffix == ".svg":
+        root = xml.etree.ElementTree.parse(path).getroot()
+        (title,) = root.findall("{http://www.w3.org/2000/svg}title")
+        (about,) = root.iter("{http://purl.org/dc/elements/1.1/}description")
+        assert about.text == title.text
+        return title.text
+    (subject,) = re.findall(rb"/Subject \(([^)]*)\)", path.read_bytes())
+    return subject.decode()
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_sheet_is_described_to_those_who_do_not_see_it(tmp_path, ending):
+    path = tmp_path / f"sheet.{ending}"
+    labels = {"row_labels": ["why 3?"], "column_labels": ["image", "LRP"], "title": "Two\nmaps"}
+    figure = viz.sheet(MAPS, **labels, captions=[["a", ""]], footer="Red is for.", path=path)
+    made = "Two maps. Sheet of pictures, 1 row by 2 columns. Rows: why 3?. Columns: image, LRP. Captions: a. Red is for."
+    assert figure.get_label() == description(path) == made
+    viz.sheet(MAPS, alt="A cat & a <dog>", path=path)
+    assert description(path) == "A cat & a <dog>"
+    viz.save(figure, path, alt="Other")
+    assert description(path) == "Other"
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif", "webp", "svgz", "eps"])
+def test_formats_without_a_place_for_a_description_are_written_too(tmp_path, ending):
+    viz.sheet(MAPS, alt="words", path=tmp_path / f"sheet.{ending}")
+    assert (tmp_path / f"sheet.{ending}").stat().st_size > 100
+
+
+def test_a_single_heatmap_is_described(tmp_path):
+    path = tmp_path / "map.png"
+    viz.save(MAPS[0][0], path, alt="Größer als −1")
+    assert description(path) == "Größer als −1"
+    viz.save(MAPS[0][0], path)
+    assert description(path) is None
+    with PIL.Image.open(path) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), MAPS[0][0])
+
+
+def test_figures_are_described():
+    figure = viz.curves(
+        [0, 1], {"a": [3.0, 1.0], "b": [[3.0, 2.0], [5.0, 2.0]]}, x_label="flipped", title="T"
+    )
+    assert figure.get_label() == "T. Curves of values against flipped: a from 3 to 1; b from 4 to 2."
+    assert viz.curves([0, 1], {"a": [3.0, 1.0]}, alt="mine").get_label() == "mine"
+    stages = [types.SimpleNamespace(path="x", kept=np.array(0.25))]
+    share = "Share of the output's relevance that is left after each of 1 stages; in the end: one 0.25."
+    assert viz.kept({"one": stages}).get_label() == share
+    assert viz.kept({"one": stages}, alt="mine").get_label() == "mine"
+    layers = viz.token_layers({"low": [1.0, 2.0], "high": [4.0, -8.0]}, ["a", " b"])
+    told = "The token with the largest in each: low: b; high: a."
+    assert layers.get_label() == f"Relevance of 2 tokens in 2 layers, colours up to 8. {told}"
+    assert viz.token_layers([[1.0]], ["a"], alt="mine").get_label() == "mine"
+
+
+def test_coloured_text_is_described():
+    label = lambda page: next(dict(attrs) for tag, attrs in opened(page) if tag == "div")
+    page = viz.tokens(['"a"', "b", "c", "d", "e"], [1.0, -2.0, 0.0, np.nan, 0.5], mode="html")
+    said = 'Tokens coloured by their relevance; the largest: “b” -2, “"a"” +1, “e” +0.5; not finite: 1'
+    assert (label(page)["aria-label"], label(page)["role"]) == (said, "group")
+    assert (
+        label(viz.tokens(["a"], [0.0], mode="html"))["aria-label"]
+        == "Tokens coloured by their relevance; none has any"
+    )
+    assert label(viz.tokens(["a"], [1.0], mode="html", alt='"<'))["aria-label"] == '"<'
+    page = viz.generated(["a", "b"], [[3.0, 0.0]], 1)
+    assert (
+        label(page)["aria-label"] == "Text with its tokens coloured by their relevance; the largest: “a” +3"
+    )
+    assert label(viz.generated(["a", "b"], [[3.0, 0.0]], 1, alt="mine"))["aria-label"] == "mine"
+
+
+def opened(page):
+    """The elements of a page as they are opened, with their attributes."""
+    found = []
+    reader = html.parser.HTMLParser()
+    reader.handle_starttag = lambda tag, attrs: found.append((tag, attrs))
+    reader.feed(page)
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------------------ language models
 
 
@@ -489,7 +722,7 @@ def test_tokens_by_layers_from_the_bottom_to_the_top(tmp_path):
     np.testing.assert_array_equal(
         picture, viz.heatmap([[0, 2, np.nan], [4, 0, -4], [1, 0, 0]])
     )  # one limit for all, 4
-    assert picture[0].tolist() == [WHITE, [255, 0, 0], GREEN] and picture[1, 0].tolist() == [127, 0, 0]
+    assert picture[0].tolist() == [WHITE, [249, 153, 131], GREEN] and picture[1, 0].tolist() == RED
     assert [t.get_text() for t in axes.get_yticklabels()] == ["embedding", "block 0", "block 1"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", " b↵", "$c$"]
     assert not any(t.get_parse_math() for t in axes.get_xticklabels())
@@ -578,8 +811,8 @@ def test_generated_text_is_the_sum_without_scripts_and_escaped():
     assert page.tags == ["div", "style", "div", *["span"] * 6, "script"]
     assert [s["title"] for s in page.spans] == ["+1.5", "+2", "+1", "+nan", "-1", "+0"]
     colours = [s["style"].partition(";")[0] for s in page.spans]
-    assert colours[1] == "background:#ff0000" and colours[3] == "background:#00ff00"
-    assert colours[4] == "background:#7f7fff" and colours[5] == "background:#ffffff"
+    assert colours[1] == "background:#d41412" and colours[3] == "background:#00ff00"
+    assert colours[4] == "background:#aaabfa" and colours[5] == "background:#ffffff"
     assert [(s.get("data-row"), s.get("data-word")) for s in page.spans] == [
         (None, None),
         (None, None),
@@ -647,7 +880,7 @@ def test_the_script_of_generated_text(limit):
     for name, (titles, colours, marks), marked in [*shown, ("sum", released, []), ("third", focus, [2])]:
         values = [np.nan if t == "not finite" else float(t) for t in titles]
         np.testing.assert_allclose(values, views[name], atol=1e-3, err_msg=name)
-        wanted = viz.heatmap(views[name][None], limit=limit, cmap="bwr")[0].astype(int)
+        wanted = viz.heatmap(views[name][None], limit=limit)[0].astype(int)
         found = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours]
         np.testing.assert_allclose(found, wanted, atol=2)  # of 255 colours in place of 257
         assert [i for i, mark in enumerate(marks) if mark] == marked
@@ -703,6 +936,9 @@ def test_a_circuit_has_its_layers_and_tokens(tmp_path):
     )
     (axes,) = figure.axes
     assert (tmp_path / "circuit.png").exists()
+    said = "Attribution graph of 6 nodes and 3 edges, from the bottom: input; mlp; output."
+    assert figure.get_label() == f"{said} Strongest features: mlp[1, 17] (+3), cats (+0)."
+    assert viz.circuit(graph, alt="mine").get_label() == "mine"
     assert [t.get_text() for t in axes.get_yticklabels()] == ["input", "mlp", "output"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
     assert [t.get_text() for t in axes.texts] == ["17", "cats", "5"]

@@ -23,10 +23,10 @@ from lrpjax.data import batches as batching
 from lrpjax.data import files, loading, store
 
 MODEL = """\
-the model (--model package.module:build):
+the model (--model package.module:build, or --model path/to/file.py:build):
   build() returns (f, params): f(params, x) gives the outputs, such as logits, for a batch x, and params is a
   pytree of arrays or, together with --params, of their shapes. The working directory is searched for the
-  package. For Flax:
+  package; a file finds the modules beside it. For Flax:
 
     def build():                                       # linen
         model = CNN()
@@ -36,8 +36,9 @@ the model (--model package.module:build):
         graph, state = nnx.split(nnx.eval_shape(lambda: CNN(rngs=nnx.Rngs(0))))
         return (lambda state, x: nnx.merge(graph, state)(x)), state
 
-  For PyTorch (--model torch:package.module:build) build() returns the module in evaluation mode, which takes one input,
-  or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with their channels first:
+  For PyTorch (--model torch:package.module:build, or torch:file.py:build) build() returns the module in evaluation
+  mode, which takes one input, or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with
+  their channels first:
 
     def build():
         return torchvision.models.resnet18(weights="DEFAULT").eval()
@@ -45,10 +46,42 @@ the model (--model package.module:build):
   Relevance is that of x, as f gets it: after --size, --crop, --mean and --std. What else belongs between a picture's
   pixels and the network is part of f.
 """
+EXAMPLE = """\
+a first example. In an empty folder, write these lines to model.py (pip install "lrpjax[demo]" has what they need):
+
+    import jax
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = (digits.data / 16).astype(np.float32)
+    np.save("digits.npy", x[:200].reshape(-1, 8, 8, 1))
+
+    def build():
+        first = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+        last = np.linalg.lstsq(np.maximum(x @ first, 0), np.eye(10, dtype=np.float32)[digits.target])[0]
+        return (lambda params, x: jax.nn.relu(x.reshape(len(x), -1) @ params[0]) @ params[1]), (first, last)
+
+then give these commands; the second draws out/sheet.png:
+
+    python model.py
+    lrpjax explain --model model.py:build --inputs digits.npy --out out
+    lrpjax show out
+
+"""
 EXPLAIN = """\
 inputs:
   .npy, .npz     arrays with the inputs along their first axis; 8-bit ones are divided by 255
-  .png, .jpg     one input each, (height, width, 1) if grey and (height, width, 3) if not, floats in [0, 1]
+  .png, .jpg     one input each, (height, width, 1) if grey and (height, width, 3) if not, floats in [0, 1]; --channels
+                 makes all alike. 16-bit grey keeps its 16 bits; palettes and CMYK become RGB; transparent pixels lie on
+                 white; pictures are turned upright as their EXIF says
+  a folder       all of these in it and in its subfolders, sorted by path. Hidden files and stores of results are passed
+                 over; files of other kinds too, which is said
+
+  Before the work starts every file's header is read: pictures that are cut off or cannot be opened, and inputs of
+  different shapes, are errors that name the files. A picture that turns out damaged later stops the run; what was
+  explained is kept, and the same command goes on when the file is mended (or removed, if nothing after it is stored).
+  With --skip-unreadable such pictures are no errors: their results are NaN, they are named, and the exit code is 1.
 
 results:
   DIR is a Zarr group with the arrays "relevance" and "output", and for each input the sums of the relevance that the
@@ -67,12 +100,12 @@ def add_explain_parser(subparsers: Any) -> argparse.ArgumentParser:
         "explain",
         help="explain a data set with your model; store the relevances",
         description="Explains every input and stores the relevances, batch by batch.",
-        epilog=MODEL + "\n" + EXPLAIN,
+        epilog=EXAMPLE + MODEL + "\n" + EXPLAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_model(parser)
     parser.add_argument(
-        "--inputs", required=True, nargs="+", metavar="FILE", help="files, or globs in quotes"
+        "--inputs", required=True, nargs="+", metavar="FILE", help="files, folders, or globs in quotes"
     )
     _add_reading(parser)
     parser.add_argument(
@@ -115,7 +148,7 @@ def add_plan_parser(subparsers: Any) -> argparse.ArgumentParser:
     _add_model(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--shape", metavar="N,N,...", help="shape of a batch of inputs, such as 1,28,28,1")
-    inputs.add_argument("--inputs", nargs="+", metavar="FILE", help="files with inputs, or globs in quotes")
+    inputs.add_argument("--inputs", nargs="+", metavar="FILE", help="files, folders, or globs in quotes")
     _add_reading(parser)
     parser.set_defaults(run=run_plan)
     return parser
@@ -167,7 +200,9 @@ def add_save_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODULE:BUILD", help="your model; see below")
+    parser.add_argument(
+        "--model", required=True, metavar="MODULE:BUILD", help="your model, or FILE.py:BUILD; see below"
+    )
     parser.add_argument("--params", metavar="DIR", help="orbax checkpoint with the model's params")
     parser.add_argument(
         "--composite",
@@ -195,11 +230,35 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mean", metavar="N,...", help="take this from the inputs, one for each channel or for all"
     )
+    parser.add_argument(
+        "--channels", metavar="N", help="3: pictures all get red, green and blue; 1: all become grey"
+    )
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="go on without pictures that cannot be read; their results are NaN",
+    )
     parser.add_argument("--std", metavar="N,...", help="then divide them by this, such as 0.229,0.224,0.225")
 
 
 def _inputs(args: argparse.Namespace) -> loading.Inputs:
-    return loading.Inputs(args.inputs, args.key, args.size, args.crop, args.mean, args.std)
+    inputs = loading.Inputs(
+        args.inputs,
+        args.key,
+        args.size,
+        args.crop,
+        args.mean,
+        args.std,
+        args.channels,
+        args.skip_unreadable,
+    )
+    if inputs.passed_over:
+        names = ", ".join(map(str, inputs.passed_over[:5])) + (", ..." if len(inputs.passed_over) > 5 else "")
+        print(
+            f"lrpjax: passed over {len(inputs.passed_over)} files of other kinds: {names}",
+            file=sys.stderr,
+        )
+    return inputs
 
 
 def run_explain(args: argparse.Namespace) -> int:
@@ -226,17 +285,24 @@ def run_explain(args: argparse.Namespace) -> int:
     inputs = _inputs(args)
     names = loading.class_names(args.labels) if args.labels else None
     mesh = _mesh(args.mesh)
-    f, params = loading.load_model(args.model, args.params, mesh, pictures=inputs.pictures)
+    f, params = loading.load_model(args.model, args.params, mesh, pictures=inputs.all_pictures)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
     target, labels = _target(args.target, inputs.rows, names or [])
     y = _check_model(f, params, inputs[0:1], args.model)
     if names and getattr(y, "shape", ())[-1:] != (len(names),):
         raise ValueError(f"--labels {args.labels} has {len(names)} names, but the outputs are {y}")
 
+    # With or without --skip-unreadable, so that a run that stopped at a picture can go on with it.
+    blank = any(path.suffix.lower() in loading.pictures.SUFFIXES for path in inputs.paths)
+
     @jax.jit
     def explain(params, batch):
         x, classes = batch if labels is not None else (batch, target)
         y, R = transform.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
+        if blank:  # a picture that could not be read: no function may make numbers of it
+            lost = jax.numpy.isnan(x).reshape(len(x), -1).any(1)
+            hide = lambda leaf: jax.numpy.where(lost.reshape(-1, *[1] * (leaf.ndim - 1)), jax.numpy.nan, leaf)
+            y, R = jax.tree.map(hide, (y, R))
         found = {"output": y, "relevance": R}
         if composite.method != "relevance" or isinstance(R, dict):
             return found
@@ -248,7 +314,7 @@ def run_explain(args: argparse.Namespace) -> int:
     slices = (slice(i, min(i + args.batch, stop)) for i in range(start, stop, args.batch))
     data = (inputs[rows] if labels is None else (inputs[rows], labels[rows]) for rows in slices)
     settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at, "labels": names}
-    settings |= {option: getattr(args, option) for option in ("size", "crop", "mean", "std")}
+    settings |= {option: getattr(args, option) for option in ("size", "crop", "mean", "std", "channels")}
     began, done = time.monotonic(), start
     with _warnings_in_a_line("explain"):
         for result in batching.explain_batches(
@@ -268,6 +334,8 @@ def run_explain(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     stored = store.open_store(Path(args.out) / f"process-{index:05d}" if count > 1 else args.out)
     bad = stored.batches[:, 1]
+    for reason in inputs.unreadable.values():
+        print(f"lrpjax explain: skipped: {reason}", file=sys.stderr)
     print(f"{stored.rows} inputs in {seconds:.1f} s ({stored.rows / seconds:.3g} a second): {stored.path}")
     if kept := describe_kept(stored):
         print(kept)
@@ -293,7 +361,7 @@ def run_plan(args: argparse.Namespace) -> int:
     pictures = False
     if args.inputs:
         inputs = _inputs(args)
-        x, pictures = inputs[0:1], inputs.pictures
+        x, pictures = inputs[0:1], inputs.all_pictures
     else:
         x = jax.ShapeDtypeStruct(loading.numbers(args.shape, ",", "--shape"), np.float32)
     f, params = loading.load_model(args.model, args.params, shapes=True, pictures=pictures)
@@ -364,7 +432,8 @@ def run_show(args: argparse.Namespace) -> int:
         title=", ".join(
             str(results.settings[key]) for key in ("model", "composite") if key in results.settings
         ),
-        colorbar="seismic",
+        colorbar="relevance",
+        limit="own",
         path=out,
     )
     print(f"drawn: {out}")

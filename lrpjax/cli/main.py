@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lrpjax._version import __version__
-from lrpjax.cli import commands
+from lrpjax.cli import commands, doctor
 from lrpjax.cli.demos import network
 from lrpjax.errors import LrpjaxError
 
@@ -16,14 +16,26 @@ COMMANDS = (
     commands.add_plan_parser,
     commands.add_show_parser,
     commands.add_save_parser,
+    doctor.add_parser,
 )
+
+
+FIRST = """\
+examples:
+
+    lrpjax demo              trains a small network and shows why it says 3 and not 9 (pip install "lrpjax[demo]")
+    lrpjax doctor            says what is installed here, and whether it works
+    lrpjax explain --help    begins with a model of your own, as a whole example
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         "lrpjax",
-        description="Layer-wise relevance propagation as a JAX function transform. See what it does: lrpjax demo",
+        description="Layer-wise relevance propagation as a JAX function transform.",
+        epilog=FIRST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lrpjax {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)

@@ -7,10 +7,13 @@ import contextlib
 import functools
 import glob
 import importlib
+import importlib.util
 import inspect
 import os
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +24,38 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lrpjax import composites
+from lrpjax.data import pictures
+
+KINDS = (".npy", ".npz", *pictures.SUFFIXES)
+"""The endings of files with inputs."""
 
 
 class Inputs:
     """The inputs in files, one after the other; those of a slice are read when it is taken.
 
     Args:
-      patterns: file names, or globs (whose files are sorted by name).
+      patterns: file names, globs (whose files are sorted by name), or folders: all .npy, .npz, .png, .jpg and .jpeg
+        files in them and in their subfolders, sorted by their paths. Hidden ones, and the stores of results, are passed
+        over; files of other kinds too, which are then in `passed_over`.
       key: array of .npz files that is meant; `None`: the only one.
       size: "HxW" to resize pictures to, or "N" to resize them to so many pixels along their shorter side; `None`: as
         they are.
       crop: "HxW", the middle that is cut out of the pictures then; `None`: all of them.
       mean, std: numbers with commas between them, one for each channel (the last axis) or one for all; inputs become
         (x - mean) / std. `None`: 0 and 1.
+      channels: "1" to make all pictures grey, "3" to give all of them red, green and blue; `None`: as they are.
+      skip_unreadable: whether pictures that cannot be read are inputs of NaN, whose results are NaN, not errors.
+
+    Attributes:
+      paths: the files, in the order of the inputs. rows: how many inputs they have.
+      passed_over: files of other kinds in the folders. unreadable: pictures that were found unreadable so far, with the
+        reason, {file: text}.
 
     Raises:
-      FileNotFoundError: a pattern without a file.
-      ValueError: files of another kind, without rows, with rows of another shape than the first file's; pictures
-        smaller than the crop; a mean or std that does not fit the channels.
+      FileNotFoundError: a pattern without a file; a folder without one of these kinds.
+      ValueError: files of another kind, without rows, with rows of different shapes (the files of each shape are named,
+        from their headers); pictures that cannot be read or are smaller than the crop; a mean or std that does not fit
+        the channels.
     """
 
     def __init__(
@@ -49,8 +66,13 @@ class Inputs:
         crop: str | None = None,
         mean: str | None = None,
         std: str | None = None,
+        channels: str | None = None,
+        skip_unreadable: bool = False,
     ):
-        self._key = key
+        self._key, self._skip = key, skip_unreadable
+        if channels not in (None, "1", "3"):
+            raise ValueError(f"--channels must be 1 or 3, not {channels!r}")
+        self._channels_of_pictures = int(channels) if channels else None
         self._size = numbers(size, "x", "--size") if size else None
         if self._size and len(self._size) > 2:
             raise ValueError(f"--size must be HxW, such as 224x224, or the shorter side, not {size!r}")
@@ -60,15 +82,19 @@ class Inputs:
         self._mean, self._std = _channels(mean, "--mean"), _channels(std, "--std")
         if self._std is not None and not (self._std > 0).all():
             raise ValueError(f"--std must be above 0, not {std!r}")
-        self.paths = [path for pattern in patterns for path in _matching(pattern)]
+        self.passed_over: list[Path] = []
+        self.unreadable: dict[Path, str] = {}
+        self.paths = [path for pattern in patterns for path in _matching(pattern, self.passed_over)]
         self._load = functools.lru_cache(maxsize=1)(self._load_file)
-        self._ends = np.cumsum([self._count(path) for path in self.paths])
+        headers = [self._header(path) for path in self.paths]
+        self._row_shape = self._one_shape(headers)
+        self._ends = np.cumsum([1 if shape is None else shape[0] for shape in headers])
         self.rows = int(self._ends[-1])
 
     @property
-    def pictures(self) -> bool:
+    def all_pictures(self) -> bool:
         """Whether all inputs are pictures, whose channels are last."""
-        return all(path.suffix.lower() in (".png", ".jpg", ".jpeg") for path in self.paths)
+        return all(path.suffix.lower() in pictures.SUFFIXES for path in self.paths)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first = int(np.searchsorted(self._ends, rows.start, side="right"))
@@ -104,10 +130,20 @@ class Inputs:
             array = array - self._mean.astype(array.dtype)
         return array if self._std is None else array / self._std.astype(array.dtype)
 
-    def _count(self, path: Path) -> int:
-        """How many inputs a file has, from its header."""
-        if path.suffix.lower() not in (".npy", ".npz"):
-            return 1
+    def _header(self, path: Path) -> tuple[int, ...] | None:
+        """The shape of the inputs of a file, rows first, from its header; `None`: the file cannot be read."""
+        if path.suffix.lower() in pictures.SUFFIXES:
+            try:
+                with readable(path):
+                    height, width, channels = pictures.header(path, self._channels_of_pictures)
+            except (OSError, ValueError) as error:
+                self.unreadable[path] = str(error)
+                return None
+            width, height = pictures.resized((width, height), self._size) if self._size else (width, height)
+            if self._crop:
+                pictures.middle((width, height), self._crop, path)
+                height, width = self._crop
+            return 1, height, width, channels
         with readable(path):
             if path.suffix.lower() == ".npy":
                 shape = np.load(path, mmap_mode="r").shape
@@ -119,7 +155,34 @@ class Inputs:
                     shape = read(file)[0]
         if not shape or not shape[0]:
             raise ValueError(f"{path} has no inputs: its array has the shape {shape}")
-        return shape[0]
+        return shape
+
+    def _one_shape(self, headers: Sequence[tuple[int, ...] | None]) -> tuple[int, ...]:
+        """The shape of one input, if it is the same in all files that can be read."""
+        if self.unreadable and not self._skip:
+            listed = _some([f"{reason}" for reason in self.unreadable.values()], "; ")
+            raise ValueError(
+                f"{len(self.unreadable)} of {len(self.paths)} files cannot be read: {listed}. Mend or remove them, or "
+                "give --skip-unreadable, which makes their results NaN"
+            )
+        files: dict[tuple[int, ...], list[Path]] = {}
+        for path, shape in zip(self.paths, headers, strict=True):
+            if shape is not None:
+                files.setdefault(tuple(shape[1:]), []).append(path)
+        if not files:
+            raise ValueError(
+                f"none of the {len(self.paths)} files can be read: {next(iter(self.unreadable.values()))}"
+            )
+        if len(files) == 1:
+            return next(iter(files))
+        groups = sorted(files.items(), key=lambda item: -len(item[1]))
+        listed = [f"{shape} in {len(paths)} (such as {paths[0]})" for shape, paths in groups]
+        advice, shown = "", [shape for shape, paths in groups if paths[0].suffix.lower() in pictures.SUFFIXES]
+        if len({shape[:2] for shape in shown}) > 1:
+            advice += ". --size HxW makes the pictures alike, or --size N with --crop HxW"
+        if len({shape[2] for shape in shown}) > 1:
+            advice += ". --channels 3 gives all pictures three channels, --channels 1 makes them grey"
+        raise ValueError(f"the inputs of the files have different shapes: {_some(listed, '; ')}{advice}")
 
     def _array(self, path: Path) -> str:
         with np.load(path) as arrays:
@@ -137,24 +200,19 @@ class Inputs:
             if path.suffix.lower() == ".npz":
                 with np.load(path) as arrays:
                     return arrays[self._array(path)]
-            return self._load_picture(path)
-
-    def _load_picture(self, path: Path) -> np.ndarray:
-        try:
-            from PIL import Image, ImageOps
-        except ImportError as error:
-            raise ImportError('reading pictures needs Pillow: pip install "lrpjax[viz]"') from error
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            deep = picture.mode.startswith("I")  # 16 bits
-            picture = picture.convert("F" if deep else "L" if picture.mode in ("1", "L") else "RGB")
-            if self._size:
-                picture = picture.resize(_resized(picture.size, self._size), Image.Resampling.BILINEAR)
-            if self._crop:
-                picture = picture.crop(_middle(picture.size, self._crop, path))
-            array = np.asarray(picture)
-        array = array / np.float32(65535) if deep else array
-        return array.reshape(1, *array.shape[:2], -1)
+        if path not in self.unreadable:
+            try:
+                with readable(path):
+                    options = self._size, self._crop, self._channels_of_pictures
+                    return pictures.pixels(path, *options)[None]
+            except (OSError, ValueError) as error:
+                self.unreadable[path] = str(error)
+                if not self._skip:
+                    raise ValueError(
+                        f"{error}. What was explained before it is kept: mend the file and give the command again to "
+                        "go on, or give it with --skip-unreadable, which makes the file's results NaN"
+                    ) from error
+        return np.full((1, *self._row_shape), np.nan, np.float32)
 
 
 def load_model(
@@ -167,9 +225,9 @@ def load_model(
     """The function and the params of the model that a command line names.
 
     Args:
-      spec: "package.module:build"; `build()` returns `(f, params)` with `f(params, x)`. "torch:package.module:build":
-        it returns a `torch.nn.Module` of one input, or the module and a dict of what `lrpjax.torch.function` takes by
-        name (`output`, other arguments of the module).
+      spec: "package.module:build" or "path/to/file.py:build"; `build()` returns `(f, params)` with `f(params, x)`.
+        "torch:" before either: it returns a `torch.nn.Module` of one input, or the module and a dict of what
+        `lrpjax.torch.function` takes by name (`output`, other arguments of the module).
       checkpoint: directory of an orbax checkpoint with params of the structure that `build` gives.
       mesh: devices to restore the checkpoint to, replicated; `None`: the default device.
       shapes: whether shapes in place of params will do.
@@ -326,55 +384,102 @@ def presets() -> list[str]:
 
 
 def _named_object(spec: str, option: str) -> Any:
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
-        raise ValueError(f"{option} must be MODULE:NAME, such as package.module:build, not {spec!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ImportError(f"{option} {spec}: importing {module_name} failed with {reason}") from error
+    # From the right, for a path may begin with the letter of a drive and a colon.
+    place, colon, name = spec.rpartition(":")
+    if not (place and colon and name.isidentifier()):
+        raise ValueError(
+            f"{option} must be MODULE:NAME, such as package.module:build, or FILE.py:NAME, not {spec!r}"
+        )
+    if place.endswith(".py") or "/" in place or "\\" in place:
+        module = _module_of_file(Path(place), spec, option)
+    else:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        with _importing(place, spec, option):
+            module = importlib.import_module(place)
     if not hasattr(module, name):
-        raise ValueError(f"{option} {spec}: {module_name} has no {name!r}")
+        raise ValueError(f"{option} {spec}: {place} has no {name!r}")
     return getattr(module, name)
 
 
-def _matching(pattern: str) -> list[Path]:
+def _module_of_file(path: Path, spec: str, option: str) -> Any:
+    """The module that a Python file is, run once however often it is named; its folder is searched as a script's is."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{option} {spec}: there is no file {path}")
+    file = path.resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    there = sys.modules.get(file.stem)
+    name = file.stem if there is None or getattr(there, "__file__", None) == str(file) else str(file)
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, file)
+    if found is None or found.loader is None:
+        raise ImportError(f"{option} {spec}: {path} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses, Flax's modules among them, look their own module up
+    try:
+        with _importing(str(path), spec, option):
+            found.loader.exec_module(module)
+    except ImportError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _importing(place: str, spec: str, option: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ImportError(f"{option} {spec}: importing {place} failed with {reason}") from error
+
+
+def _matching(pattern: str, passed_over: list[Path]) -> list[Path]:
+    if Path(pattern).is_dir():
+        return _in_folder(Path(pattern), passed_over)
     paths = (
         [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
     )
     if not paths:
         raise FileNotFoundError(f"--inputs {pattern}: there is no such file")
     for path in paths:
-        if path.suffix.lower() not in (".npy", ".npz", ".png", ".jpg", ".jpeg"):
-            raise ValueError(f"--inputs {path}: inputs are .npy, .npz, .png and .jpg files")
+        if path.suffix.lower() not in KINDS:
+            raise ValueError(
+                f"--inputs {path}: inputs are .npy, .npz, .png and .jpg files, or folders of them"
+            )
     return paths
+
+
+def _in_folder(folder: Path, passed_over: list[Path]) -> list[Path]:
+    """The inputs in a folder and its subfolders, sorted; files of other kinds are added to `passed_over`."""
+    files, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if (
+            real in entered or "zarr.json" in names
+        ):  # a link that leads back; a store, whose pictures are results
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    paths = sorted(path for path in files if path.suffix.lower() in KINDS)
+    others = sorted(path for path in files if path.suffix.lower() not in KINDS)
+    if not paths:
+        there = f"; it has {len(others)} files of other kinds" if others else ""
+        raise FileNotFoundError(f"--inputs {folder}: the folder has no .npy, .npz, .png or .jpg file{there}")
+    passed_over += others
+    return paths
+
+
+def _some(texts: Sequence[str], separator: str) -> str:
+    return separator.join(texts[:5]) + (f"{separator}and {len(texts) - 5} more" if len(texts) > 5 else "")
 
 
 def _as_input(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) / np.float32(255) if array.dtype == np.uint8 else np.asarray(array)
-
-
-def _resized(size: tuple[int, int], wanted: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height of a picture after resizing. A shorter side is given alone: the longer one is rounded down then,
-    as torchvision's `Resize` does, with which most networks were evaluated."""
-    if len(wanted) == 2:
-        return wanted[1], wanted[0]
-    width, height = (side * wanted[0] // min(size) for side in size)
-    return width, height
-
-
-def _middle(size: tuple[int, int], crop: tuple[int, ...], path: Path) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) in the middle of a picture of this width and height."""
-    (width, height), (rows, columns) = size, crop
-    if rows > height or columns > width:
-        raise ValueError(
-            f"--crop {rows}x{columns}: {path} is {height}x{width} there; --size makes it larger before"
-        )
-    left, top = round((width - columns) / 2), round((height - rows) / 2)
-    return left, top, left + columns, top + rows
 
 
 def _channels(text: str | None, option: str) -> np.ndarray | None:
@@ -433,7 +538,15 @@ def readable(path: Path) -> Iterator[None]:
     """Names the file in errors of those who read it."""
     try:
         yield
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, SyntaxError) as error:
+    except (
+        OSError,
+        ValueError,
+        zipfile.BadZipFile,
+        EOFError,
+        SyntaxError,
+        struct.error,
+        zlib.error,
+    ) as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} cannot be read: {error}") from error

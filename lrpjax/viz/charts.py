@@ -24,6 +24,7 @@ def curves(
     x_label: str = "",
     y_label: str = "",
     title: str = "",
+    alt: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """Metric curves, such as the score against the fraction of pixels flipped, one line for each method.
@@ -32,7 +33,7 @@ def curves(
         x: shape (S,), the positions shared by all curves.
         values: from a method's name to its curve, shape (S,), or to the curves of N samples, shape (N, S),
             drawn as their mean with a band of ± one standard error, std(ddof=1) / √N.
-        x_label, y_label, title: text.
+        x_label, y_label, title: text. alt: alternative text; None for one made of the labels and the curves' ends.
         path: where to `save` the figure; None saves nothing.
 
     Returns:
@@ -69,6 +70,12 @@ def curves(
             error = samples.std(0, ddof=1) / np.sqrt(len(samples))
             axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.legend(frameon=False)
+    if alt is None:
+        means = {name: np.atleast_2d(floats(curve, name)).mean(0) for name, curve in values.items()}
+        told = [f"{name} from {mean[0]:.3g} to {mean[-1]:.3g}" for name, mean in means.items() if len(mean)]
+        axis = f"{y_label or 'values'} against {x_label or 'x'}"
+        alt = f"{title + '. ' if title else ''}Curves of {axis}: {'; '.join(told)}."
+    figure.set_label(alt)
     if path is not None:
         save(figure, path)
     return figure
@@ -78,6 +85,7 @@ def kept(
     stages: Mapping[str, Sequence[Any]],
     *,
     title: str = "",
+    alt: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """What is left of the output's relevance after each stage of a network, one line for each composite.
@@ -89,6 +97,7 @@ def kept(
         stages: from a composite's name to `audit.stages(depth)`. Of audits under `jax.vmap` the line is the median of
             the examples, with a band from the lower to the upper quartile.
         title: text. path: where to `save` the figure; None saves nothing.
+        alt: alternative text; None for one made of the title and what is left in the end.
 
     Returns:
         The figure.
@@ -137,6 +146,13 @@ def kept(
         shares, colors, _apart(axes.transAxes.inverted().transform(points)[:, 1], 0.06), strict=True
     ):
         axes.text(1.02, height, name, color=color, transform=axes.transAxes, va="center", size=8)
+    if alt is None:
+        told = "; ".join(f"{name} {end:.3g}" for name, end in zip(shares, ends, strict=True))
+        what = (
+            f"Share of the output's relevance that is left after each of {len(paths[0])} stages; in the end"
+        )
+        alt = f"{title + '. ' if title else ''}{what}: {told}."
+    figure.set_label(alt)
     if path is not None:
         save(figure, path)
     return figure

@@ -26,6 +26,7 @@ def circuit(
     labels: Mapping[str, str] | None = None,
     edges: int = 200,
     title: str = "",
+    alt: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """An attribution graph: layers from the bottom to the top, tokens from the left to the right.
@@ -41,6 +42,7 @@ def circuit(
         labels: {name of a node: its text}; None for the numbers of the features.
         edges: how many of the largest |weight| to draw.
         title: text. path: where to `save` the figure; None saves nothing.
+        alt: alternative text; None for one that names the layers and the strongest nodes.
 
     Returns:
         The figure.
@@ -75,8 +77,7 @@ def circuit(
     )
     axes = figure.add_subplot(title=title)
     colours = colormap(None, symmetric=True)
-    # The ends of the map are nearly black: the middle of each half is the colour of a sign.
-    colour = lambda numbers: colours(0.5 + 0.32 * np.sign(numbers))
+    colour = lambda numbers: colours(0.5 + 0.5 * np.sign(numbers))
 
     for here, there in itertools.pairwise(ticks):
         axes.axvline((here[1] + there[0]) / 2, color="0.9", linewidth=0.8, zorder=0)
@@ -131,9 +132,21 @@ def circuit(
         for sign, text in ((1, "positive"), (-1, "negative"))
     ]
     figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.set_label(_described(graph, nodes, rows, title, labels or {}) if alt is None else alt)
     if path is not None:
         save(figure, path)
     return figure
+
+
+def _described(graph: Any, nodes: list, rows: list[int], title: str, labels: Mapping[str, str]) -> str:
+    """The alternative text of a graph: how large it is, and its strongest nodes."""
+    strongest = sorted((n for n in nodes if n.kind == "feature"), key=lambda n: -abs(n.relevance))[:3]
+    said = ", ".join(f"{labels.get(n.name, n.name)} ({n.relevance:+.3g})" for n in strongest)
+    count = int(np.count_nonzero(graph.weights))
+    layers = "; ".join(_row_name(nodes, row) for row in rows)
+    what = f"Attribution graph of {len(nodes)} nodes and {count} edges, from the bottom: {layers}"
+    sentences = [title, what, f"Strongest features: {said}" if said else ""]
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
 def _places(

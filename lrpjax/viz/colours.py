@@ -13,6 +13,40 @@ if TYPE_CHECKING:
 BAD = "#00ff00"
 """The colour of NaN and infinity in every picture."""
 
+DEFAULT = "relevance"
+"""The colour map of signed relevance where none is named."""
+
+# Straight lines in CIELAB from white to two ends of one lightness and one chroma, at 1, 3/4, 1/2, 1/4 and 0 of the
+# range: L* = 100 - 55 r, C* = 86 r, at the hues 294° (against) and 38° (for). So equal steps of relevance look like
+# equal steps, equal magnitudes look equally strong on both sides, and the strongest colours are at the ends. (The ends
+# of matplotlib's "seismic" are dark: its brightest red is at half of the range. The blue of "bwr" is stronger by a
+# third, and darker, than its red.) tests/test_viz.py measures all this.
+_RELEVANCE = [
+    "#145ef0",
+    "#7683f5",
+    "#aaabfa",
+    "#d6d4fd",
+    "#ffffff",
+    "#ffccc0",
+    "#f99983",
+    "#ea634a",
+    "#d41412",
+]
+
+# The same with L* = 100 - 50 r and C* = 68 r, at the hues 284° and 60°. Who sees no red, or no green, sees its two
+# ends as about equally strong; the red of "relevance" is darker to the first.
+_BLUE_ORANGE = [
+    "#0075e8",
+    "#6f95ef",
+    "#a5b7f5",
+    "#d3dafa",
+    "#ffffff",
+    "#f6d5c0",
+    "#e8ac83",
+    "#d48449",
+    "#bc5d00",
+]
+
 # zennit's "0ff,00f,80:000,f00,ff0,fff" (src/zennit/image.py): cyan, blue, black at zero, red, yellow, white,
 # evenly spaced on each side of zero.
 _COLDNHOT = [
@@ -23,6 +57,8 @@ _COLDNHOT = [
     (5 / 6, "#ffff00"),
     (1.0, "#ffffff"),
 ]
+
+_OWN = {"relevance": _RELEVANCE, "blue-orange": _BLUE_ORANGE, "coldnhot": _COLDNHOT}
 
 
 def load_matplotlib():
@@ -45,14 +81,15 @@ def load_matplotlib():
 def colormap(name: str | None, symmetric: bool) -> Colormap:
     """A colour map by its name, with an entry in the middle, and `BAD` for what is not finite."""
     matplotlib = load_matplotlib()
-    name = name or ("seismic" if symmetric else "hot_r")
-    if name == "coldnhot":
-        colormap = matplotlib.colors.LinearSegmentedColormap.from_list("coldnhot", _COLDNHOT)
+    name = name or (DEFAULT if symmetric else "hot_r")
+    if name in _OWN:
+        colormap = matplotlib.colors.LinearSegmentedColormap.from_list(name, _OWN[name])
     elif name in matplotlib.colormaps:
         colormap = matplotlib.colormaps[name]
     else:
         raise ValueError(
-            f"unknown colour map {name!r}: give a matplotlib name such as 'seismic', or 'coldnhot'"
+            f"unknown colour map {name!r}: give one of {', '.join(map(repr, _OWN))}, or a matplotlib name such as "
+            "'seismic'"
         )
     # An odd number of entries has a middle one: with matplotlib's 256, zero would not be quite white.
     return colormap.resampled(257).with_extremes(bad=BAD)
@@ -116,6 +153,14 @@ def paint(scaled: NDArray[np.float64], symmetric: bool, cmap: str | None) -> NDA
     # Masked before clipping, for an infinity would be clipped to the end of the map.
     masked = np.ma.masked_invalid(position, copy=False)
     return colormap(cmap, symmetric)(np.ma.clip(masked, 0.0, 1.0), bytes=True)[..., :3]
+
+
+def takes_black(colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether black text contrasts more than white with each colour (…, 3): WCAG's ratio is above 4.5 either way."""
+    srgb = colors / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+    return (luminance + 0.05) ** 2 > 1.05 * 0.05
 
 
 def luminance(image: ArrayLike, ndim: int) -> NDArray[np.float64]:

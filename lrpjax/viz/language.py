@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrpjax.viz.colours import bound_of, colormap, floats, load_matplotlib, luminance, over_limit, paint
+from lrpjax.viz.colours import bound_of, colormap, floats, load_matplotlib, over_limit, paint, takes_black
 from lrpjax.viz.saving import save
+from lrpjax.viz.text import described, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ def token_layers(
     symmetric: bool = True,
     cmap: str | None = None,
     title: str = "",
+    alt: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """The relevance of every token in every layer, for one generated token: where in the text relevance is, from the
@@ -48,6 +50,7 @@ def token_layers(
         layers: L names, instead of the mapping's or of numbers.
         limit, symmetric, cmap: as for `heatmap`; one limit for all layers, so that colours can be compared.
         title: text. path: where to `save` the figure; None saves nothing.
+        alt: alternative text; None for one that names the token with the largest relevance in each layer.
 
     Returns:
         The figure. NaN and infinity have the colour `BAD`.
@@ -96,6 +99,12 @@ def token_layers(
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.4)
     axes.tick_params(which="minor", length=0)
+    if alt is None:
+        top = ["".join(shown(tokens[i]).split()) for i in np.argmax(np.nan_to_num(values, nan=-np.inf), 1)]
+        told = "; ".join(f"{name}: {token}" for name, token in zip(names, top, strict=True))
+        what = f"Relevance of {length} tokens in {count} layers, colours up to {bound:.3g}"
+        alt = f"{title + '. ' if title else ''}{what}. The token with the largest in each: {told}."
+    figure.set_label(alt)
     if path is not None:
         save(figure, path)
     return figure
@@ -130,9 +139,10 @@ def generated(
     words: Sequence[int] | None = None,
     limit: float | None = None,
     symmetric: bool = True,
-    cmap: str | None = "bwr",
+    cmap: str | None = None,
     separator: str = "",
     document: bool = False,
+    alt: str | None = None,
 ) -> str:
     """A text whose generated tokens show what they came from: HTML for a notebook or a file, which needs no network.
 
@@ -149,6 +159,7 @@ def generated(
             with whitespace, or what tokenizers write for it (Ġ, ▁, Ċ); with a separator each token is a word.
         limit: the magnitude at the end of the colour map, for all views. None: each view's own largest.
         symmetric, cmap: as for `tokens`.
+        alt: alternative text; None for one that names the tokens with the largest relevance for all that was generated.
         separator: stands between tokens; ``""`` for tokenizers that keep their spaces.
         document: whether to return a whole page, for a file (written as UTF-8), in place of a part of one.
 
@@ -188,7 +199,7 @@ def generated(
         total = values.sum(0)
         each = [values[numbers == number].sum(0) for number in np.unique(numbers)]
     colors = paint(over_limit(total[None], limit, 1.0)[0], symmetric, cmap)
-    light = luminance(colors, colors.ndim - 1) > 0.45
+    light = takes_black(colors)
     numbers = np.unique(numbers, return_inverse=True)[1]
     pieces = []
     for i, (token, value, (r, g, b), black) in enumerate(
@@ -203,7 +214,7 @@ def generated(
         pieces.append(f'<span style="{style}" title="{value:+.4g}"{says}>{html.escape(shown(token))}</span>')
     # The middle of the map, and 127 colours to each side; for a one-sided range zero is at the middle as well.
     palette = paint(np.linspace(-1.0, 1.0, 255), symmetric, cmap)
-    light = luminance(palette, 1) > 0.45
+    light = takes_black(palette)
     data = {
         "views": [_packed(view) for view in (total, *values, *each)],
         "rows": len(values),
@@ -219,7 +230,10 @@ def generated(
     name = "lrpjax-" + hashlib.blake2b((body + told).encode(), digest_size=6).hexdigest()
     style = _STYLE.replace("NAME", name)
     script = _SCRIPT.replace("NAME", name).replace("DATA", told)
-    part = f'<div class="{name}"><style>{style}</style><div>{body}</div></div><script>{script}</script>'
+    what = "Text with its tokens coloured by their relevance"
+    label = html.escape(described(tokens, total, what) if alt is None else alt)
+    head = f'<div class="{name}" role="group" aria-label="{label}"><style>{style}</style>'
+    part = f"{head}<div>{body}</div></div><script>{script}</script>"
     if not document:
         return part
     head = '<meta charset="utf-8"><title>relevance</title>'
@@ -228,8 +242,7 @@ def generated(
 
 def shown(token: str) -> str:
     """A token with its whitespace marked, and what cannot be printed as Python escapes."""
-    plain = lambda c: c if c.isprintable() else c.encode("unicode_escape").decode()
-    return "".join(SHOWN.get(c) or plain(c) for c in token)
+    return "".join(SHOWN.get(c) or printable(c) for c in token)
 
 
 def _words(tokens: Sequence[str], separator: str) -> NDArray[np.int64]:

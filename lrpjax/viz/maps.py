@@ -52,8 +52,11 @@ def heatmap(
             pictures.
         symmetric: True for the range [−limit, limit], False for [0, limit], in which negative values have the
             colour of zero.
-        cmap: a matplotlib name or ``"coldnhot"``; None is ``"seismic"`` (blue, white at zero, red) for
-            symmetric and ``"hot_r"`` (white at zero, yellow, red, black) for one-sided ranges.
+        cmap: the name of a colour map. None is ``"relevance"`` (blue, white at zero, red; the strongest colours are at
+            the ends) for symmetric and ``"hot_r"`` (white at zero, yellow, red, black) for one-sided ranges.
+            ``"blue-orange"`` is like ``"relevance"`` and looks equally strong on both sides to the colour-blind;
+            ``"coldnhot"`` is zennit's, black at zero. Any name of matplotlib's is taken: the ends of ``"PuOr_r"`` and
+            ``"RdBu_r"`` differ to the colour-blind too; ``"seismic"`` was the default before, and is dark at its ends.
         quantile: without a limit, the quantile of a picture's finite |Σ_c R_c| that is taken: 1 is the largest, which a
             single pixel decides; 0.99 lets one in a hundred exceed the range.
 
@@ -71,7 +74,7 @@ def heatmap(
         >>> import numpy as np
         >>> from lrpjax import viz
         >>> viz.heatmap(np.array([[-1.0, 0.0, 2.0]])).tolist()
-        [[[0, 0, 255], [255, 255, 255], [127, 0, 0]]]
+        [[[170, 171, 250], [255, 255, 255], [212, 20, 18]]]
     """
     R = sum_channels(R)
     return paint(over_limit(R, limit, quantile), symmetric, cmap)
@@ -110,7 +113,7 @@ def overlay(
         >>> import numpy as np
         >>> from lrpjax import viz
         >>> viz.overlay(np.zeros((1, 2)), np.array([[0.0, 2.0]])).tolist()
-        [[[32, 32, 32], [127, 0, 0]]]
+        [[[32, 32, 32], [212, 20, 18]]]
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be in [0, 1]; it is {opacity}")

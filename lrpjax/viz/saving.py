@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int = 1) -> None:
+def save(
+    picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int = 1, alt: str | None = None
+) -> None:
     """Write a figure, or a single heatmap, in the format of the path's ending; the file appears whole or not at all.
 
     Args:
@@ -24,6 +26,9 @@ def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int
             (H, W, 3) or (H, W, 4), of which each element becomes one pixel.
         path: where to; an existing file is replaced. Its folder must exist.
         magnify: the side in pixels of each element of an array; a figure has its own size.
+        alt: alternative text, for readers who do not see the picture; None takes a figure's label, which the functions
+            of `lrpjax.viz` set. A PNG file has it as its text "Description", an SVG file as its title and description,
+            a PDF file as its subject. Other formats have no place for it, nor have PDF and SVG files of an array.
 
     Raises:
         ValueError, OSError: as `check_path`; what the path held before is untouched. ValueError: an array that is no
@@ -42,12 +47,13 @@ def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int
     """
     path = check_path(path)
     if hasattr(picture, "savefig"):
-        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1)
+        metadata = _metadata(path, picture.get_label() if alt is None else alt)
+        write = lambda to: picture.savefig(to, bbox_inches="tight", pad_inches=0.1, **metadata)
     else:
         if magnify < 1 or magnify != int(magnify):
             raise ValueError(f"magnify must be a whole number of at least 1; it is {magnify}")
         pixels = picture_of(picture).repeat(int(magnify), axis=0).repeat(int(magnify), axis=1)
-        write = lambda to: _write_pixels(np.ascontiguousarray(pixels), to)
+        write = lambda to: _write_pixels(np.ascontiguousarray(pixels), to, alt)
     # In a temporary folder beside the target, for os.replace is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         written = Path(folder, path.name)
@@ -55,10 +61,19 @@ def save(picture: Figure | ArrayLike, path: str | os.PathLike[str], magnify: int
         os.replace(written, path)
 
 
-def _write_pixels(pixels: NDArray, path: Path) -> None:
+def _metadata(path: Path, alt: str | None) -> dict[str, dict[str, str]]:
+    """What matplotlib writes into the file beside the picture, as its argument; formats without a place refuse it."""
+    keys = {".png": ["Description"], ".svg": ["Title", "Description"], ".svgz": ["Title", "Description"]}
+    keys[".pdf"] = ["Subject"]
+    there = keys.get(path.suffix.lower())
+    return {"metadata": dict.fromkeys(there, alt)} if alt and there else {}
+
+
+def _write_pixels(pixels: NDArray, path: Path, alt: str | None) -> None:
     name = {"tif": "tiff"}.get(path.suffix[1:].lower())
+    metadata = _metadata(path, alt) if path.suffix.lower() == ".png" else {}
     try:
-        load_matplotlib().image.imsave(path, pixels, format=name)
+        load_matplotlib().image.imsave(path, pixels, format=name, **metadata)
     except KeyError as error:  # of Pillow, which has no such format
         raise ValueError(
             f"cannot write an array as {path.suffix}: give it an ending such as .png, .tif, .pdf or .svg"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,6 +26,9 @@ def sheet(
     title: str = "",
     footer: str = "",
     colorbar: str | None = None,
+    limit: float | Literal["own"] | None = None,
+    note: str | None = None,
+    alt: str | None = None,
     cell: float = 1.0,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
@@ -39,7 +42,14 @@ def sheet(
         captions: text under each picture, in the shape of `rows`; empty for none.
         group: so many successive rows stand close together, with a gap before the next; None for no gaps.
         title, footer: text above and below everything.
-        colorbar: name of a diverging colour map to explain below the sheet (blue against, red for), or None.
+        colorbar: name of the diverging colour map of the heatmaps, ``"relevance"`` unless they were given another,
+            which is then explained below the sheet, with the range that it stands for; None for no explanation.
+        limit: what the ends of the colour bar stand for: the number that was every heatmap's `limit`; ``"own"`` where
+            each picture goes up to its own largest |R|, as `heatmap` does by itself; None if neither is known,
+            which the sheet says then.
+        note: text under the colour bar in place of what `limit` says, for ranges of another kind, such as a quantile.
+        alt: alternative text of the whole sheet, for readers who do not see it; None for one made of its labels. It
+            becomes the figure's label, which `save` writes into the file.
         cell: height and width given to one picture, in inches.
         path: where to `save` the figure; None saves nothing.
 
@@ -47,7 +57,8 @@ def sheet(
         The figure. In a notebook it is displayed after ``%matplotlib inline``.
 
     Raises:
-        ValueError: no pictures, rows of unequal length, labels that do not fit, arrays that are not pictures.
+        ValueError: no pictures, rows of unequal length, labels that do not fit, arrays that are not pictures; a limit
+            that is not positive, or a limit or note without a colour bar.
         OSError: `path` cannot be written; what it held before is untouched.
 
     Example:
@@ -57,9 +68,15 @@ def sheet(
         >>> figure = viz.sheet([[viz.heatmap(R), viz.heatmap(-R)]], ["sample"], ["for", "against"])
         >>> len(figure.axes)
         2
+        >>> figure.get_label()
+        'Sheet of pictures, 1 row by 2 columns. Rows: sample. Columns: for, against.'
+        >>> figure = viz.sheet([[viz.heatmap(R, limit=4.0)]], colorbar="relevance", limit=4.0)
+        >>> [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+        ['against the class\\n−4', '0', 'for the class\\n4']
     """
     pictures = [[None if place is None else picture_of(place) for place in row] for row in rows]
     _check_labels(pictures, row_labels, column_labels, captions, group)
+    end, said = _range(colorbar, limit, note)
     matplotlib = load_matplotlib()
     count, columns = len(pictures), len(pictures[0])
     group = group or count
@@ -100,15 +117,65 @@ def sheet(
             aspect=40,
             pad=0.01,
         )
-        bar.ax.set_xticklabels(["against the class", "0", "for the class"], size=8)
+        bar.ax.set_xticklabels([f"against the class\n−{end}", "0", f"for the class\n{end}"], size=8)
+        bar.set_label(said, size=8, color="0.3")
         bar.outline.set(linewidth=0.5, edgecolor="0.6")
     if title:
         figure.suptitle(title, size=12, weight="bold")
     if footer:
         figure.supxlabel(footer, size=8, color="0.3")
+    if alt is None:
+        colours = (
+            f"Colour bar from against the class, −{end}, to for the class, {end}: {said}" if colorbar else ""
+        )
+        alt = _described(len(rows), columns, title, row_labels, column_labels, captions, colours, footer)
+    figure.set_label(alt)
     if path is not None:
         save(figure, path)
     return figure
+
+
+def _range(colorbar: str | None, limit: float | str | None, note: str | None) -> tuple[str, str]:
+    """What stands at the ends of the colour bar, and below it."""
+    if colorbar is None:
+        if limit is not None or note is not None:
+            raise ValueError("limit and note are about the colour bar: give colorbar, such as 'relevance'")
+        return "", ""
+    if limit is None:
+        end, said = (
+            "limit",
+            "the limit of each picture's colours: its own largest |R|, unless another was set",
+        )
+    elif limit == "own":
+        end, said = "largest |R|", "each picture has its own range, up to its largest |R|"
+    elif isinstance(limit, str) or not (np.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit must be a positive number, 'own' or None; it is {limit!r}")
+    else:
+        end, said = f"{float(limit):.3g}", "the same range in all pictures"
+    return end, said if note is None else note
+
+
+def _described(
+    count: int,
+    columns: int,
+    title: str,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    colours: str,
+    footer: str,
+) -> str:
+    """The alternative text of a sheet: whatever is written on it, in the order in which it is read."""
+    plural = lambda n, name: f"{n} {name}" + ("" if n == 1 else "s")
+    parts = [title, f"Sheet of pictures, {plural(count, 'row')} by {plural(columns, 'column')}"]
+    lists = {
+        "Rows": row_labels,
+        "Columns": column_labels,
+        "Captions": [c for row in captions for c in row if c],
+    }
+    parts += [f"{name}: {', '.join(labels)}" for name, labels in lists.items() if labels]
+    sentences = [" ".join(part.split()).rstrip(".") for part in (*parts, colours, footer)]
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
 def _check_labels(pictures, row_labels, column_labels, captions, group) -> None:

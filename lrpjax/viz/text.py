@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from lrpjax.viz.colours import floats, luminance, over_limit, paint
+from lrpjax.viz.colours import floats, over_limit, paint, takes_black
 
 
 def tokens(
@@ -19,8 +19,9 @@ def tokens(
     *,
     limit: float | None = None,
     symmetric: bool = True,
-    cmap: str | None = "bwr",
+    cmap: str | None = None,
     separator: str = " ",
+    alt: str | None = None,
 ) -> str:
     """Text with each token on a background coloured by its relevance, for a terminal or a notebook.
 
@@ -32,8 +33,9 @@ def tokens(
         relevance: shape (T,), or (T, D), summed over D (the embedding's components).
         mode: ``"ansi"`` for a terminal with 24-bit colour, ``"html"`` for a notebook, in which
             ``IPython.display.HTML`` shows it and hovering over a token tells its value.
-        limit, symmetric, cmap: as for `heatmap`; ``"bwr"`` is lighter than seismic: text stays legible.
+        limit, symmetric, cmap: as for `heatmap`.
         separator: stands between tokens; ``""`` for tokenizers that keep their spaces.
+        alt: alternative text of the HTML; None for one that names the tokens with the largest relevance.
 
     Returns:
         One string. Text is black or white, whichever contrasts more. NaN and infinity have the colour `BAD`.
@@ -44,8 +46,8 @@ def tokens(
     Example:
         >>> from lrpjax import viz
         >>> print(viz.tokens(["a", "<b>"], [0.0, 1.0], mode="html"))
-        <div style="..."><span style="background:#ffffff;color:#000000" title="+0">a</span> <span
-        style="background:#ff0000;color:#ffffff" title="+1">&lt;b&gt;</span></div>
+        <div style="..." role="group" aria-label="..."><span style="background:#ffffff;color:#000000"
+        title="+0">a</span> <span style="background:#d41412;color:#ffffff" title="+1">&lt;b&gt;</span></div>
     """
     values = floats(relevance, "relevance")
     if values.ndim == 2:
@@ -59,10 +61,10 @@ def tokens(
     if mode not in ("ansi", "html"):
         raise ValueError(f"mode must be 'ansi' or 'html'; it is {mode!r}")
     colors = paint(over_limit(values[None], limit)[0], symmetric, cmap)
-    light = luminance(colors, colors.ndim - 1) > 0.45
+    light = takes_black(colors)
     pieces = []
     for token, value, (r, g, b), black in zip(tokens, values, colors.tolist(), light, strict=True):
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+        text = printable(token)
         if mode == "ansi":
             pieces.append(f"\x1b[48;2;{r};{g};{b}m\x1b[38;5;{16 if black else 231}m{text}\x1b[0m")
         else:
@@ -70,4 +72,27 @@ def tokens(
             pieces.append(f'<span style="{style}" title="{value:+.4g}">{html.escape(text)}</span>')
     if mode == "ansi":
         return separator.join(pieces)
-    return f'<div style="white-space:pre-wrap;line-height:1.8">{html.escape(separator).join(pieces)}</div>'
+    label = described(tokens, values, "Tokens coloured by their relevance") if alt is None else alt
+    head = (
+        f'<div style="white-space:pre-wrap;line-height:1.8" role="group" aria-label="{html.escape(label)}">'
+    )
+    return f"{head}{html.escape(separator).join(pieces)}</div>"
+
+
+def printable(text: str) -> str:
+    """Text with what cannot be printed as Python escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def described(tokens: Sequence[str], values: NDArray[np.float64], what: str) -> str:
+    """The alternative text of coloured tokens: those with the largest relevance, for and against, and where there is
+    none."""
+    order = np.argsort(-np.abs(np.where(np.isfinite(values), values, 0.0)), kind="stable")[:3]
+    said = [
+        f"“{printable(tokens[i].strip())}” {values[i]:+.4g}"
+        for i in order
+        if values[i] and np.isfinite(values[i])
+    ]
+    bad = int((~np.isfinite(values)).sum())
+    sentences = [what, f"the largest: {', '.join(said)}" if said else "none has any"]
+    return "; ".join([*sentences, f"not finite: {bad}"] if bad else sentences)

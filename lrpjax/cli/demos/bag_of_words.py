@@ -282,8 +282,9 @@ def bow_demo(
         ["image", *(title.replace(", ", ",\n") for title in maps)],
         group=2,
         title="What speaks for a class, and what against it",
-        footer="pair: the class against the other one of the two rows. Each heatmap has its own range.",
-        colorbar="seismic",
+        footer="pair: the class against the other one of the two rows.",
+        colorbar="relevance",
+        limit="own",
         path=out,
     )
     console.print(f"picture: {out}", soft_wrap=True)

@@ -105,9 +105,13 @@ def photo_demo(out: Path, images: int = 4) -> None:
     console.print(_classes(names, classes, logits, network.labels))
     console.print(_methods(shown))
     console.print(
-        "kept: Σ R / logit at the pixels, of the top class; biases, stabilisers: what they took of "
-        "the logits; size: Σ|R| / |Σ R|; alike: the correlation of a photograph's two maps. Medians "
-        "over the photographs; seconds to compile and run."
+        "kept: how much of the top class's logit the pixels have in the end, Σ R / logit. Little is no error: the "
+        "columns beside it say where the rest went, the parts of the logits that biases and stabilisers took; –: a "
+        "gradient shares nothing out.\n"
+        "size: Σ|R| / |Σ R|; 1: nothing speaks against the class; large: what speaks for and against it cancels.\n"
+        "alike: the correlation of a photograph's two maps; 1: the method does not tell the classes apart.\n"
+        "Medians over the photographs. s: seconds to compile and run.",
+        soft_wrap=True,
     )
     _picture([pretrained.crop(pictures[name]) for name in names], classes, logits, network.labels, shown, out)
     console.print(f"picture: {out}", soft_wrap=True)
@@ -197,9 +201,11 @@ def _picture(
         captions=captions,
         group=2,
         title="What a network that knows ImageNet sees, and how much of it each method accounts for",
-        footer="EfficientNet-Lite0. Under each map: the part of the logit that arrives at the pixels. The two maps of "
-        "a photograph share their range of colours.",
-        colorbar="seismic",
+        footer="EfficientNet-Lite0. Under each map: the part of the logit that arrives at the pixels; the rest went to "
+        "biases and stabilisers.",
+        colorbar="relevance",
+        note="the two maps of a photograph by one method share their range: "
+        f"its end is the |R| that {100 * QUANTILE:g} % of their pixels stay below",
         cell=1.35,
         path=out,
     )
