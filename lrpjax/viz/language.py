@@ -47,7 +47,8 @@ def token_layers(
         tokens: T strings.
         layers: L names, instead of the mapping's or of numbers.
         limit, symmetric, cmap: as for `heatmap`; one limit for all layers, so that colours can be compared.
-        title: text. path: where to `save` the figure; None saves nothing.
+        title: text.
+        path: where to `save` the figure; None saves nothing.
 
     Returns:
         The figure. NaN and infinity have the colour `BAD`.
