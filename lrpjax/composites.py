@@ -1,8 +1,8 @@
 """Composites: which rule for which unit, and the usual presets, with zennit's defaults where zennit has the preset.
 
 Every preset works on any network: what a preset does not name takes the default of its kind (activations pass
-relevance on, softmax and normalisation have their own rules, products share uniformly, …; the README has the
-table).
+relevance on, softmax and normalisation have their own rules, products share uniformly, …; notebooks/which_rule.md
+has the table).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Everything that papers and the README claim of methods, measured again: `python tests/papers/run.py [NAMES]`.
+"""Everything that papers and the pages claim of methods, measured again: `python tests/papers/run.py [NAMES]`.
 
 In an environment of its own,
 
