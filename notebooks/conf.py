@@ -150,9 +150,8 @@ def read_docstring(app, what, name, object, options, lines):
             if out and out[-1].strip():
                 out.append("")
             example = True
-        elif not line.strip():
-            if example:
-                example = False
+        elif not line.strip() and example:
+            example = False
         if example:
             out.append(line)
         else:
@@ -163,14 +162,13 @@ def read_docstring(app, what, name, object, options, lines):
 
 @functools.cache
 def _tree(path):
-    source = Path(path).read_text()
-    return source, ast.parse(source)
+    return ast.parse(Path(path).read_text())
 
 
 def _written(function):
     """The parameters of a function and what it returns, as its source has them."""
     path, line = inspect.getsourcefile(function), function.__code__.co_firstlineno
-    source, tree = _tree(path)
+    tree = _tree(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
