@@ -30,9 +30,8 @@ class Composite:
     Args:
         pairs: selectors (or path globs) with rules.
         default: the rule of all that no pair matches. None, the usual choice, is each kind's own default.
-            method: "relevance"; or "gradient", where the target selects what to differentiate and the result is
-            the cotangent of the input;
-            or "input_x_gradient", the same multiplied by the input.
+        method: "relevance"; or "gradient", where the target selects what to differentiate and the result is the
+            cotangent of the input; or "input_x_gradient", the same multiplied by the input.
         primitives: families for primitives that lrpjax does not know, as {"name": "structural" | "sum" |
             "elementwise" | "stop"}.
         calls: plain functions that are traced in place of what a function calls by these names: a function under
@@ -306,8 +305,9 @@ def gamma_stages(
     Args:
         low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:
             `gamma_stages(*rules.box(mean, std))`.
-        gamma, upper: γ below `start`, and from there on. start: a part of the convolutions, from the input (0) to the
-            output (1). epsilon: of all layers.
+        gamma, upper: γ below `start`, and from there on.
+        start: a part of the convolutions, from the input (0) to the output (1).
+        epsilon: of all layers.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> conv = lambda x, *w: jax.nn.relu(jnp.convolve(x, jnp.array(w), 'valid'))
@@ -340,7 +340,8 @@ def gamma_shared(low: Any = None, high: Any = None, gamma: Any = 1.0, epsilon: A
     Args:
         low, high: the smallest and largest value that an input can take, as for `epsilon_gamma_box`; both or none:
             `gamma_shared(*rules.box(mean, std))`.
-        gamma: γ ≥ 1 keeps relevance bounded. epsilon: of all layers; small, for it takes relevance too.
+        gamma: γ ≥ 1 keeps relevance bounded.
+        epsilon: of all layers; small, for it takes relevance too.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> f = lambda x: jax.nn.relu(jnp.convolve(x, jnp.array([2.0, -1.0]), 'valid') + 1.0) @ jnp.array([2.0, -1.0])

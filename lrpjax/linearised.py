@@ -108,9 +108,10 @@ class Linearised:
         """The relevance of the input and of every named value, R_h = h ⊙ c, for that of the output.
 
         Args:
-            seed: the relevance that it begins with, see the class. start: the named value where it begins, in place of
-                the output (`start_layer` of zennit-crp). stop: named values at which relevance is read and goes no
-                further. direct: whether it goes no further than the first named value on each of its ways.
+            seed: the relevance that it begins with, see the class.
+            start: the named value where it begins, in place of the output (`start_layer` of zennit-crp).
+            stop: named values at which relevance is read and goes no further.
+            direct: whether it goes no further than the first named value on each of its ways.
 
         Returns:
             A `Reading`. At `start` it is the seed. With composites of the gradient family it is the gradient, or
@@ -137,8 +138,10 @@ class Linearised:
         where h is 0, unless a rule on the way gives relevance to zeros (flat, w², z^B): then they are 0.
 
         Args:
-            seed: as for `pull`. unit: the coefficients of the output (or of `start`), in place of its relevance:
-                floating-point numbers of its structure and shapes. start, stop, direct: as for `pull`.
+            seed: as for `pull`.
+            unit: the coefficients of the output (or of `start`), in place of its relevance: floating-point numbers of
+                its structure and shapes.
+            start, stop, direct: as for `pull`.
 
         Returns:
             A `Reading`. With composites of the gradient family these are the gradients.
@@ -159,9 +162,10 @@ class Linearised:
         head or a neuron contributes to all logits is push(path, h ⊙ m), m being 1 there and 0 elsewhere.
 
         Args:
-            path: the value that changes; None for the input. direction: by how much, in the shape of the value, or the
-                structure of the input. stop: named values that stay as they are. direct: whether all do, so that the
-                change of each is what comes to it without passing through another.
+            path: the value that changes; None for the input.
+            direction: by how much, in the shape of the value, or the structure of the input.
+            stop: named values that stay as they are.
+            direct: whether all do, so that the change of each is what comes to it without passing through another.
 
         Returns:
             A `Reading` of the output and of the values; at `path` it is the direction.
@@ -198,8 +202,9 @@ class Linearised:
         `push(source, u, direct=True)[target]`, or `coefficients(unit=c, start=target, direct=True)[source]`.
 
         Args:
-            source: the earlier value; None or "input" for the input. target: the later one; None or "output" for the
-                output. seed: of the output, as for `pull`.
+            source: the earlier value; None or "input" for the input.
+            target: the later one; None or "output" for the output.
+            seed: of the output, as for `pull`.
 
         Returns:
             Relevance in the shape of `source`.
@@ -236,11 +241,14 @@ class Linearised:
         which `batch` run at once. Of what comes to a target, biases and stabilisers absorb what its edges do not have.
 
         Args:
-            seed, unit: of the output, as for `coefficients`. sources, targets: paths, "input" and "output"; None for
-                all. A value in a loop stands for all its steps, "path[0]", "path[1]", …. change: what the coefficients
-                of sources are multiplied by in place of their values, in full: {path: array}; a source that is not in
-                it has edges of its relevance. reduce: makes of relevance, in the shape of a source (in the structure
-                of the input), what is kept of it: arrays. batch: targets at once.
+            seed, unit: of the output, as for `coefficients`.
+            sources, targets: paths, "input" and "output"; None for all. A value in a loop stands for all its steps,
+                "path[0]", "path[1]", ….
+            change: what the coefficients of sources are multiplied by in place of their values, in full: {path: array};
+                a source that is not in it has edges of its relevance.
+            reduce: makes of relevance, in the shape of a source (in the structure of the input), what is kept of it:
+                arrays.
+            batch: targets at once.
 
         Returns:
             The pairs between which the program has a way; in loops also such between whose steps none leads, with 0.
@@ -309,10 +317,11 @@ def linearise(
     "RelP: Faithful and Efficient Circuit Discovery via Relevance Patching", section 3).
 
     Args:
-        f, composite: as for `lrpjax.relevance`. primals: the arguments of f. at: module paths, tags and globs, as for
-            `lrpjax.relevance`: the named values. argnums: which arguments are the input: None for the first (or for
-            those that f says itself), as for `lrpjax.relevance`; they may be integers where `at` is given. Further
-            keywords are those of f.
+        f, composite: as for `lrpjax.relevance`.
+        primals: the arguments of f.
+        at: module paths, tags and globs, as for `lrpjax.relevance`: the named values.
+        argnums: which arguments are the input: None for the first (or for those that f says itself), as for
+            `lrpjax.relevance`; they may be integers where `at` is given. Further keywords are those of f.
 
     Returns:
         A `Linearised`, a pytree.

@@ -333,7 +333,8 @@ def between(start: float, stop: float, *kinds: str) -> Selector:
     whatever the depth of a network. A unit in the body of a loop counts once.
 
     Args:
-        start, stop: 0 ≤ start ≤ stop ≤ 1. kinds: as for `kind`.
+        start, stop: 0 ≤ start ≤ stop ≤ 1.
+        kinds: as for `kind`.
 
     Raises:
         RuleError: start and stop are not in this order, or outside [0, 1].

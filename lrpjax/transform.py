@@ -43,15 +43,15 @@ def relevance(
 
     Args:
         f: a function of arrays (or pytrees of arrays) with one array as output. Flax models, closures, jitted
-            functions, anything. composite: which rule for which unit, see `lrpjax.composites`. None: each
-            kind's default (ε = 1e-6 in weighted layers). argnums: the argument, or arguments, to be explained;
-            as in `jax.grad`. None: the first, or that which f names itself (`f.argnums`), as a function of
-            `lrpjax.torch` does: its first argument are the params. target: the relevance of the output. None: all
-            of f(x). "max": the largest entry
-            along the last axis. An int or an int array (one for
-            each example): that class. An array of the output's shape: the output relevance itself. A callable:
-            f(x) -> output relevance. With the gradient family of composites it is the cotangent of the output
-            in place of its relevance (1 in place of f(x)).
+            functions, anything.
+        composite: which rule for which unit, see `lrpjax.composites`. None: each kind's default (ε = 1e-6 in weighted
+            layers).
+        argnums: the argument, or arguments, to be explained; as in `jax.grad`. None: the first, or that which f names
+            itself (`f.argnums`), as a function of `lrpjax.torch` does: its first argument are the params.
+        target: the relevance of the output. None: all of f(x). "max": the largest entry along the last axis. An int or
+            an int array (one for each example): that class. An array of the output's shape: the output relevance
+            itself. A callable: f(x) -> output relevance. With the gradient family of composites it is the cotangent of
+            the output in place of its relevance (1 in place of f(x)).
         at: a module path, or several: explain with respect to the value that leaves that scope last, in place
             of the argument. Several paths,
             or a glob such as "encoder/*" or "*", give a dict.

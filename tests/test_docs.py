@@ -137,3 +137,48 @@ def test_a_public_name_has_an_example(name):
     owner, key = name.split(".")
     text = getattr(module(owner), key).__doc__ or ""
     assert ">>>" in text, f"lrpjax.{name} has no example in its docstring"
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- the site
+
+API = "".join(path.read_text() for path in sorted((ROOT / "notebooks" / "api").glob("*.md")))
+
+
+@pytest.mark.parametrize("name", [f"{o}.{key}" for o in ["lrpjax", *sorted(MODULES)] for key in public(o)])
+def test_a_public_name_is_in_the_reference(name):
+    owner, key = name.split(".")
+    object = getattr(module(owner), key)
+    homes = {"lrpjax", f"lrpjax.{owner}", object.__module__, *(f"lrpjax.{o}" for o in MODULES)}
+    listed = re.findall(rf"(?m)^\.\. (?:auto\w+|py:data):: (lrpjax[\w.]*)\.{key}$", API)
+    assert homes & {*listed}, f"{name} is on no page of notebooks/api"
+
+
+def test_each_page_is_in_a_table_of_contents():
+    notebooks = ROOT / "notebooks"
+    pages = {
+        p.relative_to(notebooks).with_suffix("").as_posix()
+        for e in ("md", "ipynb")
+        for p in notebooks.rglob(f"*.{e}")
+    }
+    listed = {"index"}
+    for path in notebooks.rglob("*.md"):
+        for block in re.findall(r"(?ms)^```\{toctree\}\n(.*?)^```$", path.read_text()):
+            for line in block.splitlines():
+                if line and not line.startswith(":"):
+                    name = re.sub(r"^.*<(.*)>$", r"\1", line)
+                    listed.add((path.parent / name).relative_to(notebooks).as_posix())
+    assert pages <= listed, pages - listed
+
+
+def test_each_table_of_results_has_a_page():
+    for path in (ROOT / "tests").glob("*/results/*.md"):
+        page = ROOT / "notebooks" / "results" / path.parent.parent.name / path.name
+        assert f"../../../{path.relative_to(ROOT).as_posix()}" in page.read_text()
+
+
+@pytest.mark.parametrize("page", ["how_it_works.md", "errors.md"])
+def test_what_a_page_shows_is_what_comes(page):
+    text = re.sub(r"(?m)^```.*$", "", (ROOT / "notebooks" / page).read_text())
+    assert text.count(">>>") > 8
+    found = failures(text, {})
+    assert not found, found

@@ -456,8 +456,9 @@ def messages(
     R_{i←j} that of its output, less what the bias and the stabiliser absorb).
 
     Args:
-        f, composite, target: as in `lrpjax.relevance`. argnums: the argument explained. at: the module path of a dense
-            layer.
+        f, composite, target: as in `lrpjax.relevance`.
+        argnums: the argument explained.
+        at: the module path of a dense layer.
 
     Returns:
         A function of f's arguments. It returns an array of the shape of the layer's input with one more axis for its

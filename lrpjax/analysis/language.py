@@ -266,7 +266,8 @@ def next_tokens(
 
     Args:
         hidden: [N, D]; of a text, `f(ids)[start - 1 : -1]` are those that the tokens from `start` on were said by.
-        unembed: [D, V]. bias: [V], or None.
+        unembed: [D, V].
+        bias: [V], or None.
         ids: tokens whose probabilities are asked for, int [N], or None.
         k: how many of the likeliest tokens, 1 … V.
         block: how many tokens of the vocabulary at a time.

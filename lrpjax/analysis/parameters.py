@@ -53,11 +53,12 @@ def relevance(
     once more, as a gradient for all parameters does.
 
     Args:
-        f: a function of parameters and inputs, such as `model.apply`. composite: as for `lrpjax.relevance`; layers with
-            parameters take ε-rules (`composites.epsilon`, `attnlrp`, `cp_lrp`; the first three differ in how products
-            are shared). argnums: the argument that holds the parameters, of any structure. target: as for
-            `lrpjax.relevance`. With the gradient family of composites the result is the gradient of the parameters, or
-            parameters ⊙ gradient.
+        f: a function of parameters and inputs, such as `model.apply`.
+        composite: as for `lrpjax.relevance`; layers with parameters take ε-rules (`composites.epsilon`, `attnlrp`,
+            `cp_lrp`; the first three differ in how products are shared).
+        argnums: the argument that holds the parameters, of any structure.
+        target: as for `lrpjax.relevance`. With the gradient family of composites the result is the gradient of the
+            parameters, or parameters ⊙ gradient.
 
     Returns:
         A function of the same arguments, which returns relevances in the structure, shapes and dtypes of the
@@ -173,10 +174,11 @@ def summed(R: Any, axis: int | None = None, *, groups: int | None = None) -> Any
     """The relevance of parameters by layer, by neuron, channel or head: a tree of sums.
 
     Args:
-        R: relevances of parameters. axis: the axis that is kept, in kernels of Flax the last for what a neuron or
-            channel receives (with its bias) and the last but one for what it sends; None for one number for each array,
-            by layer. Arrays that lack the axis are summed up whole. groups: the axis is taken as this many equal
-            groups, as heads.
+        R: relevances of parameters.
+        axis: the axis that is kept, in kernels of Flax the last for what a neuron or channel receives (with its bias)
+            and the last but one for what it sends; None for one number for each array, by layer. Arrays that lack the
+            axis are summed up whole.
+        groups: the axis is taken as this many equal groups, as heads.
 
     Raises:
         PruneError: the axis of an array cannot be divided into so many groups.
@@ -218,10 +220,13 @@ def prune(
     stacked in one array compete with each other: take them apart first.
 
     Args:
-        params: a tree of arrays. scores: of the same structure and shapes. sparsity: the part that becomes 0, of the
-            arrays that are pruned. within: where scores compete: "array", each for itself; "column", each output of a
-            kernel [..., inputs, outputs] for itself (as SparC3 and Wanda do); "all", those of all arrays. select: which
-            arrays are pruned, by path ("layers/0/kernel") and array; None for all of two axes and more, the kernels.
+        params: a tree of arrays.
+        scores: of the same structure and shapes.
+        sparsity: the part that becomes 0, of the arrays that are pruned.
+        within: where scores compete: "array", each for itself; "column", each output of a kernel [..., inputs, outputs]
+            for itself (as SparC3 and Wanda do); "all", those of all arrays.
+        select: which arrays are pruned, by path ("layers/0/kernel") and array; None for all of two axes and more, the
+            kernels.
 
     Raises:
         PruneError: the structures or shapes differ, or an option is none of those above.

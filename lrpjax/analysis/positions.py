@@ -72,12 +72,15 @@ def relevance(
     counts as a linear map, and the queries take all.
 
     Args:
-        f: a function of tokens or embeddings, for one text. composite: None for `composites.attnlrp()`. (Under `cp_lrp`
-            no relevance comes to queries and keys, and none to rotations.) tokens: the path or tag of the tokens'
-            embeddings. positions: those of the positions' values: what is added to the embeddings, or the cosines and
-            sines of rotations, [positions, …]. They need names: `lrpjax.tag(cos, "cos")`. axis: which axis of all
-            these counts positions; a mapping says it for each name. A value in a loop has the steps first. target: as
-            for `lrpjax.relevance`.
+        f: a function of tokens or embeddings, for one text.
+        composite: None for `composites.attnlrp()`. (Under `cp_lrp` no relevance comes to queries and keys, and none to
+            rotations.)
+        tokens: the path or tag of the tokens' embeddings.
+        positions: those of the positions' values: what is added to the embeddings, or the cosines and sines of
+            rotations, [positions, …]. They need names: `lrpjax.tag(cos, "cos")`.
+        axis: which axis of all these counts positions; a mapping says it for each name. A value in a loop has the steps
+            first.
+        target: as for `lrpjax.relevance`.
 
     Returns:
         A function of the same arguments as f, which returns `Positions`.

@@ -155,7 +155,8 @@ def flipping(patch: int, fill: ArrayLike = 0.0, steps: int | Sequence[int] = 10,
     first, over the score (`lrpjax.metrics.abpc`); 0 for a random order.
 
     Args:
-        patch: the side of the square regions, in pixels. fill, steps, batch: as in `lrpjax.metrics.flipping`.
+        patch: the side of the square regions, in pixels.
+        fill, steps, batch: as in `lrpjax.metrics.flipping`.
 
     Returns:
         A function of an `Explained` batch [B, H, W, C].
@@ -313,7 +314,8 @@ def tune(
             arguments, {name: [value, …]}; all combinations are tried.
         measures: by name; None: `MEASURES` (kept, size, alike), or kept and size with `target=None`.
         target: the class that is explained: "max", an int, ints [B], or None.
-        batch: how many samples are explained at once. together: how many settings at once.
+        batch: how many samples are explained at once.
+        together: how many settings at once.
 
     Returns:
         A `Tuning`: rows in the order of the candidates, the Pareto front, a table.

@@ -22,8 +22,10 @@ def reconstructed(h: jax.Array, encode: Callable, decode: Callable, name: str) -
     leaving it out of `decode`.
 
     Args:
-        h: floating array [..., D]. encode: from h to features [..., F], such as x ↦ relu(x W + b). decode: from
-            features to an array of the shape of h. name: what `at=` calls the features.
+        h: floating array [..., D].
+        encode: from h to features [..., F], such as x ↦ relu(x W + b).
+        decode: from features to an array of the shape of h.
+        name: what `at=` calls the features.
 
     Returns:
         An array of the shape of h.
@@ -58,8 +60,11 @@ def transcoded(x: jax.Array, y: jax.Array, encode: Callable, decode: Callable, n
     earlier layers, and over x for a skip connection.
 
     Args:
-        x: what the features are read from, floating. y: what the layer gave, floating. encode: from x to features.
-            decode: from features to an array of the shape of y. name: what `at=` calls the features.
+        x: what the features are read from, floating.
+        y: what the layer gave, floating.
+        encode: from x to features.
+        decode: from features to an array of the shape of y.
+        name: what `at=` calls the features.
 
     Returns:
         An array of the shape of y.

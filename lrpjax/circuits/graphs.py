@@ -174,7 +174,8 @@ class Graph:
         no influence at all is never kept, which is the one difference.
 
         Args:
-            nodes, edges: shares, 0 … 1. outputs: as for `influence`.
+            nodes, edges: shares, 0 … 1.
+            outputs: as for `influence`.
 
         Returns:
             A `Graph`; what led to nodes and along edges that are dropped is in its remainder.
@@ -212,8 +213,9 @@ class Graph:
         """The features and errors of the largest |relevance|, and the edges of the largest |weight|.
 
         Args:
-            nodes: how many features and errors at most; None for all. edges: how many edges at most. threshold: edges
-                stay whose |weight| is at least this share of Σ |relevance| of the outputs.
+            nodes: how many features and errors at most; None for all.
+            edges: how many edges at most.
+            threshold: edges stay whose |weight| is at least this share of Σ |relevance| of the outputs.
 
         Returns:
             A `Graph`; what is dropped is in its remainder. Inputs and outputs stay, and nodes without edges too.
@@ -272,10 +274,12 @@ class Graph:
         """The graph in the format that the viewers of circuit-tracer and Neuronpedia show.
 
         Args:
-            path: a file to write; None writes none. slug, scan: what the viewers call the graph, and the model.
-            tokens: the text of every token; None for their numbers. prompt: the whole text; None for the tokens,
-                joined.
-            labels: {name of a node: what it stands for}. probabilities: of the outputs, in the order of the nodes.
+            path: a file to write; None writes none.
+            slug, scan: what the viewers call the graph, and the model.
+            tokens: the text of every token; None for their numbers.
+            prompt: the whole text; None for the tokens, joined.
+            labels: {name of a node: what it stands for}.
+            probabilities: of the outputs, in the order of the nodes.
             metadata: further entries, such as "feature_details" (where Neuronpedia finds the features).
 
         Returns:

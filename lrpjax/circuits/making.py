@@ -81,9 +81,9 @@ def graph(
     more for each node that is a feature or an output gives its edges, `batch` of them at once.
 
     Args:
-        lin: from `lrpjax.linearise(..., at=[...])`. The features of `circuits.reconstructed` and `transcoded` are
-            named by their name, and their errors by name + "/error". seed: as for `lin.pull`; every element of the
-            output that it gives relevance is an output node.
+        lin: from `lrpjax.linearise(..., at=[...])`. The features of `circuits.reconstructed` and `transcoded` are named
+            by their name, and their errors by name + "/error".
+        seed: as for `lin.pull`; every element of the output that it gives relevance is an output node.
         nodes: paths of the named values whose elements are nodes; None for all. Relevance passes through the others.
             The input and the output always are; a named value that no input leads to (an embedding, where the input is
             token numbers) counts as input.
@@ -94,9 +94,9 @@ def graph(
             always.
         tokens: the axis of tokens, in values with at least two axes besides loops, where it has more than one token or
             no value has; a mapping {path: axis} for others; None for none. Viewers and drawings go by it.
-        at_most: how many nodes of each value at most, those of the largest |relevance|. threshold: only as many of
-            them as make up this share of Σ |relevance| of the value. Both hold for features and inputs; errors and
-            outputs are all kept.
+        at_most: how many nodes of each value at most, those of the largest |relevance|.
+        threshold: only as many of them as make up this share of Σ |relevance| of the value. Both hold for features and
+            inputs; errors and outputs are all kept.
         batch: how many backward passes at once.
 
     Returns:

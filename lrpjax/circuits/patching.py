@@ -47,9 +47,10 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
     """`f` with values of its own replaced, as a function of the same arguments.
 
     Args:
-        f: any function, as for `lrpjax.relevance`. put: {path: array, or (where, array)}: what stands in place of the
-            value that `path` names (a module path or a `lrpjax.tag`), everywhere or where a bool array says so. Both
-            broadcast to the value, which inside of loops is stacked over the steps. Later values follow from it.
+        f: any function, as for `lrpjax.relevance`.
+        put: {path: array, or (where, array)}: what stands in place of the value that `path` names (a module path or a
+            `lrpjax.tag`), everywhere or where a bool array says so. Both broadcast to the value, which inside of loops
+            is stacked over the steps. Later values follow from it.
 
     Returns:
         A function that returns what f would. It may be differentiated, jitted and vmapped.
@@ -96,12 +97,14 @@ def patch(
     under `jax.jit` to compile all at once.
 
     Args:
-        f: the function. clean, corrupted: its argument in the two runs; a tuple for several arguments. at: module
-            paths, tags and globs, as for `lrpjax.relevance`. metric: from f's output to a number, such as the
-            difference of two logits. each: the axes of a value along which its parts are told apart; the others are
-            patched together. With values [tokens, features] 0 patches token by token; () or None patches a value as a
-            whole, (0, 1) every element. A mapping says it for each path. Steps of loops are always told apart. into:
-            the run that is patched, with values of the other.
+        f: the function.
+        clean, corrupted: its argument in the two runs; a tuple for several arguments.
+        at: module paths, tags and globs, as for `lrpjax.relevance`.
+        metric: from f's output to a number, such as the difference of two logits.
+        each: the axes of a value along which its parts are told apart; the others are patched together. With values
+            [tokens, features] 0 patches token by token; () or None patches a value as a whole, (0, 1) every element. A
+            mapping says it for each path. Steps of loops are always told apart.
+        into: the run that is patched, with values of the other.
 
     Returns:
         {path: [*steps of loops, *sizes of the axes in `each`]}.
@@ -158,15 +161,17 @@ def attribute(
     forward passes and one backward pass.
 
     Args:
-        f, clean, corrupted, at, metric, each, into, batch: as for `patch`. composite: as for `lrpjax.relevance`.
-            coefficients: the run that is linearised, "clean" or "corrupted"; None for that which is patched, as in both
-            papers. drop: GradDrop (Kramár et al. 2024, AtP*, arXiv 2403.00745): parts of the program, each a path or
-            several, behind which the backward pass stops in turn; the result is Σ |Δh c| / (parts − 1), over one
-            backward pass for each part, so that ways that cancel are seen one without the other. A value in a loop
-            is as many parts as the loop has steps. A value takes no part in the pass that drops it. through: the
-            correction for softmax of the same paper: {path: later path}, for queries, keys or scores before a softmax
-            and the weights behind it. The change of the later value is computed exactly, by a run of f for each part
-            of the first, and only from there on linearly.
+        f, clean, corrupted, at, metric, each, into, batch: as for `patch`.
+        composite: as for `lrpjax.relevance`.
+        coefficients: the run that is linearised, "clean" or "corrupted"; None for that which is patched, as in both
+            papers.
+        drop: GradDrop (Kramár et al. 2024, AtP*, arXiv 2403.00745): parts of the program, each a path or several,
+            behind which the backward pass stops in turn; the result is Σ |Δh c| / (parts − 1), over one backward pass
+            for each part, so that ways that cancel are seen one without the other. A value in a loop is as many parts
+            as the loop has steps. A value takes no part in the pass that drops it.
+        through: the correction for softmax of the same paper: {path: later path}, for queries, keys or scores before a
+            softmax and the weights behind it. The change of the later value is computed exactly, by a run of f for each
+            part of the first, and only from there on linearly.
 
     Returns:
         As `patch`.
@@ -254,7 +259,8 @@ def attribute_edges(
     RelP).
 
     Args:
-        As for `attribute`; at: the nodes.
+        f, composite, clean, corrupted, metric, into, coefficients, batch: as for `attribute`.
+        at: the nodes.
 
     Returns:
         {(source, target): a number}, over pairs of paths, and "output" as a target. A value in a loop has a node for
@@ -301,8 +307,10 @@ def split(
     rest add up to the values of the run.
 
     Args:
-        lin: a linearised program. path: the value that is split; None for the input, if that is one array. each: as for
-            `patch`. batch: how many parts are pushed at once.
+        lin: a linearised program.
+        path: the value that is split; None for the input, if that is one array.
+        each: as for `patch`.
+        batch: how many parts are pushed at once.
 
     Raises:
         PatchError: `each` names an axis that the value does not have, or the input is not one array. Else as

@@ -141,9 +141,11 @@ def finding(
     """What is wrong with a relevance, and the number of the unit that does most to it; None if nothing is.
 
     Args:
-        columns: the accounts, one row for each unit. turns: how often loops run each. seed, R: (sum, sum of sizes)
-            of the output's relevance and of what arrived. bound: what the sizes may grow to, as a multiple of the
-            output's. conserves: whether what arrives should be what the output began with.
+        columns: the accounts, one row for each unit.
+        turns: how often loops run each.
+        seed, R: (sum, sum of sizes) of the output's relevance and of what arrived.
+        bound: what the sizes may grow to, as a multiple of the output's.
+        conserves: whether what arrives should be what the output began with.
     """
     if not np.isfinite(seed).all():
         return "the output's relevance is not finite", None

@@ -79,6 +79,7 @@ def _training(modules: list[Any], paths: dict[int, str], error: Exception) -> st
         for m in modules
         if getattr(m, "deterministic", None) is False or getattr(m, "use_running_average", None) is False
     ]
+    training.sort()
     which = (
         f"in training mode are {', '.join(training[:8])}{', …' if len(training) > 8 else ''}. "
         if training

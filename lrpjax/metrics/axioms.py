@@ -28,7 +28,8 @@ def completeness_gap(
     need not be a fault either: biases and stabilisers absorb relevance by design.
 
     Args:
-        f, x, target: as in `flipping`. relevance: [B, ...], of any shape.
+        f, x, target: as in `flipping`.
+        relevance: [B, ...], of any shape.
         baseline: broadcasts to x, or None.
 
     Returns:

@@ -51,7 +51,8 @@ def rank_accuracy(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     have used the masked object (see `mass_accuracy`).
 
     Args:
-        relevance: [B, ...]; pool the channels before. mask: of the same shape.
+        relevance: [B, ...]; pool the channels before.
+        mask: of the same shape.
 
     Returns:
         [B], in [0, 1]; NaN where the mask is empty.
@@ -81,7 +82,8 @@ def pointing_game(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     by chance.
 
     Args:
-        relevance: [B, ...]; pool the channels before. mask: of the same shape.
+        relevance: [B, ...]; pool the channels before.
+        mask: of the same shape.
 
     Returns:
         [B], 0 or 1; NaN where the mask is empty.
@@ -111,7 +113,8 @@ def top_k_intersection(relevance: ArrayLike, mask: ArrayLike, *, k: int) -> jax.
     Does not show: see `rank_accuracy`. If k exceeds the size of the mask it cannot reach 1.
 
     Args:
-        relevance: [B, ...]; pool the channels before. mask: of the same shape.
+        relevance: [B, ...]; pool the channels before.
+        mask: of the same shape.
         k: from 1 to the number of elements.
 
     Returns:
@@ -145,7 +148,8 @@ def roc_auc(relevance: ArrayLike, mask: ArrayLike) -> jax.Array:
     outside is nearly perfect. With a background of zeros it hardly moves. And see `mass_accuracy`.
 
     Args:
-        relevance: [B, ...]; pool the channels before. mask: of the same shape.
+        relevance: [B, ...]; pool the channels before.
+        mask: of the same shape.
 
     Returns:
         [B], in [0, 1], ½ for a constant map; NaN where the mask is empty or full.
@@ -177,7 +181,8 @@ def attribution_localisation(relevance: ArrayLike, mask: ArrayLike, *, weighted:
     Does not show: negative relevance at all; and see `mass_accuracy`.
 
     Args:
-        relevance: [B, ...]; pool the channels before. mask: of the same shape.
+        relevance: [B, ...]; pool the channels before.
+        mask: of the same shape.
         weighted: whether large masks count less. 1 is then what chance gives.
 
     Returns:

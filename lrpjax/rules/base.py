@@ -233,7 +233,8 @@ def check(holds: Callable[..., Any], *values: Any, message: str) -> None:
     is traced, the relevance becomes NaN when it fails (`doubts`); the placeholders of tree transformations pass.
 
     Args:
-        holds: a function of the values, of arithmetic and comparisons, that gives bools. values: hyper-parameters.
+        holds: a function of the values, of arithmetic and comparisons, that gives bools.
+        values: hyper-parameters.
         message: what the error says.
 
     >>> import jax, jax.numpy as jnp, lrpjax

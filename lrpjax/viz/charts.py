@@ -96,7 +96,8 @@ def kept(
     Args:
         stages: from a composite's name to `audit.stages(depth)`. Of audits under `jax.vmap` the line is the median of
             the examples, with a band from the lower to the upper quartile.
-        title: text. path: where to `save` the figure; None saves nothing.
+        title: text.
+        path: where to `save` the figure; None saves nothing.
         alt: alternative text; None for one made of the title and what is left in the end.
 
     Returns:

@@ -41,7 +41,8 @@ def circuit(
         tokens: the text of every token, below the columns; None for their numbers.
         labels: {name of a node: its text}; None for the numbers of the features.
         edges: how many of the largest |weight| to draw.
-        title: text. path: where to `save` the figure; None saves nothing.
+        title: text.
+        path: where to `save` the figure; None saves nothing.
         alt: alternative text; None for one that names the layers and the strongest nodes.
 
     Returns:

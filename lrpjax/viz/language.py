@@ -49,7 +49,8 @@ def token_layers(
         tokens: T strings.
         layers: L names, instead of the mapping's or of numbers.
         limit, symmetric, cmap: as for `heatmap`; one limit for all layers, so that colours can be compared.
-        title: text. path: where to `save` the figure; None saves nothing.
+        title: text.
+        path: where to `save` the figure; None saves nothing.
         alt: alternative text; None for one that names the token with the largest relevance in each layer.
 
     Returns:

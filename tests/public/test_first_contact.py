@@ -132,7 +132,7 @@ def test_an_nnx_class_itself():
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: lambda x: m(x), lambda m: jax.jit(lambda x: m(x))])
 def test_nnx_in_training_mode(wrap):
     model = Nnx(nnx.Rngs(0))
-    said = "in training mode are norm (BatchNorm), drop (Dropout). Call model.eval() first"
+    said = "in training mode are drop (Dropout), norm (BatchNorm). Call model.eval() first"
     refused(lambda: lrpjax.relevance(wrap(model))(X32), said, kind=lrpjax.InputError)
     refused(lambda: lrpjax.plan(wrap(model), X32), "model.eval()", kind=lrpjax.InputError)
     model.eval()
