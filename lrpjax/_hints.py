@@ -124,7 +124,6 @@ KINDS = {
     "mul": "product",
     "multiply": "product",
     "bilinear": "product",
-    "attention": "softmax",
     "batchnorm": "affine",
     "batch_norm": "affine",
 }

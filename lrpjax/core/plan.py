@@ -133,13 +133,14 @@ def check(assignment: Assignment, composite: Any, unused: Sequence[str]) -> None
             places = "\n".join(f"  {u.place}" for u in pair.chosen)
             raise RuleError(f"{pair.rule} is a rule for {kinds}, but {pair.selector} names\n{places}")
     texts = [f"({pair.selector}, {pair.rule})" for pair in idle if not pair.preset]
+    own = [f"({pair.selector}, {pair.rule})" for pair in idle if pair.preset]
     what = "pairs of the composite that match no unit"
     if unused:
         what = (
             f"{what}, or names in its calls that no call has" if texts else "names in calls that no call has"
         )
     texts += [f"calls[{name!r}]" for name in unused]
-    assignment.unmatched = texts
+    assignment.unmatched = [*own, *texts]
     if texts and not composite.preset and not getattr(composite, "_warned", False):
         object.__setattr__(composite, "_warned", True)
         warnings.warn(
