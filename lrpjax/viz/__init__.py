@@ -1,8 +1,9 @@
-"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits.
+"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits, trees of parameters.
 
 Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
 `matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. Colour maps are
 matplotlib's, by name, plus zennit's ``"coldnhot"``. matplotlib is optional: ``pip install "lrpjax[viz]"``.
+Strings of HTML are `str`, and a notebook displays them.
 
 Three conventions hold throughout. *Symmetric* ranges [−limit, limit] are for signed relevance: zero has the
 colour at the middle of the map (exactly white in the default map, with red for and blue against).
@@ -19,6 +20,7 @@ from lrpjax.viz.maps import heatmap, overlay, shared_limit
 from lrpjax.viz.saving import check_path, save
 from lrpjax.viz.sheets import sheet
 from lrpjax.viz.text import tokens
+from lrpjax.viz.trees import tree
 
 __all__ = [
     "BAD",
@@ -34,4 +36,5 @@ __all__ = [
     "sheet",
     "token_layers",
     "tokens",
+    "tree",
 ]
