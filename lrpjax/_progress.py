@@ -17,7 +17,7 @@ SECONDS = 0.1
 """The time between two states of a notebook's bar: more often nobody sees them."""
 
 WINDOW = 30.0
-"""The speed is that of so many seconds past: what was compiled, or read from a store, at first says little of the rest."""
+"""The speed is that of so many seconds past: what was compiled or read from a store at first says little of it."""
 
 
 def kernel() -> bool:

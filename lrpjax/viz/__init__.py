@@ -1,4 +1,4 @@
-"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits, trees of parameters.
+"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits, trees.
 
 Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
 `matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. Colour maps are

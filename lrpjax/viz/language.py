@@ -154,7 +154,8 @@ def generated(
         document: whether to return a whole page, for a file (written as UTF-8), in place of a part of one.
 
     Returns:
-        One string, which a notebook displays. Markup in tokens is escaped; line breaks and tabs are marked (↵, →), as is what cannot be printed,
+        One string, which a notebook displays.
+            Markup in tokens is escaped; line breaks and tabs are marked (↵, →), as is what cannot be printed,
             by Python escapes. NaN and infinity have the colour `BAD`. Values have 5 digits of a view's largest.
 
     Raises:

@@ -37,7 +37,8 @@ def tokens(
         separator: stands between tokens; ``""`` for tokenizers that keep their spaces.
 
     Returns:
-        One string, which a notebook displays with its colours. Text is black or white, whichever contrasts more. NaN and infinity have the colour `BAD`.
+        One string, which a notebook displays with its colours.
+            Text is black or white, whichever contrasts more. NaN and infinity have the colour `BAD`.
 
     Raises:
         ValueError: the lengths differ, another mode, and what `heatmap` raises.

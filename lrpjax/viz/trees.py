@@ -86,7 +86,7 @@ def tree(
     # treescope gives its output a random name; one made of the content leaves a notebook that runs again as it was.
     for name in dict.fromkeys(re.findall("treescope_out_[0-9a-f]{32}", page)):
         page = page.replace(name, "treescope_out_" + hashlib.md5(page.replace(name, "").encode()).hexdigest())
-    return Html(page)
+    return Html(f'<div style="overflow-x:auto;max-width:100%">{page}</div>')
 
 
 def _shares(leaves: Sequence[Any], cmap: str | None) -> Callable:
@@ -95,10 +95,12 @@ def _shares(leaves: Sequence[Any], cmap: str | None) -> Callable:
 
     whole = sum(_sums(leaf)[1] for leaf in leaves)
 
+    around: list[Any] = [None]  # of each part being drawn, the array, if it holds only one
+
     def hook(node: Any, path: str | None, node_renderer: Callable) -> Any:
         own = [leaf for leaf in jax.tree.leaves(node) if _is_real(leaf)]
-        if not own:
-            return NotImplemented
+        if not own or (len(own) == 1 and own[0] is around[-1]):
+            return NotImplemented  # the array in a part that holds nothing else has the part's mark
         total, size = (sum(column) for column in zip(*map(_sums, own), strict=True))
         finite = np.isfinite(total) and np.isfinite(size)
         share = size / whole if finite and np.isfinite(whole) and whole else 0.0
@@ -110,7 +112,10 @@ def _shares(leaves: Sequence[Any], cmap: str | None) -> Callable:
         )
         text = f"{share:.1%}, Σ R = {total:.3g}" if finite else "not finite"
         mark = parts.siblings(parts.custom_style(parts.text(text), style), parts.text(" "))
-        return parts.siblings_with_annotations(mark, node_renderer(node, path))
+        around.append(own[0] if len(own) == 1 else None)
+        drawn = node_renderer(node, path)
+        around.pop()
+        return parts.siblings_with_annotations(mark, drawn)
 
     return hook
 
