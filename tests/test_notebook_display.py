@@ -241,7 +241,7 @@ def test_a_tree_of_a_module():
     pytest.importorskip("treescope")
     from flax import nnx
 
-    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    net = nnx.Linear(3, 2, param_dtype=float, rngs=nnx.Rngs(0))
     R = lrpjax.parameters.relevance(lambda m, x: m(x), composites.epsilon(0.0))(net, jnp.ones((1, 3)))
     page = text_of_tree(R)
     total = float(sum(leaf.sum() for leaf in jax.tree.leaves(R)))
