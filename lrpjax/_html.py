@@ -30,8 +30,8 @@ class Html(str):
         made.page = text if page is None else page
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
-        return str(self), self.page
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return Html, (str(self), self.page)
 
     def _repr_html_(self) -> str:
         return self.page

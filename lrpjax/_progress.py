@@ -10,7 +10,7 @@ import contextlib
 import html
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 SECONDS = 0.1
@@ -60,7 +60,7 @@ def track(steps: Iterable[Any], text: str, total: float | None = None) -> Iterat
 
 
 @contextlib.contextmanager
-def status(console: Any, text: str) -> Iterator[None]:
+def status(console: Any, text: str) -> Generator[None, None, None]:
     """What is done at the moment, on a console of rich: a line that goes away, or that stays in a notebook."""
     if kernel():
         console.print(text)
