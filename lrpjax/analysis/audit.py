@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax._chosen import chosen
+from lrpjax._html import Number, Shown, number, table
 from lrpjax.composites import Composite
 from lrpjax.core.accounts import BOUND, Accounts, run, total
 from lrpjax.core.ends import End
@@ -119,27 +120,37 @@ class Stage:
     constants: jax.Array
 
 
-class Stages(tuple[Stage, ...]):
+class Stages(Shown, tuple[Stage, ...]):
     """The stages of an audit, from the output to the input, as a tuple; `str(stages)` is a table, of sums over the
-    batch."""
+    batch, which a notebook shows so that it can be sorted and searched."""
 
     def __str__(self) -> str:
-        columns = ("relevance", "bias", "epsilon", "other", "constants")
-        rows, seed = [("path", "units", "left", "kept", *columns[1:])], 0.0
+        return "\n".join(_aligned([STAGES, *self._rows()], left=1))
+
+    def _repr_html_(self) -> str:
+        return table("what is left after each stage, from the output to the input", STAGES, self._rows())
+
+    def _rows(self) -> list[tuple[Number | str, ...]]:
+        rows, seed = [], 0.0
         for stage in self:
-            left, *lost = (float(np.sum(np.asarray(getattr(stage, c)))) for c in columns)
-            seed = seed or left + sum(lost)
-            share = f"{left / seed:.1%}" if seed else "-"
-            rows.append((stage.path or "-", str(len(stage.units)), _number(left), share, *map(_number, lost)))
-        return "\n".join(_aligned(rows, left=1))
+            left, *lost = (number(getattr(stage, c)) for c in ("relevance", *STAGES[4:]))
+            seed = seed or left.value + sum(n.value for n in lost)
+            share = number(left.value / seed, ".1%") if seed else "-"
+            rows.append((stage.path or "-", number(len(stage.units), ".0f"), left, share, *lost))
+        return rows
+
+
+STAGES = ("path", "units", "left", "kept", "bias", "epsilon", "other", "constants")
+COLUMNS = ("#", "path", "kind", "rule", "in", "out", "bias", "epsilon", "other")
 
 
 def _number(a: Any) -> str:
-    return f"{float(np.sum(np.asarray(a))):.4g}"
+    return number(a).text
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def _aligned(table: Sequence[Sequence[Any]], left: int) -> list[str]:
     """The lines of a table, its first columns aligned on the left and the others, numbers, on the right."""
+    rows = [tuple(map(str, row)) for row in table]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -155,10 +166,11 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     meta_fields=("conserves",),
 )
 @dataclasses.dataclass
-class Audit:
+class Audit(Shown):
     """The accounts of a relevance: `units` in execution order, `constants` where it ends besides, `seed` the sum of the
     output's relevance, `relevance` the sum of what arrived at the arguments, or at the value that `at` names (a dict of
-    sums, by name, where `relevance` gives a dict). A pytree; `str(audit)` is a table. Under `jax.vmap` each number has
+    sums, by name, where `relevance` gives a dict). A pytree; `str(audit)` is a table, and
+    a notebook shows one that can be sorted and searched. Under `jax.vmap` each number has
     the axis of the batch: `audit[i]` is that of one example.
 
     The sums close: seed = ended + Σ units (bias + epsilon + other) + Σ constants, up to rounding. `ended` is what came
@@ -286,15 +298,24 @@ class Audit:
         return next(i for i, u in enumerate(self.units) if u is unit)
 
     def __str__(self) -> str:
-        head = ("#", "path", "kind", "rule", "in", "out", "bias", "epsilon", "other")
-        columns = ("relevance_in", "relevance_out", "bias", "epsilon", "other")
-        rows = [
-            (str(i), u.path or "-", u.kind, u.rule, *(_number(getattr(u, c)) for c in columns))
+        return "\n".join([*_aligned([COLUMNS, *self._rows()], left=4), *self._lines()])
+
+    def _repr_html_(self) -> str:
+        return table(
+            "relevance in and out of every unit, and what absorbed it", COLUMNS, self._rows(), self._lines()
+        )
+
+    def _rows(self) -> list[tuple[Number | str, ...]]:
+        columns = ("relevance_in", "relevance_out", *COLUMNS[6:])
+        return [
+            (Number(str(i), i), u.path or "-", u.kind, u.rule, *(number(getattr(u, c)) for c in columns))
             for i, u in enumerate(self.units)
         ]
-        lines = _aligned([head, *rows], left=4)
+
+    def _lines(self) -> list[str]:
+        """What stands below the table."""
         taking = [c for c in self.constants if np.any(np.asarray(c.relevance) != 0)]
-        lines += [
+        lines = [
             f"constant  {c.path or '-'}  {c.name}  {'×'.join(map(str, c.shape)) or '()'}  {_number(c.relevance)}"
             for c in taking
         ]
@@ -326,7 +347,7 @@ class Audit:
                 f"relevance grows to {self.growth():.1g} times the output's; most, by a factor {worst.gain:.1g}, in "
                 f"unit {self._index(worst)}"
             )
-        return "\n".join(lines)
+        return lines
 
 
 def audit(

@@ -8,7 +8,7 @@ the Pareto front: the candidates that no other one beats in every measure.
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from lrpjax._evaluate import (
     read,
     target_index,
 )
+from lrpjax._html import Number, Shown, number, table
 from lrpjax.composites import Composite
 from lrpjax.core.seeds import output_relevance
 from lrpjax.errors import LrpjaxError, TargetError
@@ -35,6 +36,7 @@ from lrpjax.transform import vjp
 __all__ = [
     "MEASURES",
     "Explained",
+    "Front",
     "Measure",
     "Row",
     "Tuning",
@@ -234,9 +236,24 @@ class Row:
         return f"{self.name}({given})" if given else self.name
 
 
+class Front(tuple[Row, ...]):
+    """The rows of a Pareto front, as a tuple that a notebook shows as a table.
+
+    >>> import jax.numpy as jnp, lrpjax
+    >>> from lrpjax import composites
+    >>> front = lrpjax.tune(lambda x: x, jnp.eye(2), {"z": composites.epsilon(0.0)}).front
+    >>> [row.name for row in front], "<td>z</td>" in front._repr_html_()
+    (['z'], True)
+    """
+
+    def _repr_html_(self) -> str:
+        measures = self[0].values if self else ()
+        return _page("candidates of the Pareto front", measures, self)
+
+
 @dataclasses.dataclass(frozen=True)
-class Tuning:
-    """All candidates with what was measured. As `str` a table in which * marks the Pareto front.
+class Tuning(Shown):
+    """All candidates with what was measured. As `str`, and in a notebook, a table in which * marks the Pareto front.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> from lrpjax import composites
@@ -255,9 +272,9 @@ class Tuning:
     rows: tuple[Row, ...]
 
     @property
-    def front(self) -> tuple[Row, ...]:
+    def front(self) -> Front:
         """The Pareto front: the rows that no other row beats."""
-        return tuple(row for row in self.rows if not any(other.beats(row) for other in self.rows))
+        return Front(row for row in self.rows if not any(other.beats(row) for other in self.rows))
 
     def best(self, measure: str, among: Callable[[Row], bool] = lambda row: True) -> Row:
         """The row that is best in one measure, among those of which a condition holds.
@@ -280,6 +297,26 @@ class Tuning:
             for row in self.rows
         ]
         return _table([head, *lines])
+
+    def _repr_html_(self) -> str:
+        return _page(
+            "medians of the measures; * marks the Pareto front", self.measures, self.rows, self.front
+        )
+
+
+def _page(
+    caption: str, measures: Iterable[str], rows: Sequence[Row], front: Sequence[Row] | None = None
+) -> str:
+    """The HTML of rows, with a column of marks where a front is given."""
+    names = list(measures)
+    lines: list[list[Number | str]] = [
+        [row.text, *(number(row.median(m), ".3g") for m in names)] for row in rows
+    ]
+    if front is None:
+        return table(caption, ["candidate", *names], lines)
+    for row, line in zip(rows, lines, strict=True):
+        line.insert(1, "*" if row in front else "")
+    return table(caption, ["candidate", "front", *names], lines)
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

@@ -122,8 +122,8 @@ def checked_leaf(leaf: Any, allow_integers: bool) -> Any:
         return jnp.asarray(leaf)
     if isinstance(leaf, int):
         raise InputError(
-            f"the argument to be explained holds {leaf}, which has dtype {aval.dtype}: only floating-point values carry "
-            "relevance. Where it is a list of numbers, give an array, jnp.asarray(x, jnp.float32)"
+            f"the argument to be explained holds {leaf}, which has dtype {aval.dtype}: only floating-point values "
+            "carry relevance. Where it is a list of numbers, give an array, jnp.asarray(x, jnp.float32)"
         )
     raise InputError(
         f"the argument to be explained has dtype {aval.dtype}: only floating-point values carry "

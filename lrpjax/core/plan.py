@@ -9,11 +9,13 @@ upstream, until a layer's rule takes it.
 
 import dataclasses
 import difflib
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lrpjax import _hints
+from lrpjax._html import Number, Shown, table
 from lrpjax.core.dataflow import Flow
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds import KINDS
@@ -29,6 +31,9 @@ NATIVE = (
     "Epsilon(0): write them as x @ w, as a convolution or as a sum of products, or choose the epsilon rule for all "
     "layers."
 )
+
+
+HEAD = ("#", "path", "kind", "rule", "shape", "source")
 
 
 @dataclasses.dataclass
@@ -50,13 +55,13 @@ class Planned:
 
 
 @dataclasses.dataclass
-class Plan:
+class Plan(Shown):
     """What would be done with a function: `units` in execution order; `unmatched`, the pairs of the composite
     that found nothing; `notes`, the places where a way of relevance is cut (see `lrpjax.CutWarning`), the
     weighted sums that are explained natively (see `lrpjax.NativeWarning`), and, where the rules let nothing
     come to what is explained, where they end it.
 
-    `str(plan)` is a table.
+    `str(plan)` is a table; a notebook shows one that can be sorted and searched.
     """
 
     units: list[Planned]
@@ -70,30 +75,39 @@ class Plan:
         return len(self.units)
 
     def __str__(self) -> str:
-        head = ("#", "path", "kind", "rule", "shape", "source")
-        rows = [
+        rows = [HEAD, *(tuple(map(str, row)) for row in self._rows())]
+        widths = [max(len(r[c]) for r in rows) for c in range(len(HEAD))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        return "\n".join([*lines, *self._lines()])
+
+    def _repr_html_(self) -> str:
+        return table("units and their rules", HEAD, self._rows(), self._lines())
+
+    def _rows(self) -> list[tuple[Number | str, ...]]:
+        return [
             (
-                str(i),
+                Number(str(i), i),
                 u.path or "-",
                 f"{u.kind}:{u.name}" if u.name else u.kind,
                 u.rule,
-                "×".join(map(str, u.shape)) or "()",
+                Number("×".join(map(str, u.shape)) or "()", math.prod(u.shape)),
                 _short(u.source),
             )
             for i, u in enumerate(self.units)
         ]
-        widths = [max(len(r[c]) for r in [head, *rows]) for c in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        ]
-        lines += [f"matched nothing: {text}" for text in self.unmatched]
-        return "\n".join([*lines, *self.notes])
+
+    def _lines(self) -> list[str]:
+        return [*(f"matched nothing: {text}" for text in self.unmatched), *self.notes]
 
 
 def _short(source: str) -> str:
     place, _, function = source.partition(" ")
-    return "/".join(place.split("/")[-2:]) + (f" {function}" if function else "")
+    parts = place.split("/")[-2:]
+    # The folder of a notebook's cells has the number of the process in its name, which says nothing to a reader.
+    parts = parts[1:] if parts[0].startswith("ipykernel_") else parts
+    return "/".join(parts) + (f" {function}" if function else "")
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lrpjax._progress import bar
 from lrpjax.data import programs
 from lrpjax.data import store as stores
 from lrpjax.data.background import Background
@@ -489,25 +490,11 @@ def _shown(
             if result is not _SKIPPED:
                 yield result
         return
-    from rich import progress
-    from rich.console import Console
-
-    columns = [
-        progress.TextColumn("explaining"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(),
-    ]
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("explaining", total=total, rate="")
+    with bar("explaining", total, rate="rows", stderr=True) as shown:
         for rows, result in results:
-            if total is None and count is not None:
-                total = rows * count
-                bar.update(task, total=total)
-            bar.advance(task, rows)
-            speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.3g} rows/s" if speed else "")
+            if shown.total is None and count is not None:
+                shown.total = rows * count
+            shown.advance(rows)
             if result is not _SKIPPED:
                 yield result
-        bar.update(task, total=bar.tasks[0].completed)
+        shown.total = shown.done

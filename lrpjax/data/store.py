@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lrpjax._html import Number, table
 from lrpjax.data import files, layout
 from lrpjax.data.layout import StoreError as StoreError
 from lrpjax.data.layout import array_names as array_names
@@ -143,6 +144,17 @@ class Store(Mapping[str, "StoredArray"]):
             self._arrays = {
                 name: StoredArray(self._joined(name), self._shares) for name in abouts[0]["arrays"]
             }
+
+    def _repr_html_(self) -> str:
+        """What is stored, for notebooks."""
+        rows = [
+            [name, Number("×".join(map(str, a.shape)), a.shape[0]), a.dtype.name] for name, a in self.items()
+        ]
+        notes = [
+            f"{self.rows} rows in {len(self.batches)} batches, {'complete' if self.complete else 'not complete'}",
+            f"{int(self.batches[:, 1].sum())} rows are not finite",
+        ]
+        return table(f"arrays of {self.path.name}", ("array", "shape", "dtype"), rows, notes)
 
     def _joined(self, name: str) -> Any:
         """An array's rows: of each share those in shards, which stay on the disk, then those of its tail."""

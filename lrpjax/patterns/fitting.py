@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lrpjax import rules
+from lrpjax._progress import track
 from lrpjax.errors import PatternError
 from lrpjax.patterns.fitted import LayerMoments, Moments, check_finite, finish, load, same_model, save, steps
 from lrpjax.patterns.network import Network, Site
@@ -172,13 +173,7 @@ def collect(
 
 
 def _bar(iterable: Iterator, total: int | None, progress: bool) -> Iterable:
-    if not progress:
-        return iterable
-    try:
-        from rich.progress import track
-    except ImportError as error:
-        raise ImportError("the progress bar needs rich: pip install rich") from error
-    return track(iterable, "fitting patterns", total)
+    return track(iterable, "fitting patterns", total) if progress else iterable
 
 
 class _Fitter:

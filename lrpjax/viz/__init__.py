@@ -1,8 +1,9 @@
-"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits.
+"""Pictures of relevance: heatmaps, overlays, contact sheets, curves, tokens, tokens by layers, texts, circuits, trees.
 
 Everything here works on plain arrays (NumPy or JAX, of any real dtype) and returns plain arrays, strings or
 `matplotlib.figure.Figure` objects; no pyplot, so no global state and no display is needed. matplotlib is optional:
-``pip install "lrpjax[viz]"``.
+``pip install "lrpjax[viz]"``. Strings of HTML are `str`, and a
+notebook displays them.
 
 Colour maps go by their names. ``"relevance"``, the default, is white at zero and runs to a blue (against) and a red
 (for) of the same lightness and chroma, so that equal magnitudes look equally strong and the largest look strongest.
@@ -26,6 +27,7 @@ from lrpjax.viz.maps import heatmap, overlay, shared_limit
 from lrpjax.viz.saving import check_path, save
 from lrpjax.viz.sheets import sheet
 from lrpjax.viz.text import tokens
+from lrpjax.viz.trees import tree
 
 __all__ = [
     "BAD",
@@ -41,4 +43,5 @@ __all__ = [
     "sheet",
     "token_layers",
     "tokens",
+    "tree",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrpjax._html import Html
 from lrpjax.viz.colours import bound_of, colormap, floats, load_matplotlib, over_limit, paint, takes_black
 from lrpjax.viz.saving import save
 from lrpjax.viz.text import described, printable
@@ -144,7 +145,7 @@ def generated(
     separator: str = "",
     document: bool = False,
     alt: str | None = None,
-) -> str:
+) -> Html:
     """A text whose generated tokens show what they came from: HTML for a notebook or a file, which needs no network.
 
     At first every token is coloured by its relevance for all that was generated, summed. With the mouse on a generated
@@ -165,7 +166,8 @@ def generated(
         document: whether to return a whole page, for a file (written as UTF-8), in place of a part of one.
 
     Returns:
-        One string. Markup in tokens is escaped; line breaks and tabs are marked (↵, →), as is what cannot be printed,
+        One string, which a notebook displays.
+            Markup in tokens is escaped; line breaks and tabs are marked (↵, →), as is what cannot be printed,
             by Python escapes. NaN and infinity have the colour `BAD`. Values have 5 digits of a view's largest.
 
     Raises:
@@ -236,9 +238,9 @@ def generated(
     head = f'<div class="{name}" role="group" aria-label="{label}"><style>{style}</style>'
     part = f"{head}<div>{body}</div></div><script>{script}</script>"
     if not document:
-        return part
+        return Html(part)
     head = '<meta charset="utf-8"><title>relevance</title>'
-    return f"<!doctype html>\n<html><head>{head}</head><body>{part}</body></html>\n"
+    return Html(f"<!doctype html>\n<html><head>{head}</head><body>{part}</body></html>\n", part)
 
 
 def shown(token: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrpjax._html import Html
 from lrpjax.viz.colours import floats, over_limit, paint, takes_black
 
 
@@ -22,7 +23,7 @@ def tokens(
     cmap: str | None = None,
     separator: str = " ",
     alt: str | None = None,
-) -> str:
+) -> Html:
     """Text with each token on a background coloured by its relevance, for a terminal or a notebook.
 
     Characters of a token that cannot be printed (line breaks, escape sequences) are shown as Python escapes,
@@ -31,14 +32,15 @@ def tokens(
     Args:
         tokens: T strings.
         relevance: shape (T,), or (T, D), summed over D (the embedding's components).
-        mode: ``"ansi"`` for a terminal with 24-bit colour, ``"html"`` for a notebook, in which
-            ``IPython.display.HTML`` shows it and hovering over a token tells its value.
+        mode: ``"ansi"`` for a terminal with 24-bit colour, ``"html"`` for a page. A notebook shows
+            either as HTML, in which hovering over a token tells its value.
         limit, symmetric, cmap: as for `heatmap`.
         separator: stands between tokens; ``""`` for tokenizers that keep their spaces.
         alt: alternative text of the HTML; None for one that names the tokens with the largest relevance.
 
     Returns:
-        One string. Text is black or white, whichever contrasts more. NaN and infinity have the colour `BAD`.
+        One string, which a notebook displays with its colours.
+            Text is black or white, whichever contrasts more. NaN and infinity have the colour `BAD`.
 
     Raises:
         ValueError: the lengths differ, another mode, and what `heatmap` raises.
@@ -62,21 +64,18 @@ def tokens(
         raise ValueError(f"mode must be 'ansi' or 'html'; it is {mode!r}")
     colors = paint(over_limit(values[None], limit)[0], symmetric, cmap)
     light = takes_black(colors)
-    pieces = []
+    ansi, pieces = [], []
     for token, value, (r, g, b), black in zip(tokens, values, colors.tolist(), light, strict=True):
         text = printable(token)
-        if mode == "ansi":
-            pieces.append(f"\x1b[48;2;{r};{g};{b}m\x1b[38;5;{16 if black else 231}m{text}\x1b[0m")
-        else:
-            style = f"background:#{r:02x}{g:02x}{b:02x};color:{'#000000' if black else '#ffffff'}"
-            pieces.append(f'<span style="{style}" title="{value:+.4g}">{html.escape(text)}</span>')
-    if mode == "ansi":
-        return separator.join(pieces)
+        ansi.append(f"\x1b[48;2;{r};{g};{b}m\x1b[38;5;{16 if black else 231}m{text}\x1b[0m")
+        style = f"background:#{r:02x}{g:02x}{b:02x};color:{'#000000' if black else '#ffffff'}"
+        pieces.append(f'<span style="{style}" title="{value:+.4g}">{html.escape(text)}</span>')
     label = described(tokens, values, "Tokens coloured by their relevance") if alt is None else alt
     head = (
         f'<div style="white-space:pre-wrap;line-height:1.8" role="group" aria-label="{html.escape(label)}">'
     )
-    return f"{head}{html.escape(separator).join(pieces)}</div>"
+    page = f"{head}{html.escape(separator).join(pieces)}</div>"
+    return Html(separator.join(ansi) if mode == "ansi" else page, page)
 
 
 def printable(text: str) -> str:

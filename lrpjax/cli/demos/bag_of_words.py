@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax import viz
+from lrpjax._progress import status
 from lrpjax.bow.decompose import Bag, BowModel, decompose, histogram, make_model
 from lrpjax.bow.features import Patches, Soft, local_features, vocabulary
 from lrpjax.bow.kernels import Gram, chi2
@@ -236,7 +237,7 @@ def bow_demo(
     viz.check_path(out)
     console = Console()
     digits = handwritten.load_digits()
-    with console.status("training the bag-of-words SVM"):
+    with status(console, "training the bag-of-words SVM"):
         start = time.perf_counter()
         trained = train(digits, words, seed)
         seconds = time.perf_counter() - start
@@ -245,7 +246,7 @@ def bow_demo(
     accuracies = f"{trained.svc_accuracy:.1%} (votes of the SVC), {trained.accuracy:.1%} (class outputs)"
     console.print(f"test accuracy: {accuracies}")
 
-    with console.status("explaining"):
+    with status(console, "explaining"):
         start = time.perf_counter()
         result = jax.block_until_ready(decompose(trained.classes, trained.images))
         seconds = time.perf_counter() - start
@@ -259,7 +260,7 @@ def bow_demo(
     for name, change in means.items():
         console.print(f"  {name} {change:+.3f}")
 
-    with console.status("training the network"):
+    with status(console, "training the network"):
         logits = handwritten.train(digits, epochs, seed)
         values = np.asarray(jax.jit(logits)(digits.test_images))
     console.print(f"test accuracy of the network: {np.mean(values.argmax(1) == digits.test_labels):.1%}")

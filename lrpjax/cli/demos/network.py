@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrpjax import viz
+from lrpjax._progress import bar, status
 from lrpjax.cli.demos.digits import BATCH as BATCH
 from lrpjax.cli.demos.digits import CNN as CNN
 from lrpjax.cli.demos.digits import EPOCHS as EPOCHS
@@ -73,7 +74,6 @@ def demo(out: Path, epochs: int = EPOCHS, seed: int = 0, images: int = 4) -> Non
         OSError: `out` cannot be written; found before the training starts.
         ImportError: scikit-learn or matplotlib is not installed.
     """
-    from rich import progress
     from rich.console import Console
     from rich.table import Table
 
@@ -82,10 +82,8 @@ def demo(out: Path, epochs: int = EPOCHS, seed: int = 0, images: int = 4) -> Non
     viz.check_path(out)
     console = Console()
     digits = load_digits()
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
-    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("training, epoch", total=epochs)
-        logits = train(digits, epochs, seed, lambda loss: bar.advance(task))
+    with bar("training, epoch", epochs) as shown:
+        logits = train(digits, epochs, seed, lambda loss: shown.advance())
     values = np.asarray(jax.jit(logits)(digits.test_images))
     accuracy = np.mean(values.argmax(1) == digits.test_labels)
     console.print(f"test accuracy: {accuracy:.1%} of {len(values)} images")
@@ -95,7 +93,7 @@ def demo(out: Path, epochs: int = EPOCHS, seed: int = 0, images: int = 4) -> Non
     classes = np.stack([digits.test_labels[index], rivals], axis=1).reshape(-1)
     shown_logits = values[shown, classes]
     functions = explainers(logits)
-    with console.status("explaining"):
+    with status(console, "explaining"):
         relevances = {
             name: np.asarray(function(digits.test_images[shown], classes))
             for name, function in functions.items()

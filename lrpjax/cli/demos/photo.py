@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrpjax import composites, pretrained, viz
+from lrpjax._progress import bar
 from lrpjax.analysis.audit import audit
 from lrpjax.composites import Composite
 
@@ -79,7 +80,6 @@ def photo_demo(out: Path, images: int = 4) -> None:
         OSError: `out` cannot be written; found before anything is computed.
         ImportError: what `pip install "lrpjax[photo]"` installs is not there.
     """
-    from rich import progress
     from rich.console import Console
 
     if not 1 <= images <= len(PHOTOS):
@@ -92,15 +92,13 @@ def photo_demo(out: Path, images: int = 4) -> None:
     logits = np.asarray(jax.jit(network.apply)(network.params, x))
     classes = np.argsort(-logits, axis=1)[:, :2]
 
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
     shown: dict[str, Shown] = {}
-    with progress.Progress(*columns, progress.TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("explaining", total=len(methods(0.0, 1.0)))
+    with bar("explaining", len(methods(0.0, 1.0))) as progress:
         for name, composite in methods(network.low, network.high).items():
-            bar.update(task, description=f"explaining: {name}")
+            progress.advance(0, text=f"explaining: {name}")
             shown[name] = _explain(network, composite, x, classes, logits)
-            bar.advance(task)
-        bar.update(task, description="explained")
+            progress.advance()
+        progress.advance(0, text="explained")
 
     console.print(_classes(names, classes, logits, network.labels))
     console.print(_methods(shown))
