@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lrpjax import _chosen
 from lrpjax._evaluate import check_range, map_batched
 from lrpjax.composites import Composite
 from lrpjax.core.program import Program
@@ -156,7 +157,7 @@ def value_and_token_relevance(
             with jax.named_scope("unembed"):
                 return _scores(hidden, unembed, bias, chosen, against)
 
-    program = Program(run, chosen(composite, "language.token_relevance"), (ids,), {}, 0, at, False)
+    program = Program(run, _chosen.chosen(composite, "language.token_relevance"), (ids,), {}, 0, at, False)
     loops = _checked_places(program, length)
     y, _, pull = program.linearise()
     if size is None:

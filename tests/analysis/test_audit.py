@@ -398,7 +398,9 @@ def test_constants_have_accounts_and_the_sums_close(name, composite):
     }[composite]
     x = np.random.default_rng(7).normal(size=(3, 4))
     target = (
-        None if name == "with_an_output_apart" else lambda y: y * jnp.arange(1.0, 1 + y.size).reshape(y.shape)
+        (lambda y: y)
+        if name == "with_an_output_apart"
+        else lambda y: y * jnp.arange(1.0, 1 + y.size).reshape(y.shape)
     )
     audit = lrpjax.audit(f, composite, target=target)(x)
     closes(audit)
@@ -594,7 +596,9 @@ def test_constants_are_lost_where_they_enter():
     head, embed = audit.stages()
     np.testing.assert_allclose([head.relevance, head.constants], [8, 0])
     np.testing.assert_allclose([embed.relevance, embed.constants], [2, 6])
-    outside = lrpjax.audit(lambda x: (f(x), token), composites.epsilon(0.0))(jnp.array([1.0]))
+    outside = lrpjax.audit(lambda x: (f(x), token), composites.epsilon(0.0), target=lambda y: y)(
+        jnp.array([1.0])
+    )
     np.testing.assert_allclose([stage.constants for stage in outside.stages()], [3, 6])
     assert not lrpjax.audit(lambda x: x)(jnp.array([1.0])).stages()
 
