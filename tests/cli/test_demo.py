@@ -41,7 +41,7 @@ def test_the_demo_trains_explains_prints_and_writes_a_picture(tmp_path, capfd, m
     assert width > height > 500, "two digits in four rows, eight columns"
     redness = picture[..., 0] - picture[..., 2]
     assert (redness > 0.3).mean() > 0.1, "relevance for the classes"
-    assert (redness < -0.3).mean() > 0.005, "relevance against the classes"
+    assert (redness < -0.3).mean() > 0.002, "relevance against the classes"
     assert (picture.max(-1) < 0.1).mean() > 0.02, "the background of the digits"
 
 
