@@ -44,12 +44,6 @@ def checked(target: Any, y: Any) -> Any:
         return target
     leaves = jax.tree.leaves(y)
     shapes = f"of shapes {[leaf.shape for leaf in leaves]}"
-    if target is None and len(leaves) > 1 and type(y) in (tuple, list):
-        raise TargetError(
-            f"the function returned {len(leaves)} arrays, {shapes}: explain one of them. If f returns (output, "
-            "other things), has_aux=True explains the first; several are explained together by a target that is a "
-            "function of all of them, target=lambda y: y for all of each"
-        )
     if target is None:
         return target
     if len(leaves) != 1:
