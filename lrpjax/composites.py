@@ -365,7 +365,6 @@ def _box(preset: str, low: Any, high: Any, epsilon: Any) -> list[tuple[Selector,
     return [] if low is None else [(select.first("conv"), rules.ZBox(low, high, epsilon))]
 
 
-@_hints.hinted
 def excitation_backprop() -> Composite:
     """z⁺ in every weighted layer, the gradient through activations (Zhang et al. 2016; zennit's `ExcitationBackprop`).
 
@@ -398,7 +397,6 @@ def deep_taylor(low: Any = None, high: Any = None, epsilon: Any = 1e-6) -> Compo
     return _preset("deep_taylor", (_FIRST, first), (select.kind("conv", "dense"), inner))
 
 
-@_hints.hinted
 def gradient() -> Composite:
     """The gradient of the target with respect to the input (sensitivity is its absolute value or its square).
 
@@ -410,7 +408,6 @@ def gradient() -> Composite:
     return Composite((), default=rules.Gradient(), method="gradient", preset="gradient")
 
 
-@_hints.hinted
 def input_x_gradient() -> Composite:
     """The input times the gradient of the target.
 
@@ -422,7 +419,6 @@ def input_x_gradient() -> Composite:
     return Composite((), default=rules.Gradient(), method="input_x_gradient", preset="input_x_gradient")
 
 
-@_hints.hinted
 def deconvnet() -> Composite:
     """Deconvolution (Zeiler & Fergus 2014): the gradient, with only positive signals through ReLUs, whatever
     their input.
@@ -440,7 +436,6 @@ def deconvnet() -> Composite:
     )
 
 
-@_hints.hinted
 def guided_backprop() -> Composite:
     """Guided backpropagation (Springenberg et al. 2015): the gradient, with only positive signals through active ReLUs.
 
@@ -457,7 +452,6 @@ def guided_backprop() -> Composite:
     )
 
 
-@_hints.hinted
 def beta_smooth(beta: Any = 10.0) -> Composite:
     """The gradient with a smooth derivative sigmoid(βx) in place of that of ReLUs (Dombrowski et al. 2019; zennit's
     `BetaSmooth`).
@@ -475,7 +469,6 @@ def beta_smooth(beta: Any = 10.0) -> Composite:
     )
 
 
-@_hints.hinted
 def pattern_net(patterns: Any) -> Composite:
     """PatternNet (Kindermans et al. 2018): the gradient, with the fitted pattern of each layer
     (`lrpjax.patterns.fit`) in place of its kernel.
@@ -491,7 +484,6 @@ def pattern_net(patterns: Any) -> Composite:
     return Composite(patterns.pairs(attribution=False), default=rules.Gradient(), preset="pattern_net")
 
 
-@_hints.hinted
 def pattern_attribution(patterns: Any) -> Composite:
     """PatternAttribution (Kindermans et al. 2018): as `pattern_net`, with pattern times kernel, a root point
     estimator for Deep Taylor.

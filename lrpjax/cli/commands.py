@@ -230,6 +230,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mean", metavar="N,...", help="take this from the inputs, one for each channel or for all"
     )
+    parser.add_argument("--std", metavar="N,...", help="then divide them by this, such as 0.229,0.224,0.225")
     parser.add_argument(
         "--channels", metavar="N", help="3: pictures all get red, green and blue; 1: all become grey"
     )
@@ -238,7 +239,6 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on without pictures that cannot be read; their results are NaN",
     )
-    parser.add_argument("--std", metavar="N,...", help="then divide them by this, such as 0.229,0.224,0.225")
 
 
 def _inputs(args: argparse.Namespace) -> loading.Inputs:

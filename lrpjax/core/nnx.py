@@ -80,13 +80,14 @@ def _training(modules: list[Any], paths: dict[int, str], error: Exception) -> st
         if getattr(m, "deterministic", None) is False or getattr(m, "use_running_average", None) is False
     ]
     training.sort()
-    which = (
-        f"in training mode are {', '.join(training[:8])}{', …' if len(training) > 8 else ''}. "
-        if training
-        else ""
-    )
+    said = f"the NNX model changes its own state while it is explained ({str(error).split(' (http')[0]})"
+    if not training:
+        return (
+            f"{said}: keep the change inside of the function, graph, state = nnx.split(model) and "
+            "f = lambda x: nnx.merge(graph, state, copy=True)(x)"
+        )
     return (
-        f"the NNX model changes its own state while it is explained ({str(error).split(' (http')[0]}): {which}Call "
+        f"{said}: in training mode are {', '.join(training[:8])}{', …' if len(training) > 8 else ''}. Call "
         "model.eval() first: BatchNorm then takes its running averages, and Dropout keeps all"
     )
 

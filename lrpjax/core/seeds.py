@@ -43,13 +43,13 @@ def checked(target: Any, y: Any) -> Any:
     if callable(target):
         return target
     leaves = jax.tree.leaves(y)
-    shapes = f"of shapes {[leaf.shape for leaf in leaves]}"
     if target is None:
         return target
     if len(leaves) != 1:
         raise TargetError(
-            f"the output has {len(leaves)} arrays, {shapes}: has_aux=True explains the first of (output, other "
-            "things); else give a callable, target=lambda y: the relevance of all of them"
+            f"the output has {len(leaves)} arrays, of shapes {[jnp.shape(leaf) for leaf in leaves]}: "
+            "has_aux=True explains the first of (output, other things); else give a callable, "
+            "target=lambda y: the relevance of all of them"
         )
     (out,) = leaves
     if isinstance(target, str):

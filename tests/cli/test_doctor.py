@@ -27,16 +27,16 @@ def test_a_report_for_people(capsys):
     assert "extra viz: matplotlib " in shown and "extra test" not in shown
 
 
-def test_a_report_for_programs_names_no_place_and_no_person(capsys, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to=/home/me/dump")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/home/me/cache")
+def test_a_report_for_programs_names_no_place_and_no_person(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tmp_path}")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     assert cli.main(["doctor", "--json"]) == 0
     shown = capsys.readouterr().out
     found = json.loads(shown)
     assert found["passed"] and found["packages"]["jax"] == jax.__version__
     assert found["environment"]["XLA_FLAGS"].endswith("--xla_dump_to=<path>")
     assert found["environment"]["JAX_COMPILATION_CACHE_DIR"] == "(set)"
-    secrets = {"/home/me", os.getcwd(), os.path.expanduser("~"), platform.node()}
+    secrets = {str(tmp_path), os.getcwd(), os.path.expanduser("~"), platform.node()}
     assert not [s for s in secrets if len(s) > 3 and s in shown]
     assert f"/{getpass.getuser()}" not in shown
 

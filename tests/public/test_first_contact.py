@@ -152,6 +152,21 @@ def test_dropout_alone_is_named():
     refused(lambda: lrpjax.relevance(model)(X32), "drop (Dropout)", "model.eval()")
 
 
+def test_a_model_that_counts_its_calls():
+    class Counts(nnx.Module):
+        def __init__(self):
+            self.calls = nnx.Variable(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.calls[...] = self.calls[...] + 1.0
+            return 2 * x
+
+    model = Counts()
+    refused(lambda: lrpjax.relevance(model)(X), "nnx.merge(graph, state, copy=True)(x)")
+    graph, state = nnx.split(model)
+    np.testing.assert_allclose(lrpjax.relevance(lambda x: nnx.merge(graph, state, copy=True)(x))(X), 2 * X)
+
+
 def test_what_is_no_function():
     refused(lambda: lrpjax.relevance(X), "the function comes first")
     refused(lambda: lrpjax.relevance("model"), "'model', which is text")
