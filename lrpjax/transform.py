@@ -48,8 +48,9 @@ def relevance(
             layers).
         argnums: the argument, or arguments, to be explained; as in `jax.grad`. None: the first, or that which f names
             itself (`f.argnums`), as a function of `lrpjax.torch` does: its first argument are the params.
-        target: the relevance of the output. None: all of f(x). "max": the largest entry along the last axis. An int or
-            an int array (one for each example): that class. An array of the output's shape: the output relevance
+        target: the relevance of the output. None: all of f(x), of a dict all its arrays together (of a tuple or list of
+            several arrays it is an error: one of them may be meant). "max": the largest entry along the last axis. An
+            int or an int array (one for each example): that class. An array of the output's shape: the output relevance
             itself. A callable: f(x) -> output relevance. With the gradient family of composites it is the cotangent of
             the output in place of its relevance (1 in place of f(x)).
         at: a module path, or several: explain with respect to the value that leaves that scope last, in place

@@ -78,7 +78,7 @@ PARTLY = {
     "branch": (lambda x: jax.lax.cond(x[0] > 0, lambda: x.sum(), lambda: jnp.argmax(x) * 1.0), "argmax"),
     "places that count": (lambda x: jnp.argmax(x).astype(x.dtype) * x, "argmax"),
     "scattered": (lambda x: x.at[0].add((x > 0).sum().astype(x.dtype)), "gt"),
-    "two outputs": (lambda x: (x.sum(), (x > 0).astype(x.dtype)), "gt"),
+    "two outputs": (lambda x: {"sum": x.sum(), "positive": (x > 0).astype(x.dtype)}, "gt"),
 }
 
 

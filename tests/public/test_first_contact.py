@@ -245,15 +245,29 @@ def test_a_class_as_a_float():
     refused(lambda: lrpjax.relevance(f, target=1.0)(X), "A class is an int")
 
 
-@pytest.mark.parametrize("target", ["max", 0])
-def test_a_tuple_as_output(target):
+@pytest.mark.parametrize("target", [None, "max", 0])
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_tuple_as_output(target, kind):
     two = lambda x: (f(x), x)
     refused(
-        lambda: lrpjax.relevance(two, target=target)(X), "2 arrays", "has_aux=True", kind=lrpjax.TargetError
+        lambda: lrpjax.relevance(lambda x: kind(two(x)), target=target)(X),
+        "2 arrays",
+        "has_aux=True",
+        kind=lrpjax.TargetError,
     )
     R, aux = lrpjax.relevance(two, target=target, has_aux=True)(X)
     np.testing.assert_array_equal(R, lrpjax.relevance(f, target=target)(X))
     np.testing.assert_array_equal(aux, X)
+
+
+def test_all_of_a_tuple_as_output_as_its_error_says():
+    two = lambda x: (f(x), x**2)
+    refused(lambda: gradients.gradient(two)(X), "target=lambda y: y", kind=lrpjax.TargetError)
+    np.testing.assert_allclose(
+        lrpjax.relevance(two, target=lambda y: y)(X), lrpjax.relevance(f)(X) + X**2, rtol=1e-5
+    )
+    named = lambda x: dict(zip("ab", two(x), strict=True))
+    np.testing.assert_array_equal(lrpjax.relevance(named)(X), lrpjax.relevance(two, target=lambda y: y)(X))
 
 
 def test_an_output_with_integers_beside_it():
