@@ -1,3 +1,3 @@
 """The version, in a module of its own so that the package's parts need not import the package to know it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

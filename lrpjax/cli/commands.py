@@ -281,6 +281,10 @@ def run_explain(args: argparse.Namespace) -> int:
         )
     if args.batch < 1:
         raise ValueError(f"--batch must be 1 or more, not {args.batch}")
+    if args.png:
+        from lrpjax.viz.colours import load_matplotlib
+
+        load_matplotlib()  # what is missing is said before the work, and not after the first batch
     _join(args.distributed)
     inputs = _inputs(args)
     names = loading.class_names(args.labels) if args.labels else None

@@ -86,13 +86,8 @@ def _packages() -> tuple[dict[str, str | None], dict[str, dict[str, str | None]]
     try:
         required = metadata.requires("lrpjax") or []
     except metadata.PackageNotFoundError:
-        required = [
-            "jax",
-            "jaxlib",
-            "flax",
-            "optax",
-            "chex",
-        ]  # it runs from a folder, without being installed
+        # It runs from a folder, without being installed.
+        required = ["jax", "jaxlib", "flax", "optax", "chex", "rich"]
     packages: dict[str, str | None] = {}
     extras: dict[str, dict[str, str | None]] = {}
     for line in required:

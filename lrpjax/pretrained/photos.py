@@ -83,9 +83,9 @@ def crop(image: NDArray[np.uint8] | str | os.PathLike, size: int = 224) -> NDArr
         >>> crop(np.zeros((300, 400), np.uint8), size=8).shape
         (8, 8, 3)
     """
-    from PIL import Image
-
     picture = _open(image).convert("RGB")
+    from PIL import Image  # after `_open`, whose error names the extra
+
     side = 0.875 * min(picture.size)
     left, top = ((length - side) / 2 for length in picture.size)
     box = (left, top, left + side, top + side)

