@@ -16,7 +16,7 @@ import numpy as np
 from jax import numpy as jnp
 
 import lrpjax
-from lrpjax import Audit, Composite, Linearised, composites, rules, select, targets
+from lrpjax import Audit, Composite, Linearised, composites, positions, rules, select, targets
 from lrpjax.core.plan import Plan
 from lrpjax.linearised import Reading
 from lrpjax.select import Selector
@@ -111,6 +111,10 @@ def audits() -> None:
     """An audit, alone or with the relevance."""
     assert_type(lrpjax.audit(model)(x), Audit)
     assert_type(lrpjax.audit(model, with_relevance=True)(x, 2.0), tuple[Any, Audit])
+    if TYPE_CHECKING:  # which need layers and values of other names
+        assert_type(lrpjax.messages(model, at="layer")(x), jax.Array)
+        assert_type(positions.relevance(model, tokens="a", positions="b")(x), positions.Positions)
+
     if TYPE_CHECKING:  # refused
         lrpjax.audit(model, with_relevances=True)  # pyright: ignore[reportCallIssue]
 
