@@ -46,7 +46,7 @@ def chosen(composite: Any, call: str) -> Composite:
     raise InputError(f"{call} takes a composite, but was given {_no_composite(composite, call)}")
 
 
-def leading(composite: Any, args: tuple, call: str) -> tuple[Composite, tuple]:
+def leading(composite: Any, args: tuple[Any, ...], call: str) -> tuple[Composite, tuple[Any, ...]]:
     """The composite and the function's arguments, of a transform that takes both at once and may be given no composite:
     what comes in its place is the first argument then.
 

@@ -52,7 +52,7 @@ def read(scores: jax.Array, index: jax.Array | None) -> jax.Array:
     return scores if index is None else jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0]
 
 
-def map_batched(f: Callable, seeds: jax.Array, batch: int) -> Any:
+def map_batched(f: Callable[..., Any], seeds: jax.Array, batch: int) -> Any:
     """[f(seed) for seed in seeds], stacked, at most `batch` of them at a time."""
     chunks, valid = _chunks(seeds, batch)
     out = jax.lax.map(jax.vmap(f), chunks)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-F = TypeVar("F", bound=Callable)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Hint(NamedTuple):
@@ -158,7 +158,7 @@ def hinted(function: F) -> F:
     """
     parameters, refuse = inspect.signature(function).parameters, _refuse
 
-    def hinting(*args, **kwargs):
+    def hinting(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in parameters:
                 refuse(function, name, parameters)
@@ -170,7 +170,7 @@ def hinted(function: F) -> F:
     return functools.wraps(function)(same)  # type: ignore[return-value]
 
 
-def _refuse(function: Callable, name: str, parameters: Mapping[str, Any]) -> None:
+def _refuse(function: Callable[..., Any], name: str, parameters: Mapping[str, Any]) -> None:
     """
     Raises:
         TypeError: the function does not have an argument of this name, and there is an answer for it.

@@ -45,27 +45,26 @@ class Composite:
     >>> composite = Composite([("head/*", rules.Epsilon(0.01)), (select.kind("conv"), rules.Gamma(0.1))])
     """
 
-    pairs: Sequence[tuple[Any, Rule]] = ()
+    pairs: Sequence[tuple[Selector | str, Rule]] = ()
     default: Rule | None = None
     method: str = "relevance"
-    primitives: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    primitives: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     preset: str = ""
-    calls: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    calls: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict[str, Callable[..., Any]])
 
     def __post_init__(self):
-        checked = []
-        for pair in self.pairs:
-            if not isinstance(pair, tuple) or len(pair) != 2:
+        checked: list[tuple[Selector, Rule]] = []
+        for pair in self.pairs:  # checked all the same: mistakes are made without a type checker, too
+            if not isinstance(pair, tuple) or len(pair) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RuleError(f"Composite: each entry is a pair (selector, rule), but one is {pair!r}")
             if isinstance(pair[1], type):
-                raise RuleError(
-                    f"Composite: {pair[1].__name__} is a class; give an instance, {pair[1].__name__}()"
-                )
-            if not isinstance(pair[1], Rule):
+                name = pair[1].__name__
+                raise RuleError(f"Composite: {name} is a class; give an instance, {name}()")
+            if not isinstance(pair[1], Rule):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RuleError(
                     f"Composite: the second of a pair is a rule from lrpjax.rules, but is {pair[1]!r}"
                 )
-            made = _PresetPair if isinstance(pair, _PresetPair) else tuple
+            made: type[tuple[Any, Rule]] = _PresetPair if isinstance(pair, _PresetPair) else tuple
             checked.append(made((as_selector(pair[0]), pair[1])))
         object.__setattr__(self, "pairs", tuple(checked))
         if self.method not in METHODS:
@@ -76,9 +75,8 @@ class Composite:
                     f"Composite: the family of primitive {name!r} must be one of "
                     f"{', '.join(CHOICES)}, but is {family!r}"
                 )
-
         for name, function in self.calls.items():
-            if not isinstance(name, str) or not callable(function):
+            if not isinstance(name, str) or not callable(function):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RuleError(
                     f"Composite: calls are functions by the names of what they replace, but one is "
                     f"{name!r}: {function!r}"
@@ -101,9 +99,9 @@ class Composite:
     def assign(self, units: Sequence[select.Selectable]) -> tuple[list[Rule | None], list["_Pair"]]:
         """The rule of each unit (None for what its kind itself chooses), and what became of each pair."""
         assigned: dict[int, Rule] = {}
-        pairs = []
+        pairs: list[_Pair] = []
         for pair in self.pairs:
-            selector, rule = pair
+            selector, rule = as_selector(pair[0]), pair[1]
             chosen = [i for i, c in enumerate(selector.choose(units)) if c]
             fitting = [i for i in chosen if _is_for(rule, units[i], selector.names_units)]
             for i in fitting:
@@ -115,13 +113,13 @@ class Composite:
     @property
     def ends(self) -> list[select.End]:
         """The selectors of a first or last unit in it."""
-        return [end for selector, _ in self.pairs for end in select.ends_of(selector)]
+        return [end for selector, _ in self.pairs for end in select.ends_of(as_selector(selector))]
 
     def default_of(self, unit: select.Selectable) -> Rule | None:
         """The rule of a unit that no pair matches."""
         return self.default if self.default is not None and _is_for(self.default, unit) else None
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Sequence[Any], Any]:
         return (*tuple(r for _, r in self.pairs), self.default), (
             tuple((type(pair), pair[0]) for pair in self.pairs),
             self.method,
@@ -131,7 +129,7 @@ class Composite:
         )
 
     @classmethod
-    def tree_unflatten(cls, static, leaves):
+    def tree_unflatten(cls, static: Any, leaves: Sequence[Any]) -> "Composite":
         selectors, method, primitives, preset, calls = static
         self = object.__new__(cls)
         for name, value in (
@@ -146,7 +144,7 @@ class Composite:
         return self
 
 
-class _PresetPair(tuple):
+class _PresetPair(tuple[Any, Rule]):
     """A pair of a preset's. Presets are for any network, so that it may match nothing, also where it was put into a
     composite of the user's own."""
 

@@ -1,13 +1,18 @@
 """Functions with a relevance of their own, in the manner of `jax.custom_vjp`, and names for values."""
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+from jax.ad_checkpoint import checkpoint_name  # pyright: ignore[reportUnknownVariableType]
+from jax.core import eval_jaxpr  # pyright: ignore[reportUnknownVariableType]
 
+from lrpjax._types import P, T
 from lrpjax.core import compat
 from lrpjax.errors import RuleError
 from lrpjax.rules import Epsilon, Gradient, Norm, Pass, Rule, Stop
@@ -30,7 +35,7 @@ def tag(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
-class custom_relevance:
+class custom_relevance(Generic[P, T]):
     """Gives a function a relevance rule of its own. Until lrpjax transforms it, it is the function itself, also
     to JAX's transforms.
 
@@ -58,28 +63,43 @@ class custom_relevance:
         UnsupportedError: when transformed, with neither a rule nor `defrelevance`.
     """
 
-    def __init__(self, f: Callable, rule: Rule | None = None):
+    def __init__(self, f: Callable[P, T], rule: Rule | None = None):
         if rule is not None and not isinstance(rule, (Epsilon, Norm, Gradient, Pass, Stop)):
             raise RuleError(
                 f"custom_relevance takes Epsilon, Norm, Gradient, Pass or Stop as rule, but was given {rule!r}"
             )
         functools.update_wrapper(self, f)
         self.f, self.rule = f, rule
-        self.fwd: Callable | None = None
-        self.bwd: Callable | None = None
+        self.fwd: Callable[..., tuple[T, Any]] | None = None
+        self.bwd: Callable[[Any, T], tuple[Any, ...]] | None = None
 
-    def defrelevance(self, fwd: Callable, bwd: Callable) -> None:
+    def defrelevance(
+        self, fwd: Callable[..., tuple[T, Any]], bwd: Callable[[Any, T], tuple[Any, ...]]
+    ) -> None:
         """Sets the forward and backward functions, see the class."""
         self.fwd, self.bwd = fwd, bwd
 
-    def __call__(self, *args: Any) -> Any:
-        leaves, in_tree = jax.tree.flatten(args)
-        flat = lambda *leaves: self.f(*jax.tree.unflatten(in_tree, leaves))
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        if kwargs:
+            raise TypeError(
+                f"{self!r} takes its arguments by position, but was given {', '.join(kwargs)} by name"
+            )
+        in_tree: Any
+        leaves, in_tree = jax.tree.flatten(args)  # pyright: ignore[reportUnknownVariableType]
+        f: Callable[..., Any] = self.f
+
+        def flat(*leaves: Any) -> Any:
+            return f(*jax.tree.unflatten(in_tree, leaves))
+
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
         holder, consts = compat.open_jaxpr(jaxpr)
-        body = lambda *values: jax.core.eval_jaxpr(holder, values[: len(consts)], *values[len(consts) :])
+
+        def body(*values: Any) -> list[Any]:
+            return eval_jaxpr(holder, values[: len(consts)], *values[len(consts) :])
+
         call = Call(self, body, len(consts), in_tree, jax.tree.structure(shapes))
-        out = compat.custom_call.bind(*consts, *map(jnp.asarray, leaves), call=call)
+        arrays = [jnp.asarray(leaf) for leaf in leaves]
+        out = compat.custom_call.bind(*consts, *arrays, call=call)
         return jax.tree.unflatten(call.out_tree, out)
 
 
@@ -91,8 +111,8 @@ class Call:
 
     def __init__(
         self,
-        function: custom_relevance,
-        body: Callable,
+        function: custom_relevance[..., Any],
+        body: Callable[..., Any],
         consts: int,
         in_tree: Any,
         out_tree: Any,
@@ -107,27 +127,27 @@ class Call:
     def batched(self) -> "Call":
         return Call(self.function, self.body, self.consts, self.in_tree, self.out_tree, self.batches + 1)
 
-    def _mapped(self, run: Callable) -> Callable:
+    def _mapped(self, run: Callable[..., Any]) -> Callable[..., Any]:
         for _ in range(self.batches):
             run = jax.vmap(run)
         return run
 
-    def __call__(self, *values: Any) -> list:
+    def __call__(self, *values: Any) -> list[Any]:
         return self._mapped(self.body)(*values)
 
-    def forward(self, *values: Any) -> tuple[list, Any]:
+    def forward(self, *values: Any) -> tuple[list[Any], Any]:
         """(flat outputs, residuals) by the function's own `fwd`."""
 
-        def run(*values):
+        def run(*values: Any) -> Any:
             out, residuals = self.function.fwd(*jax.tree.unflatten(self.in_tree, values[self.consts :]))  # type: ignore[misc]
             return jax.tree.leaves(out), residuals
 
         return self._mapped(run)(*values)
 
-    def backward(self, residuals: Any, R: list) -> list:
+    def backward(self, residuals: Any, R: list[Any]) -> list[Any]:
         """The flat relevances of the arguments by the function's own `bwd`."""
 
-        def run(residuals, R):
+        def run(residuals: Any, R: Any) -> Any:
             relevances = self.function.bwd(residuals, jax.tree.unflatten(self.out_tree, R))  # type: ignore[misc]
             if jax.tree.structure(relevances) != self.in_tree:
                 raise RuleError(

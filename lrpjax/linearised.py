@@ -6,8 +6,12 @@ it at the input, from the output. Here it is held as one object, which can be be
 read forward, and taken apart into the direct ways between named values.
 """
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +20,16 @@ import jax.numpy as jnp
 
 from lrpjax._chosen import leading
 from lrpjax._evaluate import check_positive, map_batched
+from lrpjax._types import Target
 from lrpjax.composites import Composite
-from lrpjax.core.frozen import INPUT, OUTPUT, Frozen, address, fitting, freeze, part_of, placed
+from lrpjax.core.frozen import INPUT, OUTPUT, Frozen, Place, address, fitting, freeze, part_of, placed
 from lrpjax.core.program import Program
 from lrpjax.errors import PathError, RuleError
 
 __all__ = ["INPUT", "OUTPUT", "Linearised", "Reading", "linearise"]
+
+_Turn = Callable[[Any, jax.Array, Place], Any]
+"""What a cotangent stands for, of a value at its place."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("input", "output", "at"), meta_fields=())
@@ -99,7 +107,7 @@ class Linearised:
 
     def pull(
         self,
-        seed: Any = None,
+        seed: Target = None,
         *,
         start: str | None = None,
         stop: str | Iterable[str] = (),
@@ -127,7 +135,7 @@ class Linearised:
 
     def coefficients(
         self,
-        seed: Any = None,
+        seed: Target = None,
         *,
         unit: Any = None,
         start: str | None = None,
@@ -185,17 +193,18 @@ class Linearised:
         direction = fitting(direction, value, "the direction", where)
         gates = self.frozen.gates(stop, direct)
 
-        def read(units: list, starts: list) -> Any:
+        def read(units: list[Any], starts: list[Any]) -> Any:
             begun = self.frozen.from_units(units, starts)
             reading = self._reading(*begun, gates, self.frozen.coefficient)
             return reading.input if path is None else reading[path]
 
-        zero, back = jax.vjp(read, *self.frozen.silence())
-        change, changes = back(jax.tree.map(lambda u, z: u.astype(z.dtype), direction, zero))
+        back: Callable[[Any], Any]
+        zero, back = jax.vjp(read, *self.frozen.silence())  # pyright: ignore[reportUnknownVariableType]
+        change, changes = back(jax.tree.map(_typed_like, direction, zero))
         output = jax.tree.unflatten(layout.output_tree, change)
         return Reading(None, output, {name: changes[i] for name, i in layout.names.items()})
 
-    def edge(self, source: str | None, target: str | None = None, seed: Any = None) -> Any:
+    def edge(self, source: str | None, target: str | None = None, seed: Target = None) -> Any:
         """The relevance that goes from one named value to another without passing through a third.
 
         It is what `source` gets of the relevance of `target` directly, R_{source ← target}. The linear map itself is
@@ -226,13 +235,13 @@ class Linearised:
 
     def edges(
         self,
-        seed: Any = None,
+        seed: Target = None,
         *,
         unit: Any = None,
         sources: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
         change: Mapping[str, Any] | None = None,
-        reduce: Callable = jnp.sum,
+        reduce: Callable[[Any], Any] = jnp.sum,
         batch: int = 16,
     ) -> dict[tuple[str, str], Any]:
         """The relevance of all edges, {(source, target): `reduce` of `edge(source, target, seed)`}.
@@ -263,10 +272,13 @@ class Linearised:
         change = {p: fitting(u, self.values[p], "the change", repr(p)) for p, u in (change or {}).items()}
         inner = self.frozen.run(first, silent, self.frozen.gates((), False))[1]
 
-        def one(number: jax.Array) -> list:
+        def one(number: jax.Array) -> list[Any]:
             outs, starts = self.frozen.silence()
             for k, (tap, index) in enumerate(ends.values()):
-                mine = lambda c, k=k: jnp.where(number == k, c, jnp.zeros_like(c))
+
+                def mine(c: jax.Array, k: int = k) -> jax.Array:
+                    return jnp.where(number == k, c, jnp.zeros_like(c))
+
                 if tap is None:
                     outs = [mine(c) for c in first]
                 else:
@@ -283,26 +295,32 @@ class Linearised:
 
         found = map_batched(one, jnp.arange(len(ends)), batch)
         return {
-            (source, target): jax.tree.map(lambda r, k=k: r[k], kept)
+            (source, target): jax.tree.map(operator.itemgetter(k), kept)
             for k, (target, (end, _)) in enumerate(ends.items())
             for kept, (source, (begin, _)) in zip(found, begins.items(), strict=True)
             if source != target and self.frozen.way(begin, end)
         }
 
-    def _reading(self, outs: list, starts: list, gates: list, turn: Callable, begun: bool = True) -> Reading:
+    def _reading(
+        self, outs: list[Any], starts: list[Any], gates: list[Any], turn: _Turn, begun: bool = True
+    ) -> Reading:
         """What the map makes of cotangents. begun: whether what begins at a value counts there."""
         inputs, taps = self.frozen.run(outs, starts, gates)
         if begun:
             taps = [c + s for c, s in zip(taps, starts, strict=True)]
         return self._read(inputs, taps, turn)
 
-    def _read(self, inputs: list, taps: list, turn: Callable) -> Reading:
+    def _read(self, inputs: list[Any], taps: list[Any], turn: _Turn) -> Reading:
         explained, at = self.frozen.came(inputs, taps, turn)
         return Reading(explained, None, at)
 
 
+def _typed_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    return array.astype(like.dtype)
+
+
 def linearise(
-    f: Callable,
+    f: Callable[..., Any],
     composite: Composite | None = None,
     *primals: Any,
     at: str | Sequence[str] | None = None,
@@ -343,8 +361,8 @@ def linearise(
     >>> print(jnp.rint(lin.pull(1, start="hidden").input))  # where the second hidden neuron comes from
     [4. 1.]
     """
-    composite, primals = leading(composite, primals, "linearise")
-    per_unit = composite.method == "relevance"
-    program = Program(f, composite, primals, kwargs, argnums, at, False, per_unit=per_unit)
+    rules, primals = leading(composite, primals, "linearise")
+    per_unit = rules.method == "relevance"
+    program = Program(f, rules, primals, kwargs, argnums, at, False, per_unit=per_unit)
     program.warn()
     return Linearised(freeze(program))

@@ -39,10 +39,10 @@ class Selector:
     def choose(self, units: Sequence[Selectable]) -> list[bool]:
         raise NotImplementedError
 
-    def __and__(self, other: "Selector") -> "Selector":
+    def __and__(self, other: "Selector | str") -> "Selector":
         return Combined("&", (self, as_selector(other)))
 
-    def __or__(self, other: "Selector") -> "Selector":
+    def __or__(self, other: "Selector | str") -> "Selector":
         return Combined("|", (self, as_selector(other)))
 
     def __invert__(self) -> "Selector":
@@ -62,7 +62,7 @@ class Combined(Selector):
             return False
         return (any if self.operator == "&" else all)(part.names_units for part in self.parts)
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         chosen = [part.choose(units) for part in self.parts]
         if self.operator == "~":
             return [not c for c in chosen[0]]
@@ -84,7 +84,7 @@ class Path(Selector):
     def names_units(self) -> bool:  # type: ignore[override]
         return not is_glob(self.glob)
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         return among(self.glob, [u.path for u in units])
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Kind(Selector):
     kinds: tuple[str, ...]
     names_units: ClassVar[bool] = True
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         return [u.kind in self.kinds or u.name in self.kinds for u in units]
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Kind(Selector):
 class Contracted(Selector):
     """Products that are contractions."""
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         return [u.kind == "product" and getattr(u, "contracts", False) for u in units]
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ class End(Selector):
     kinds: tuple[str, ...]
     names_units: ClassVar[bool] = True
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         found = [u for u, c in zip(units, Kind(self.kinds).choose(units), strict=True) if c]
         runs = [u for u in found if all(holder.steps != 0 for holder, _ in _holders(u))]
         ends = self._ends(runs if self.which == "first" else runs[::-1], 0)
@@ -167,11 +167,11 @@ class Between(Selector):
                 f"{self.start} and {self.stop}"
             )
 
-    def choose(self, units):
+    def choose(self, units: Sequence[Selectable]) -> list[bool]:
         of_kind = Kind(self.kinds).choose(units)
         count, before = sum(of_kind), 0
         start, stop = (round(part * count, 6) for part in (self.start, self.stop))  # 0.7 · 10 is more than 7
-        chosen = []
+        chosen: list[bool] = []
         for is_one in of_kind:
             chosen.append(is_one and start <= before < stop)
             before += is_one
@@ -273,7 +273,7 @@ def kind(*kinds: str) -> Selector:
     return Kind(_checked_kinds(kinds, "kind"))
 
 
-def _checked_kinds(kinds: tuple[str, ...], call: str) -> tuple[str, ...]:
+def _checked_kinds(kinds: tuple[Any, ...], call: str) -> tuple[str, ...]:
     """
     Raises:
         RuleError: a kind is no text, or has the name that it has elsewhere.
@@ -349,7 +349,7 @@ def between(start: float, stop: float, *kinds: str) -> Selector:
     return Between(float(start), float(stop), _checked_kinds(kinds, "between"))
 
 
-def as_selector(selector: "Selector | str") -> Selector:
+def as_selector(selector: Any) -> Selector:
     """A selector itself, or a string taken for a path glob."""
     if isinstance(selector, str):
         return Path(selector)

@@ -7,6 +7,9 @@ Each returns y -> output relevance, for f's output y: [..., classes], of any flo
 so each is the difference of two explanations.
 """
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +23,7 @@ from lrpjax.errors import TargetError
 __all__ = ["clrp", "difference", "sglrp", "similarity"]
 
 
-def difference(label: Any, other: Any = None) -> Callable:
+def difference(label: Any, other: Any = None) -> Callable[[jax.Array], jax.Array]:
     """Relevance of a difference of logits: y_label at one class, −y_other at the other, so that Σ R = y_label −
     y_other (own formula).
 
@@ -52,7 +55,7 @@ def difference(label: Any, other: Any = None) -> Callable:
     return seed
 
 
-def clrp(label: Any) -> Callable:
+def clrp(label: Any) -> Callable[[jax.Array], jax.Array]:
     """Contrastive LRP: y_t at the target t, −y_t / (N − 1) at each of the N − 1 other classes, so that Σ R = 0.
 
     The relevance is R − R_dual of Gu, Yang & Tresp 2018 ("Understanding Individual Decisions of CNNs via
@@ -87,7 +90,7 @@ def clrp(label: Any) -> Callable:
     return seed
 
 
-def sglrp(label: Any) -> Callable:
+def sglrp(label: Any) -> Callable[[jax.Array], jax.Array]:
     """Softmax-gradient LRP: p_t (1 − p_t) at the target t, −p_t p_n at every other class n, where p =
     softmax(y); Σ R = 0.
 
@@ -119,7 +122,7 @@ def sglrp(label: Any) -> Callable:
     return seed
 
 
-def similarity(embedding: jax.Array) -> Callable:
+def similarity(embedding: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Relevance of one input for its similarity to another: y ⊙ φ(x'), so that Σ R = ⟨φ(x), φ(x')⟩ (the dot
     product as a last layer).
 

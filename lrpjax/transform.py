@@ -1,5 +1,8 @@
 """The public transforms: trace, plan, rewrite, seed the output, run backward, read the relevance off the input."""
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 
 from lrpjax._chosen import chosen, leading
 from lrpjax._hints import hinted
+from lrpjax._types import P, T, Target
 from lrpjax.composites import Composite
 from lrpjax.core.accounts import bound_of, run, watch
 from lrpjax.core.compiled import NotCompiled, explained
@@ -22,16 +26,16 @@ from lrpjax.errors import TargetError
 
 @hinted
 def relevance(
-    f: Callable,
+    f: Callable[P, T],
     composite: Composite | None = None,
     *,
     argnums: int | Sequence[int] | None = None,
-    target: Any = None,
+    target: Target = None,
     at: str | Sequence[str] | None = None,
-    inspect: tuple[Callable, Callable] | None = None,
+    inspect: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
     has_aux: bool = False,
     check: bool | float = False,
-) -> Callable:
+) -> Callable[P, Any]:
     """Transforms `f` into the function that gives the relevance of an argument for `f`'s output, in the manner
     of `jax.grad`.
 
@@ -110,7 +114,7 @@ def relevance(
     )
 
     @functools.wraps(f)
-    def explain(*args: Any, **kwargs: Any) -> Any:
+    def explain(*args: P.args, **kwargs: P.kwargs) -> Any:
         y, R = both(*args, **kwargs)
         return (R, y[1]) if has_aux else R
 
@@ -119,16 +123,16 @@ def relevance(
 
 @hinted
 def value_and_relevance(
-    f: Callable,
+    f: Callable[P, T],
     composite: Composite | None = None,
     *,
     argnums: int | Sequence[int] | None = None,
-    target: Any = None,
+    target: Target = None,
     at: str | Sequence[str] | None = None,
-    inspect: tuple[Callable, Callable] | None = None,
+    inspect: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
     has_aux: bool = False,
     check: bool | float = False,
-) -> Callable:
+) -> Callable[P, tuple[T, Any]]:
     """As `relevance`, returning (f's output, relevance), in the manner of `jax.value_and_grad`.
 
     Σ R / f(x) is the share of the output that the relevance accounts for: of a class, `R.sum() / y[class]`, for each
@@ -142,7 +146,7 @@ def value_and_relevance(
     rules, bound = chosen(composite, "value_and_relevance"), bound_of(check)
 
     @functools.wraps(checked_function(f, "value_and_relevance"))
-    def explain(*args: Any, **kwargs: Any) -> Any:
+    def explain(*args: P.args, **kwargs: P.kwargs) -> Any:
         if bound is None and inspect is None:
             with contextlib.suppress(NotCompiled):
                 y, aux, R = explained(f, rules, args, kwargs, argnums, target, at, has_aux)
@@ -153,13 +157,14 @@ def value_and_relevance(
             watch(accounts, bound, conserves=at is None and program.composite.method == "relevance")
             return ((accounts.y, accounts.aux), accounts.R) if has_aux else (accounts.y, accounts.R)
         y, aux, pull = program.linearise()
-        R = pull(output_relevance(y, target, program.composite.method))
-        return ((y, aux), R) if has_aux else (y, R)
+        return (y, aux) if has_aux else y, pull(output_relevance(y, target, program.composite.method))
 
     return explain
 
 
-def vjp(f: Callable, composite: Any = None, *primals: Any) -> tuple[Any, Callable]:
+def vjp(
+    f: Callable[..., T], composite: Any = None, *primals: Any
+) -> tuple[T, Callable[[Any], tuple[Any, ...]]]:
     """`(f(*primals), pull)`, in the manner of `jax.vjp`: `pull(seed)` takes the relevance of the output and
     gives that of every primal.
 
@@ -187,7 +192,7 @@ def vjp(f: Callable, composite: Any = None, *primals: Any) -> tuple[Any, Callabl
 
 
 def plan(
-    f: Callable,
+    f: Callable[..., Any],
     composite: Any = None,
     *args: Any,
     argnums: int | Sequence[int] | None = None,

@@ -14,6 +14,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from sphinx.pycode.parser import VariableCommentPicker  # noqa: E402
+
 from lrpjax import __version__  # noqa: E402  (of this tree, wherever another one is installed)
 
 # The one address of the repository, for the link to a page's source. Empty as long as there is none.
@@ -197,6 +199,10 @@ def signature(app, what, name, object, options, arguments, returned):
     if what in ("class", "exception", "method"):
         arguments = re.sub(r"^(self|cls)(, |$)", "", arguments)
     return f"({arguments})", None if what in ("class", "exception") else returned
+
+
+# Of a function with overloads the signature is its own here, which says in a few lines what they say in many.
+VariableCommentPicker.add_overload_entry = lambda self, function: None
 
 
 def skip(app, what, name, object, skip, options):

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from posixpath import commonpath
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from lrpjax._chosen import chosen
 from lrpjax._html import Number, Shown, number, table
+from lrpjax._types import P, Target
 from lrpjax.composites import Composite
 from lrpjax.core.accounts import BOUND, Accounts, run, total
 from lrpjax.core.ends import End
@@ -350,15 +351,39 @@ class Audit(Shown):
         return lines
 
 
+@overload
 def audit(
-    f: Callable,
+    f: Callable[P, Any],
     composite: Composite | None = None,
     *,
     argnums: int | Sequence[int] | None = None,
-    target: Any = None,
+    target: Target = None,
+    at: str | Sequence[str] | None = None,
+    with_relevance: Literal[False] = False,
+) -> Callable[P, Audit]: ...
+
+
+@overload
+def audit(
+    f: Callable[P, Any],
+    composite: Composite | None = None,
+    *,
+    argnums: int | Sequence[int] | None = None,
+    target: Target = None,
+    at: str | Sequence[str] | None = None,
+    with_relevance: Literal[True],
+) -> Callable[P, tuple[Any, Audit]]: ...
+
+
+def audit(
+    f: Callable[P, Any],
+    composite: Composite | None = None,
+    *,
+    argnums: int | Sequence[int] | None = None,
+    target: Target = None,
     at: str | Sequence[str] | None = None,
     with_relevance: bool = False,
-) -> Callable:
+) -> Callable[P, Any]:
     """Transforms `f` into the function that gives the `Audit` of `relevance(f, composite)`: for every unit, relevance
     in and out and what absorbed the difference, in − out = bias + ε + other; and what ended at constants that enter by
     themselves, so that the sums close.
@@ -396,7 +421,7 @@ def audit(
     asked = chosen(composite, "audit")
 
     @functools.wraps(checked_function(f, "audit"))
-    def explain(*args: Any, **kwargs: Any) -> Any:
+    def explain(*args: P.args, **kwargs: P.kwargs) -> Any:
         program = Program(f, asked, args, kwargs, argnums, at, False)
         made = run(program, target, closing=True)
         hows = [program.assignment.propagations[unit] for unit in made.units]
@@ -465,13 +490,13 @@ def _account(planned: Any, columns: jax.Array, bias_takes_rest: bool, turns: int
 
 
 def messages(
-    f: Callable,
+    f: Callable[P, Any],
     composite: Composite | None = None,
     *,
     at: str,
     argnums: int | None = None,
-    target: Any = None,
-) -> Callable:
+    target: Target = None,
+) -> Callable[P, jax.Array]:
     """Transforms `f` into the function that gives the messages R_{i←j} of one dense layer: what its input i gets from
     its output j (Bach et al. 2015: Σ_j R_{i←j} is the relevance that the layer gives its input, Σ_i
     R_{i←j} that of its output, less what the bias and the stabiliser absorb).
@@ -500,14 +525,14 @@ def messages(
     asked = chosen(composite, "messages")
 
     @functools.wraps(checked_function(f, "messages"))
-    def explain(*args: Any, **kwargs: Any) -> jax.Array:
+    def explain(*args: P.args, **kwargs: P.kwargs) -> jax.Array:
         program = Program(f, asked, args, kwargs, argnums, None, False)
         unit = _dense_at(program, at)
         (x,) = unit.operands
         program.route([x, unit.out])
         program.rewrite()
 
-        def run(zeros):
+        def run(zeros: Any) -> Any:
             outputs, seen = program.run(program.leaves, zeros, {})
             return (outputs, seen[1]), seen[0]
 
@@ -519,7 +544,7 @@ def messages(
         c = cotangents[1]
         silent = [jnp.zeros_like(o) for o in outputs]
 
-        def message(j):
+        def message(j: jax.Array) -> jax.Array:
             one = (jnp.arange(z.shape[-1]) == j).astype(c.dtype)
             (cotangents,) = back((silent, c * one))
             return program.read(x, values, cotangents[0])

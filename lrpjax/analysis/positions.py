@@ -6,6 +6,9 @@ places is missing, and with it a part of the output (PA-LRP, Bakish et al. 2025,
 as the Missing Ingredient for Transformer Explainability", arXiv 2506.02138).
 """
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lrpjax import transform
+from lrpjax._types import P, Target
 from lrpjax.composites import Composite, attnlrp
 from lrpjax.errors import LrpjaxError
 
@@ -56,14 +60,14 @@ class Positions:
 
 
 def relevance(
-    f: Callable,
+    f: Callable[P, Any],
     composite: Composite | None = None,
     *,
     tokens: str,
     positions: str | Sequence[str],
     axis: int | Mapping[str, int] = 0,
-    target: Any = None,
-) -> Callable:
+    target: Target = None,
+) -> Callable[P, Positions]:
     """The relevance of tokens, and of positions as an output of its own.
 
     What is added to the embeddings, learned or sinusoidal, takes its share of the sum, R_p = p R / (e + p). What
@@ -99,7 +103,7 @@ def relevance(
     names = [positions] if isinstance(positions, str) else list(positions)
 
     @functools.wraps(f)
-    def explain(*args: Any, **kwargs: Any) -> Positions:
+    def explain(*args: P.args, **kwargs: P.kwargs) -> Positions:
         at = list(dict.fromkeys([tokens, *names]))
         R = transform.relevance(f, composite or attnlrp(), at=at, target=target)(*args, **kwargs)
         of = {name: _by_position(name, R[name], axis) for name in at}

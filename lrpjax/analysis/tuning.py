@@ -72,7 +72,7 @@ class Explained(NamedTuple):
     [0.75]
     """
 
-    f: Callable
+    f: Callable[..., Any]
     x: jax.Array
     relevance: jax.Array
     rival: jax.Array | None
@@ -152,7 +152,9 @@ def alike(e: Explained) -> jax.Array:
     return metrics.pearson(map_of(e.relevance), map_of(e.rival))
 
 
-def flipping(patch: int, fill: ArrayLike = 0.0, steps: int | Sequence[int] = 10, batch: int = 8) -> Callable:
+def flipping(
+    patch: int, fill: ArrayLike = 0.0, steps: int | Sequence[int] = 10, batch: int = 8
+) -> Callable[[Explained], jax.Array]:
     """A measure of faithfulness: the area between the curves of region flipping, least relevant first and most relevant
     first, over the score (`lrpjax.metrics.abpc`); 0 for a random order.
 
@@ -329,7 +331,7 @@ Candidate = Composite | tuple[Callable[..., Composite], Mapping[str, Sequence[An
 
 
 def tune(
-    f: Callable,
+    f: Callable[..., Any],
     x: ArrayLike,
     candidates: Mapping[str, Candidate],
     measures: Mapping[str, Measure] | None = None,
@@ -394,7 +396,7 @@ def _parts(x: jax.Array, batch: int) -> Iterator[jax.Array]:
 
 def _families(
     name: str, candidate: Candidate
-) -> Iterator[tuple[Callable, list[dict[str, float]], dict[str, Any]]]:
+) -> Iterator[tuple[Callable[..., Composite], list[dict[str, float]], dict[str, Any]]]:
     """(a function of floats that makes a composite, the floats to try, the settings that are fixed), for each choice of
     the settings that are no floats."""
     if isinstance(candidate, Composite):
@@ -421,7 +423,7 @@ def _families(
         yield lambda chosen=chosen, **floats: make(**chosen, **floats), settings, chosen
 
 
-def _is_swept(make: Callable, grid: Mapping[str, Sequence[Any]], key: str) -> bool:
+def _is_swept(make: Callable[..., Any], grid: Mapping[str, Sequence[Any]], key: str) -> bool:
     """Whether an argument is a float that may be traced, as ε and γ may, and a part of the way may not."""
     if not all(isinstance(v, float) for v in grid[key]):
         return False

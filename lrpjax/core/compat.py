@@ -58,7 +58,7 @@ _MODELS = tuple(
 _STANDARD_LIBRARY = os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "")
 
 
-def open_jaxpr(jaxpr: Any) -> tuple[Any, list]:
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     """Splits an open or closed jaxpr into its equations' holder (`.invars`, `.constvars`, `.eqns`,
     `.outvars`) and its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
@@ -300,7 +300,7 @@ batching.primitive_batchers[_late] = _late_batch
 # The primitive of `custom_relevance`: a call that stays visible in the jaxpr under jit, vmap, remat and scan,
 # and is its function to everything else.
 
-custom_call = core.Primitive("custom_relevance_call")
+custom_call: Any = core.Primitive("custom_relevance_call")
 custom_call.multiple_results = True
 
 

@@ -105,10 +105,10 @@ def clear_cache() -> None:
 
 
 def explained(
-    f: Callable,
+    f: Callable[..., Any],
     composite: Chooses,
     args: Sequence[Any],
-    kwargs: dict,
+    kwargs: dict[str, Any],
     argnums: int | Sequence[int] | None,
     target: Any,
     at: Any,

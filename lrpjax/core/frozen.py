@@ -72,7 +72,7 @@ class Frozen:
     output: Any
     seen: list[jax.Array]
     leaves: list[jax.Array]
-    back: Callable
+    back: Callable[..., Any]
     layout: Layout
 
     # ------------------------------------------------------------------------------------------ names and their places
@@ -127,12 +127,12 @@ class Frozen:
 
     # -------------------------------------------------------------------------------------------- the map, and its ends
 
-    def silence(self) -> tuple[list, list]:
+    def silence(self) -> tuple[list[Any], list[Any]]:
         """Cotangents of the outputs and of the named values with which nothing begins."""
         zeros = lambda places: [jnp.zeros(p.shape, p.dtype) for p in places]
         return zeros(self.layout.outputs), zeros(self.layout.taps)
 
-    def gates(self, stop: str | Iterable[str], direct: bool) -> list:
+    def gates(self, stop: str | Iterable[str], direct: bool) -> list[Any]:
         """The gate of every named value: 1 where relevance goes on, and 0 where it stops."""
         gates = [np.full(p.loops, 0.0 if direct else 1.0, np.float32) for p in self.layout.taps]
         for path in [stop] if isinstance(stop, str) else stop:
@@ -140,7 +140,7 @@ class Frozen:
             gates[number][() if index is None else index] = 0.0
         return [jnp.asarray(g) for g in gates]
 
-    def begun(self, seed: Any, start: str | None) -> tuple[list, list]:
+    def begun(self, seed: Any, start: str | None) -> tuple[list[Any], list[Any]]:
         """Cotangents that begin with a relevance, in each value's own form."""
         layout = self.layout
         outs, starts = self.silence()
@@ -156,7 +156,7 @@ class Frozen:
             starts[number] = placed(starts[number], index, c)
         return outs, starts
 
-    def seeded(self, seed: Any, unit: Any, start: str | None) -> tuple[list, list]:
+    def seeded(self, seed: Any, unit: Any, start: str | None) -> tuple[list[Any], list[Any]]:
         """Cotangents that begin with a relevance, or with one per unit."""
         if unit is None:
             return self.begun(seed, start)
@@ -171,7 +171,7 @@ class Frozen:
             starts[number] = placed(starts[number], index, unit)
         return self.from_units(units, starts)
 
-    def from_units(self, units: list, starts: list) -> tuple[list, list]:
+    def from_units(self, units: list[Any], starts: list[Any]) -> tuple[list[Any], list[Any]]:
         """Cotangents in each value's own form, from coefficients."""
         turn = lambda c, h, p: (c * h if p.plain and self.layout.method == "relevance" else c).astype(p.dtype)
         ys = jax.tree.leaves(self.output)
@@ -179,13 +179,15 @@ class Frozen:
             turn(*one) for one in zip(starts, self.seen, self.layout.taps, strict=True)
         ]
 
-    def run(self, outs: list, starts: list, gates: list) -> tuple[list, list]:
+    def run(self, outs: list[Any], starts: list[Any], gates: list[Any]) -> tuple[list[Any], list[Any]]:
         """The cotangents that come to the inputs (None for integers) and to the named values from above."""
         floating, taps = self.back((outs, list(zip(starts, gates, strict=True))))
         given = iter(floating)
         return [None if p is None else next(given) for p in self.layout.inputs], taps
 
-    def came(self, inputs: list, taps: list, turn: Callable) -> tuple[Any, dict[str, jax.Array]]:
+    def came(
+        self, inputs: list[Any], taps: list[Any], turn: Callable[..., Any]
+    ) -> tuple[Any, dict[str, jax.Array]]:
         """What cotangents that came to the inputs and the named values stand for, as `turn` says: in the structure of
         the input, and by name."""
         places = zip(inputs, self.leaves, self.layout.inputs, strict=True)
@@ -193,7 +195,7 @@ class Frozen:
         taps = [turn(c, h, p) for c, h, p in zip(taps, self.seen, self.layout.taps, strict=True)]
         return self.explained(inputs), {name: taps[i] for name, i in self.layout.names.items()}
 
-    def explained(self, leaves: list) -> Any:
+    def explained(self, leaves: list[Any]) -> Any:
         """The structure of what is explained, with None for integers."""
         kept = [None if p is None else leaf for leaf, p in zip(leaves, self.layout.inputs, strict=True)]
         whole = jax.tree.unflatten(self.layout.treedef, kept)

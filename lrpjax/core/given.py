@@ -15,7 +15,7 @@ from lrpjax.core import compat
 from lrpjax.errors import InputError, LrpjaxError
 
 
-def checked_function(f: Any, call: str) -> Callable:
+def checked_function(f: Any, call: str) -> Callable[..., Any]:
     """A function, as `call` takes it: a transform's name.
 
     Raises:

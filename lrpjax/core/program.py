@@ -45,10 +45,17 @@ from lrpjax.rules import PLAIN, Rule, divide
 class Chooses(Protocol):
     """What chooses the rules: an `lrpjax.Composite`."""
 
-    method: str
-    preset: str
-    pairs: Any
-    calls: Mapping[str, Callable]
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def pairs(self) -> Sequence[tuple[Any, Rule]]: ...
+
+    @property
+    def calls(self) -> Mapping[str, Callable[..., Any]]: ...
 
     @property
     def derives(self) -> bool: ...
@@ -62,7 +69,7 @@ class Chooses(Protocol):
     @property
     def ends(self) -> list[Any]: ...
 
-    def assign(self, units: Sequence[Any]) -> tuple[list[Rule | None], list]: ...
+    def assign(self, units: Sequence[Any]) -> tuple[list[Rule | None], list[Any]]: ...
 
     def default_of(self, unit: Any) -> Rule | None: ...
 
@@ -72,10 +79,10 @@ class Program:
 
     def __init__(
         self,
-        f: Callable,
+        f: Callable[..., Any],
         composite: Chooses,
         args: Sequence[Any],
-        kwargs: dict,
+        kwargs: dict[str, Any],
         argnums: int | Sequence[int] | None,
         at: Any,
         has_aux: bool,
@@ -339,7 +346,7 @@ class Program:
                 )
         return leaves, tree
 
-    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+    def linearise(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable[[Any], Any]]:
         """(output, aux, pull): the function's value, and the map from output relevance to what was asked for.
 
         `weights` multiply the relevance of values that `conditions` named, on its way down; they broadcast to
@@ -348,7 +355,9 @@ class Program:
         y, aux, pull = self.linearise_audited(weights)
         return y, aux, lambda seed: pull(seed)[0]
 
-    def linearise_audited(self, weights: Mapping[Value, Any] | None = None) -> tuple[Any, Any, Callable]:
+    def linearise_audited(
+        self, weights: Mapping[Value, Any] | None = None
+    ) -> tuple[Any, Any, Callable[[Any], Any]]:
         """As `linearise`; pull gives a pair, the second of which are the accounts of what is audited, and what came to
         the arguments beside the values that are named."""
         self.warn()

@@ -158,7 +158,8 @@ class Store(Mapping[str, "StoredArray"]):
 
     def _joined(self, name: str) -> Any:
         """An array's rows: of each share those in shards, which stay on the disk, then those of its tail."""
-        ts, parts = layout.tensorstore(), []
+        ts = layout.tensorstore()
+        parts: list[Any] = []
         for share in self._shares:
             parts.append(share.arrays[name][: share.rows_before(share.in_shards)])
             if share.tail:

@@ -3,6 +3,9 @@
 Sources: Achtibat et al. 2024 (AttnLRP), Ali et al. 2022 (CP-LRP), Zeiler & Fergus 2014, Springenberg et al. 2015.
 """
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 from typing import Any, ClassVar
 
 import jax
@@ -74,7 +77,7 @@ class Deconvnet(Rule):
     named: ClassVar = ("activation",)
     linear: ClassVar = False
 
-    def through(self, x, y, R, derivative):
+    def through(self, x: jax.Array, y: jax.Array, R: jax.Array, derivative: jax.Array) -> jax.Array:
         return positive(R)
 
 
@@ -95,7 +98,7 @@ class GuidedBackprop(Rule):
     named: ClassVar = ("activation",)
     linear: ClassVar = False
 
-    def through(self, x, y, R, derivative):
+    def through(self, x: jax.Array, y: jax.Array, R: jax.Array, derivative: jax.Array) -> jax.Array:
         return derivative * positive(R)
 
 
@@ -117,5 +120,5 @@ class BetaSmooth(Rule):
     kinds: ClassVar = RECTIFIERS
     named: ClassVar = ("activation",)
 
-    def through(self, x, y, R, derivative):
+    def through(self, x: jax.Array, y: jax.Array, R: jax.Array, derivative: jax.Array) -> jax.Array:
         return R * jax.nn.sigmoid(jnp.asarray(self.beta, x.dtype) * x)

@@ -210,7 +210,7 @@ class Layer:
         """Σ_j (s⁺_j (x_i w_ij)⁺ + s⁻_j (x_i w_ij)⁻) / x_i: what is earned by contributions of either sign."""
         one_sided = is_zero(s_negative)
 
-        def earned(above, below):
+        def earned(above: Any, below: Any) -> jax.Array:
             c = self.transpose(s_positive, above)
             return c if one_sided else c + self.transpose(s_negative, below)
 

@@ -1,21 +1,27 @@
 """What every rule is: a frozen dataclass, a pytree, the kinds of unit that it is for, and the methods that
 carry its formula."""
 
+# JAX annotates its functions in part: what is unknown of their types cannot be said here.
+# pyright: reportUnknownMemberType=false
+
 import contextlib
 import contextvars
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lrpjax._hints import hinted
 from lrpjax.errors import RuleError
 from lrpjax.rules.arithmetic import negative, positive
+
+OfRule = TypeVar("OfRule", bound="Rule")
 
 RATIO, PLAIN = "ratio", "plain"
 """The two forms of a cotangent c of a value x. RATIO: the relevance of x is x·c. PLAIN: c is the relevance itself."""
@@ -30,6 +36,7 @@ KINDS_OF = {"back": LAYERS, "through": ("activation",), "weights": ("product",)}
 """The kinds that a rule is for where it does not say so, by the method that it defines."""
 
 
+@dataclass_transform(frozen_default=True)
 class Rule:
     """Base class of rules. To write one, derive from it and define the method that holds the formula:
 
@@ -91,7 +98,7 @@ class Rule:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True)(cls)
-        if dataclasses.fields(cls):
+        if dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
             cls.__init__ = hinted(cls.__init__)
         del (
             cls.__setattr__,
@@ -105,7 +112,8 @@ class Rule:
                 f"emits = rules.RATIO (that divided by x); it is {cls.emits!r}"
             )
         if "kinds" in vars(cls):
-            if isinstance(cls.kinds, str) or not all(isinstance(k, str) for k in cls.kinds):
+            kinds: Any = cls.kinds
+            if isinstance(kinds, str) or not all(isinstance(k, str) for k in kinds):
                 raise RuleError(f"{cls.__name__}: kinds is a tuple of kinds of unit, but is {cls.kinds!r}")
         elif (
             "back" in vars(cls) and cls.kinds
@@ -114,12 +122,11 @@ class Rule:
         elif not cls.kinds:
             cls.kinds = tuple(k for method, kinds in KINDS_OF.items() if hasattr(cls, method) for k in kinds)
 
-    def __new__(cls, *args: Any, **options: Any) -> "Rule":
+    def __new__(cls, *args: Any, **options: Any) -> Self:
         if "registered" not in vars(cls):
             cls.registered = True
             with contextlib.suppress(ValueError):  # the user's own decorator has registered it
-                unflatten = lambda aux, leaves: _unflatten(cls, aux, leaves)
-                jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
+                jax.tree_util.register_pytree_with_keys(cls, _flatten, functools.partial(_unflatten, cls))
         return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -131,7 +138,7 @@ class Rule:
     def __post_init__(self):
         epsilon = getattr(self, "epsilon", 0.0)
         check(
-            lambda e: e >= 0,
+            _is_not_negative,
             epsilon,
             message=f"{type(self).__name__}: epsilon must not be negative, but is {epsilon}",
         )
@@ -141,7 +148,7 @@ class Rule:
         return positive(w), negative(w)
 
     def __str__(self) -> str:
-        shown = []
+        shown: list[str] = []
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.name == "bias" and value is True:
@@ -151,22 +158,22 @@ class Rule:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _flatten(rule: Rule) -> tuple[list, tuple]:
+def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:
     fields = [f.name for f in dataclasses.fields(rule)]  # type: ignore[arg-type]
     leaves = [(jax.tree_util.GetAttrKey(n), getattr(rule, n)) for n in fields if n not in rule.static]
     return leaves, tuple((n, getattr(rule, n)) for n in fields if n in rule.static)
 
 
-def _unflatten(cls: type, aux: tuple, leaves: Sequence[Any]) -> Rule:
+def _unflatten(cls: type[Rule], aux: tuple[Any, ...], leaves: Iterable[Any]) -> Rule:
     """A rule from its leaves, which transformations also fill with placeholders: nothing is checked."""
-    rule = object.__new__(cls)
+    rule: Rule = object.__new__(cls)
     fixed, rest = dict(aux), iter(leaves)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         object.__setattr__(rule, field.name, fixed[field.name] if field.name in fixed else next(rest))
     return rule
 
 
-def rule(*static: str) -> Callable[[type], type]:
+def rule(*static: str) -> Callable[[type[OfRule]], type[OfRule]]:
     """Decorates a subclass of `Rule` whose fields of these names are static: fixed when compiling, like
     `static_argnames` of `jax.jit`.
 
@@ -180,7 +187,7 @@ def rule(*static: str) -> Callable[[type], type]:
     [1e-06]
     """
 
-    def declare(cls: type) -> type:
+    def declare(cls: type[OfRule]) -> type[OfRule]:
         unknown = set(static) - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown:
             raise RuleError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
@@ -220,6 +227,10 @@ class Factor:
         return self.find_signal()
 
 
+def _is_not_negative(epsilon: Any) -> Any:
+    return epsilon >= 0
+
+
 def _brief(value: Any) -> str:
     return f"array{tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
 
@@ -255,7 +266,7 @@ def check(holds: Callable[..., Any], *values: Any, message: str) -> None:
     numbers = (int, float, np.ndarray, np.generic, jax.Array)
     if not all(isinstance(v, numbers) for v in values):
         return
-    if any(isinstance(v, jax.core.Tracer) for v in values):
+    if any(isinstance(v, Tracer) for v in values):
         noted = _noted.get()
         if noted is not None:
             with jax.numpy_dtype_promotion("standard"):
@@ -281,6 +292,6 @@ def doubts(rule: Rule) -> jax.Array | None:
             copy.copy(rule).__post_init__()  # of a copy, which a `__post_init__` of the user's own may change
     finally:
         _noted.reset(token)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(rule)):
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(rule)):
         object.__setattr__(rule, "_sound", True)
     return functools.reduce(jnp.logical_and, noted) if noted else None

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrpjax.errors import PatternError, RuleError
-from lrpjax.rules.arithmetic import broadcasts, divide, halves, is_zero, negative, positive, uniform
+from lrpjax.rules.arithmetic import Layer, broadcasts, divide, halves, is_zero, negative, positive, uniform
 from lrpjax.rules.base import LAYERS, LINEAR, PLAIN, RATIO, Rule, check, rule
 
 SHARE = "share"
@@ -48,18 +48,18 @@ class _Biased(Rule):
     def emits(self) -> str:  # type: ignore[override]
         return PLAIN if self.bias == SHARE else RATIO
 
-    def split(self, layer, z, R):
+    def split(self, layer: Layer, z: Any, R: Any) -> tuple[Any, Any]:
         """(the relevance that the rule shares, the bias in its denominator)."""
         if self.bias != MAGNITUDE:
             return R, layer.b if self.bias else 0.0
         u, b = abs(z - layer.b), abs(jnp.asarray(layer.b, z.dtype))
         return layer.lose(R, divide(b, u + b)), 0.0
 
-    def kept(self, bias):
+    def kept(self, bias: Any) -> Any:
         """The part of a denominator that no input is credited with, of the bias's part of it."""
         return 0.0 if self.bias == SHARE else bias
 
-    def given(self, layer, x, c, bias):
+    def given(self, layer: Layer, x: Any, c: Any, bias: Any) -> Any:
         """What `back` returns: c, the relevance of x divided by x; with what the bias of each output earned added to
         it, where it is given to the inputs."""
         if self.bias != SHARE:
@@ -95,10 +95,10 @@ class Epsilon(_Biased):
     bias: bool | str = True
     kinds: ClassVar = (*LINEAR, "product", "quotient", "norm")
 
-    def kernels(self, w):
+    def kernels(self, w: Any) -> tuple[Any, ...]:
         return (w,)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         (w,) = layer.kernels
         R, b = self.split(layer, z, R)
         s = layer.share(R, z if b is layer.b else z - layer.b, self.epsilon, self.kept(b))
@@ -158,11 +158,11 @@ class Gamma(_Biased):
         super().__post_init__()
         check(lambda g: g >= 0, self.gamma, message=f"Gamma: gamma must not be negative, but is {self.gamma}")
 
-    def kernels(self, w, apart=True):
+    def kernels(self, w: Any, apart: bool = True) -> tuple[Any, ...]:
         g = (np if isinstance(w, np.ndarray) else jnp).asarray(self.gamma, w.dtype)
         return (*halves(w, apart), w + g * positive(w)) if apart else halves(w, apart)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         g = jnp.asarray(self.gamma, z.dtype)
         R, b = self.split(layer, z, R)
         linear, b = z - layer.b, jnp.asarray(b, z.dtype)
@@ -222,10 +222,10 @@ class AlphaBeta(_Biased):
             ),
         )
 
-    def kernels(self, w, apart=True):
+    def kernels(self, w: Any, apart: bool = True) -> tuple[Any, ...]:
         return halves(w, apart)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         R, b = self.split(layer, z, R)
         above, b = layer.positive(x, z), jnp.asarray(b, z.dtype)
         b_above, b_below = positive(b), negative(b)
@@ -261,7 +261,7 @@ class ZPlus(_Biased):
 
     kernels = AlphaBeta.kernels
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         return AlphaBeta(1.0, 0.0, self.epsilon, self.bias).back(layer, x, z, R)
 
 
@@ -296,7 +296,7 @@ class ZBox(Rule):
             ) from None
         check(lambda low, high: low <= high, self.low, self.high, message="ZBox: low must not exceed high")
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         above, below = layer.kernels
         for name, bound in (("low", self.low), ("high", self.high)):
             if not broadcasts(jnp.shape(bound), x.shape):
@@ -367,10 +367,10 @@ class WSquare(_Biased):
     bias: bool | str = True
     emits: ClassVar = PLAIN  # type: ignore[assignment]
 
-    def kernels(self, w):
+    def kernels(self, w: Any) -> tuple[Any, ...]:
         return (w * w,)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         (squared,) = layer.kernels
         R, b = self.split(layer, z, R)
         total, b = layer.apply(layer.ones(), squared), b * b
@@ -391,10 +391,10 @@ class Flat(Rule):
     epsilon: Any = 1e-6
     emits: ClassVar = PLAIN
 
-    def kernels(self, w):
+    def kernels(self, w: Any) -> tuple[Any, ...]:
         return (uniform(w),)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         return layer.evenly(R, self.epsilon)
 
 
@@ -419,7 +419,7 @@ class Pattern(Rule):
     emits: ClassVar = PLAIN
     looks: ClassVar = True
 
-    def kernels(self, w):
+    def kernels(self, w: Any) -> tuple[Any, ...]:
         if tuple(w.shape) != tuple(self.pattern.shape):
             raise PatternError(
                 f"the pattern of layer {self.path!r} has shape {self.pattern.shape}, but the layer's "
@@ -433,7 +433,7 @@ class Pattern(Rule):
         pattern = (np if known else jnp).asarray(self.pattern, w.dtype)
         return (pattern * w if self.attribution else pattern,)
 
-    def back(self, layer, x, z, R):
+    def back(self, layer: Layer, x: Any, z: Any, R: Any) -> Any:
         return layer.transpose(R, layer.kernels[0])
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import lrpjax
 PACKAGE = pathlib.Path(lrpjax.__file__).parent
 
 LAYERS = (
-    "errors select _version _aliases _hints _html _progress",
+    "errors select _version _aliases _hints _html _progress _types",
     "rules",
     "core.compat",
     "core.primitives core.reached",
