@@ -26,7 +26,18 @@ from lrpjax import bow, circuits, composites, demo, loading, neuralised, pretrai
 
 EXTRAS = set(metadata.metadata("lrpjax").get_all("Provides-Extra"))
 # From extras alone: jax, flax, optax, chex and rich do not bring them.
-FOREIGN = ("matplotlib", "PIL", "sklearn", "skimage", "networkx", "torch", "keras", "onnx", "safetensors", "tokenizers")
+FOREIGN = (
+    "matplotlib",
+    "PIL",
+    "sklearn",
+    "skimage",
+    "networkx",
+    "torch",
+    "keras",
+    "onnx",
+    "safetensors",
+    "tokenizers",
+)
 R = jnp.ones((2, 4, 4))
 W = jnp.array([[1.0, -1.0], [2.0, 1.0], [0.0, 1.0]])
 MODEL = """

@@ -44,8 +44,8 @@ def checked(target: Any, y: Any) -> Any:
         return target
     leaves = jax.tree.leaves(y)
     if target is None:
-        # A dict names what it gives. In a tuple, what stands beside the output is a state or an intermediate value as often
-        # as a second output, and its relevance would be added in silence.
+        # A dict names what it gives. In a tuple, what stands beside the output is a state or an intermediate value as
+        # often as a second output, and its relevance would be added in silence.
         if type(y) in (tuple, list) and len(leaves) > 1:
             raise TargetError(
                 f"the output is a {type(y).__name__} of {len(leaves)} arrays, of shapes "

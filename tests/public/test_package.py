@@ -4,6 +4,7 @@ What the wheel does where no extra is installed is in tests/without_extras.py.
 """
 
 import ast
+import itertools
 import re
 import sys
 import tomllib
@@ -48,7 +49,9 @@ def test_one_version():
     }
     for file, pattern in said.items():
         assert re.search(pattern, (ROOT / file).read_text())[1] == lrpjax.__version__, file
-    assert "version" in PROJECT["dynamic"] and TABLE["tool"]["hatch"]["version"]["path"] == "lrpjax/_version.py"
+    assert (
+        "version" in PROJECT["dynamic"] and TABLE["tool"]["hatch"]["version"]["path"] == "lrpjax/_version.py"
+    )
 
 
 def test_the_changelog_and_the_citation_have_one_date():
@@ -96,11 +99,13 @@ def imported() -> dict[str, str]:
             else:
                 continue
             found |= {name.split(".")[0]: str(file.relative_to(ROOT)) for name in names}
-    return {name: file for name, file in found.items() if name not in sys.stdlib_module_names and name != "lrpjax"}
+    return {
+        name: file for name, file in found.items() if name not in sys.stdlib_module_names and name != "lrpjax"
+    }
 
 
 def test_what_is_imported_is_declared():
-    required = [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    required = itertools.chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     declared = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in required}
     installed = metadata.packages_distributions()
     for name, file in imported().items():
