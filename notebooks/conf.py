@@ -7,6 +7,7 @@ own, which needs neither a server nor a network.
 import ast
 import functools
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -113,8 +114,21 @@ def relink(text: str) -> str:
 INCLUDE = re.compile(r"(?m)^```\{include\} (\S+)\n```$")
 
 
+def with_alternatives(notebook: str) -> str:
+    """A notebook whose cells say what stands for their pictures: MyST-NB asks cells, and notebooks keep it with outputs."""
+    read = json.loads(notebook)
+    for cell in read["cells"]:
+        kept = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
+        told = [metadata["alt"] for metadata in kept if "alt" in metadata]
+        if told:
+            cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(told)
+    return json.dumps(read)
+
+
 def read_page(app, name, source):
     """Puts files in where a page asks for them, before MyST does, so that their links can be led to pages, too."""
+    if app.env.doc2path(name).endswith(".ipynb"):
+        source[0] = with_alternatives(source[0])
     folder = Path(app.env.doc2path(name)).parent
 
     def included(match):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from nbclient import NotebookClient
 
 import lrpjax
@@ -303,3 +304,12 @@ def test_bars_in_a_kernel(tmp_path):
     assert re.fullmatch(r"steps <b> 4/9 · 0:\d\d:\d\d · stopped", bars[1]["text/plain"])
     assert "steps &lt;b&gt; <progress" in bars[1]["text/html"]
     assert bars[2]["text/plain"].startswith("unknown 3/3 · ")
+
+
+def test_a_figure_has_its_alternative_text_in_a_notebook():
+    figure = viz.curves([0, 1], {"a": [3.0, 1.0]}, alt="mine")
+    data, metadata = DisplayFormatter().format(figure)
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert metadata["image/png"] == {"alt": "mine"}
+    figure.set_label("another")  # the label is asked when the figure is shown
+    assert DisplayFormatter().format(pickle.loads(pickle.dumps(figure)))[1]["image/png"] == {"alt": "another"}

@@ -15,13 +15,13 @@ colour at the middle of the map (exactly white in the default map, with red for 
 *One-sided* ranges [0, limit] are for quantities without a sign, such as sensitivity. And a value that is NaN
 or infinite is painted in `BAD`, a green that no diverging map contains, so that it is seen where it is and
 never taken for a small relevance. Lastly, whatever is drawn can be described to who does not see it: figures have an
-*alternative text* as their label (`figure.get_label()`), which `save` writes into PNG, SVG and PDF files, and HTML
-has it as its ``aria-label``.
+*alternative text* as their label (`figure.get_label()`), which `save` writes into PNG, SVG and PDF files and
+notebooks keep with the picture, and HTML has it as its ``aria-label``.
 """
 
 from lrpjax.viz.charts import curves, kept
 from lrpjax.viz.circuits import circuit
-from lrpjax.viz.colours import BAD
+from lrpjax.viz.colours import BAD, colormap
 from lrpjax.viz.language import generated, token_layers
 from lrpjax.viz.maps import heatmap, overlay, shared_limit
 from lrpjax.viz.saving import check_path, save
@@ -33,6 +33,7 @@ __all__ = [
     "BAD",
     "check_path",
     "circuit",
+    "colormap",
     "curves",
     "generated",
     "heatmap",

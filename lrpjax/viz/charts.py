@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrpjax.viz.colours import floats, load_matplotlib
-from lrpjax.viz.saving import save
+from lrpjax.viz.saving import finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,10 +75,7 @@ def curves(
         told = [f"{name} from {mean[0]:.3g} to {mean[-1]:.3g}" for name, mean in means.items() if len(mean)]
         axis = f"{y_label or 'values'} against {x_label or 'x'}"
         alt = f"{title + '. ' if title else ''}Curves of {axis}: {'; '.join(told)}."
-    figure.set_label(alt)
-    if path is not None:
-        save(figure, path)
-    return figure
+    return finished(figure, alt, path)
 
 
 def kept(
@@ -153,10 +150,7 @@ def kept(
             f"Share of the output's relevance that is left after each of {len(paths[0])} stages; in the end"
         )
         alt = f"{title + '. ' if title else ''}{what}: {told}."
-    figure.set_label(alt)
-    if path is not None:
-        save(figure, path)
-    return figure
+    return finished(figure, alt, path)
 
 
 def _shares(stages: Sequence[Any]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrpjax.viz.colours import bound_of, colormap, load_matplotlib
-from lrpjax.viz.saving import save
+from lrpjax.viz.saving import finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,10 +133,7 @@ def circuit(
         for sign, text in ((1, "positive"), (-1, "negative"))
     ]
     figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.set_label(_described(graph, nodes, rows, title, labels or {}) if alt is None else alt)
-    if path is not None:
-        save(figure, path)
-    return figure
+    return finished(figure, _described(graph, nodes, rows, title, labels or {}) if alt is None else alt, path)
 
 
 def _described(graph: Any, nodes: list, rows: list[int], title: str, labels: Mapping[str, str]) -> str:

@@ -78,8 +78,25 @@ def load_matplotlib():
     return matplotlib
 
 
-def colormap(name: str | None, symmetric: bool) -> Colormap:
-    """A colour map by its name, with an entry in the middle, and `BAD` for what is not finite."""
+def colormap(name: str | None = None, symmetric: bool = True) -> Colormap:
+    """The colour map of the heatmaps, for drawings of your own in matplotlib.
+
+    Args:
+        name: as `cmap` of `heatmap`: ``"relevance"``, ``"blue-orange"``, ``"coldnhot"``, or one of matplotlib's. None:
+            the default for a range of that kind.
+        symmetric: whether the range is [−limit, limit] or [0, limit].
+
+    Returns:
+        A colour map of 257 entries, so that zero lies in the middle of one, with `BAD` for what is not finite.
+
+    Raises:
+        ValueError: there is no colour map of that name. ImportError: matplotlib is not installed.
+
+    Example:
+        >>> from lrpjax import viz
+        >>> viz.colormap()(0.5, bytes=True)[:3]  # white
+        (np.uint8(255), np.uint8(255), np.uint8(255))
+    """
     matplotlib = load_matplotlib()
     name = name or (DEFAULT if symmetric else "hot_r")
     if name in _OWN:

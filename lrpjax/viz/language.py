@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lrpjax._html import Html
 from lrpjax.viz.colours import bound_of, colormap, floats, load_matplotlib, over_limit, paint, takes_black
-from lrpjax.viz.saving import save
+from lrpjax.viz.saving import finished
 from lrpjax.viz.text import described, printable
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ def token_layers(
         told = "; ".join(f"{name}: {token}" for name, token in zip(names, top, strict=True))
         what = f"Relevance of {length} tokens in {count} layers, colours up to {bound:.3g}"
         alt = f"{title + '. ' if title else ''}{what}. The token with the largest in each: {told}."
-    figure.set_label(alt)
-    if path is not None:
-        save(figure, path)
-    return figure
+    return finished(figure, alt, path)
 
 
 def _layers_of(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,6 +61,26 @@ def save(
         written = Path(folder, path.name)
         write(written)
         os.replace(written, path)
+
+
+def finished(figure: Figure, alt: str, path: str | os.PathLike[str] | None) -> Figure:
+    """The figure with its alternative text, as its label and where a notebook shows it; written to `path`, if there
+    is one."""
+    figure.set_label(alt)
+    # IPython asks an object for this method first. Its own formatter of figures knows of no alternative text.
+    figure._repr_mimebundle_ = functools.partial(_in_notebook, figure)
+    if path is not None:
+        save(figure, path)
+    return figure
+
+
+def _in_notebook(
+    figure: Figure, include: Any = None, exclude: Any = None
+) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
+    """The figure's PNG as IPython makes it, and its label as the text that stands for it."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi="figure", bbox_inches="tight")
+    return {"image/png": png.getvalue()}, {"image/png": {"alt": str(figure.get_label())}}
 
 
 def _metadata(path: Path, alt: str | None) -> dict[str, dict[str, str]]:

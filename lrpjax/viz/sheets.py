@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lrpjax.viz.colours import colormap, load_matplotlib, picture_of
-from lrpjax.viz.saving import save
+from lrpjax.viz.saving import finished
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,10 +129,7 @@ def sheet(
             f"Colour bar from against the class, −{end}, to for the class, {end}: {said}" if colorbar else ""
         )
         alt = _described(len(rows), columns, title, row_labels, column_labels, captions, colours, footer)
-    figure.set_label(alt)
-    if path is not None:
-        save(figure, path)
-    return figure
+    return finished(figure, alt, path)
 
 
 def _range(colorbar: str | None, limit: float | str | None, note: str | None) -> tuple[str, str]:
