@@ -170,6 +170,16 @@ def test_each_page_is_in_a_table_of_contents():
     assert pages <= listed, pages - listed
 
 
+def test_each_exception_has_a_section():
+    source = "".join(path.read_text() for path in (ROOT / "lrpjax").rglob("*.py"))
+    defined = re.findall(r"(?m)^class (\w+)\((?:LrpjaxError|UserWarning)", source)
+    pages = ROOT / "notebooks"
+    listed = re.findall(r"autoexception:: [\w.]+\.(\w+)", (pages / "api" / "errors.md").read_text())
+    sections = re.findall(r"(?m)^### (\w+)$", (pages / "errors.md").read_text())
+    assert len(defined) > 20
+    assert {*defined, "LrpjaxError"} == {*listed} == {*sections}
+
+
 def test_each_table_of_results_has_a_page():
     for path in (ROOT / "tests").glob("*/results/*.md"):
         page = ROOT / "notebooks" / "results" / path.parent.parent.name / path.name
