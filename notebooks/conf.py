@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from docutils import nodes  # noqa: E402
 from sphinx.pycode.parser import VariableCommentPicker  # noqa: E402
 
 from lrpjax import __version__  # noqa: E402  (of this tree, wherever another one is installed)
@@ -43,7 +44,7 @@ root_doc = "index"
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_number_source_lines = False
-myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline", "dollarmath"]
 myst_heading_anchors = 4
 suppress_warnings = [
     # Outputs of notebooks have a form for pages and others for consoles; the others are rightly passed over.
@@ -69,6 +70,7 @@ toc_object_entries_show_parents = "hide"
 # ------------------------------------------------------------------------------------------------------------ appearance
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"lrpjax {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -119,7 +121,7 @@ def with_alternatives(notebook: str) -> str:
     read = json.loads(notebook)
     for cell in read["cells"]:
         kept = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        told = [metadata["alt"] for metadata in kept if "alt" in metadata]
+        told = [metadata["alt"] for metadata in kept if metadata.get("alt")]
         if told:
             cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = " ".join(told)
     return json.dumps(read)
@@ -127,7 +129,7 @@ def with_alternatives(notebook: str) -> str:
 
 def read_page(app, name, source):
     """Puts files in where a page asks for them, before MyST does, so that their links can be led to pages, too."""
-    if app.env.doc2path(name).endswith(".ipynb"):
+    if str(app.env.doc2path(name)).endswith(".ipynb"):
         source[0] = with_alternatives(source[0])
     folder = Path(app.env.doc2path(name)).parent
 
@@ -226,7 +228,27 @@ def skip(app, what, name, object, skip, options):
     return None
 
 
+# ------------------------------------------------------------------------------------------------------------- formulas
+
+# MathML, which browsers draw by themselves. Sphinx's own ways load a script from elsewhere, or need TeX.
+
+
+def formula(translator, node):
+    from latex2mathml.converter import convert
+
+    translator.body.append(convert(node.astext(), display="inline"))
+    raise nodes.SkipNode
+
+
+def formula_in_its_own_line(translator, node):
+    from latex2mathml.converter import convert
+
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (formula, None), (formula_in_its_own_line, None))
     app.connect("source-read", read_page)
     # Before napoleon, which takes what is left for markup.
     app.connect("autodoc-process-docstring", read_docstring, priority=400)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -67,7 +66,7 @@ def finished(figure: Figure, alt: str, path: str | os.PathLike[str] | None) -> F
     """The figure with its alternative text, as its label and where a notebook shows it; written to `path`, if there
     is one."""
     figure.set_label(alt)
-    # IPython asks an object for this method first. Its own formatter of figures knows of no alternative text.
+    # IPython asks an object for this first. Its own formatters, which make the picture, know of no text beside it.
     figure._repr_mimebundle_ = functools.partial(_in_notebook, figure)
     if path is not None:
         save(figure, path)
@@ -77,10 +76,9 @@ def finished(figure: Figure, alt: str, path: str | os.PathLike[str] | None) -> F
 def _in_notebook(
     figure: Figure, include: Any = None, exclude: Any = None
 ) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
-    """The figure's PNG as IPython makes it, and its label as the text that stands for it."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi="figure", bbox_inches="tight")
-    return {"image/png": png.getvalue()}, {"image/png": {"alt": str(figure.get_label())}}
+    """No picture, which IPython makes in the formats that the user has set, but the label as what stands for it."""
+    alt = {"alt": str(figure.get_label())}
+    return {}, {"image/png": alt, "image/jpeg": alt, "image/svg+xml": alt}
 
 
 def _metadata(path: Path, alt: str | None) -> dict[str, dict[str, str]]:
