@@ -112,8 +112,15 @@ def _labels(regions: ArrayLike | None, shape: tuple[int, ...]) -> tuple[jax.Arra
     if regions is None:
         return None, math.prod(shape)
     labels = np.asarray(regions)
-    if not np.issubdtype(labels.dtype, np.integer) or not labels.size or labels.min() < 0:
-        raise RegionError(f"regions are integer labels 0, 1, …, but these have dtype {labels.dtype}")
+    wrong = None
+    if not np.issubdtype(labels.dtype, np.integer):
+        wrong = f"have dtype {labels.dtype}"
+    elif not labels.size:
+        wrong = "are none"
+    elif labels.min() < 0:
+        wrong = f"begin at {labels.min()}"
+    if wrong:
+        raise RegionError(f"regions are integer labels 0, 1, …, but these {wrong}")
     try:
         full = np.broadcast_to(labels, shape)
     except ValueError:

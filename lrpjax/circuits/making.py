@@ -137,7 +137,7 @@ def graph(
         raise GraphError(f"threshold is a share of relevance, above 0 and at most 1, not {threshold}")
     if batch < 1:
         raise GraphError(f"batch must be at least 1, not {batch}")
-    if isinstance(split, str) and split != "features":
+    if not (split is None or isinstance(split, Mapping) or split == "features"):
         raise GraphError(f'split is "features", a mapping from paths to axes, or None, not {split!r}')
     if lin.frozen.layout.method == "gradient":
         raise GraphError("the composite gives gradients, which do not add up: take one that gives relevance")

@@ -97,7 +97,11 @@ def _packages() -> tuple[dict[str, str | None], dict[str, dict[str, str | None]]
             continue
         if extra is None:
             packages[name[0]] = _version(name[0])
-        elif extra[1] not in ("test", "dev"):  # for those who develop lrpjax; they hold all the others
+        elif extra[1] not in (
+            "test",
+            "dev",
+            "docs",
+        ):  # for those who develop lrpjax; they hold all the others
             extras.setdefault(extra[1], {})[name[0]] = _version(name[0])
     packages.setdefault("numpy", np.__version__)
     return packages, extras

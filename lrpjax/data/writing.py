@@ -105,11 +105,10 @@ class StoreWriter:
                     f"the store {self.path} was made with other {what} ({changes}). "
                     "Choose another directory, or delete that one to start again"
                 )
-        for key in ("batch_size", "arrays"):
+        for key, what in (("batch_size", "another batch size"), ("arrays", "other arrays")):
             if there.get(key) != about[key]:
                 raise StoreError(
-                    f"the store {self.path} has another {key.replace('_', ' ')} "
-                    f"({there.get(key)!r} there, {about[key]!r} now)"
+                    f"the store {self.path} has {what} ({there.get(key)!r} there, {about[key]!r} now)"
                 )
         return there
 

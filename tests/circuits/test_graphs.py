@@ -619,6 +619,8 @@ def test_what_is_refused(lin, whole, params, x):
         graph(batch=0)
     with pytest.raises(GraphError, match='split is "features", a mapping'):
         graph(split="all")
+    with pytest.raises(GraphError, match=r'split is "features".* not 3'):
+        graph(split=3)
     with pytest.raises(GraphError, match=r"split has the axes \[2\] of 'mlp0', which has 2 axes"):
         graph(split={"mlp0": 2})
     with pytest.raises(GraphError, match="split speaks of mlp9"):

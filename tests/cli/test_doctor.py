@@ -24,7 +24,7 @@ def test_a_report_for_people(capsys):
     ):
         assert text in shown
     assert shown.count("PASS") == 4 and "FAIL" not in shown
-    assert "extra viz: matplotlib " in shown and "extra test" not in shown
+    assert "extra viz: matplotlib " in shown and "extra test" not in shown and "extra docs" not in shown
 
 
 def test_a_report_for_programs_names_no_place_and_no_person(capsys, monkeypatch, tmp_path):

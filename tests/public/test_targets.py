@@ -176,7 +176,8 @@ def test_bilrp_needs_no_more_memory_than_its_regions():
     [
         (np.zeros(5, int), r"regions have shape \(5,\), which does not broadcast to \(6,\)"),
         (np.zeros(6), "regions are integer labels 0, 1, …, but these have dtype float64"),
-        (np.full(6, -1), "regions are integer labels"),
+        (np.full(6, -1), "regions are integer labels 0, 1, …, but these begin at -1"),
+        (np.zeros(0, int), "regions are integer labels 0, 1, …, but these are none"),
     ],
 )
 def test_bad_regions(regions, match):
