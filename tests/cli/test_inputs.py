@@ -216,10 +216,19 @@ def sibling(directory):
     (directory / "sibling.py").write_text("scale = 0.1\n")
 
 
+# A process that a shell started in the background hands it on that SIGINT is ignored.
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lrpjax.cli import main
+raise SystemExit(main())
+"""
+
+
 def start(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-m", "lrpjax.cli", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
