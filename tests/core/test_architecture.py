@@ -29,6 +29,9 @@ LAYERS = (
     "linearised transform",
     "analysis circuits metrics neuralised patterns bow",
     "data keras onnx pretrained torch",
+    "explore",
+    "exchange repair report",
+    "dossier",
     "cli",
     "",
 )

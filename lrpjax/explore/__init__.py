@@ -1,0 +1,6 @@
+"""What many explanations together say about a model: clusters of strategies, prototypes, concepts, outliers."""
+
+from lrpjax.explore.findings import Cluster as Cluster
+from lrpjax.explore.findings import ExploreError as ExploreError
+from lrpjax.explore.findings import Findings as Findings
+from lrpjax.explore.findings import load as load
