@@ -151,7 +151,7 @@ def vectors(
         for numbers, part in source.parts(name, rows):
             # Sums of 16-bit numbers are not to be taken in 16 bits.
             part = pooled(part.astype(np.float32, copy=False), pool)
-            finite: NDArray[np.bool_] = np.isfinite(part).all(axis=1)
+            finite = np.logical_and.reduce(np.isfinite(part), axis=1)
             size = NORMS[normalise](np.where(finite[:, None], part, 0.0))
             some = (part != 0).any(1)
             skipped["not finite"].append(numbers[~finite])
