@@ -1,0 +1,2 @@
+def render(data):
+    return "<!doctype html>"
