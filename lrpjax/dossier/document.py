@@ -173,7 +173,9 @@ class Comparison(Shown):
         for section, found in self.differences.items():
             lines.append(f"{section}: {len(found)} values differ")
             for place, before, after in found[:8]:
-                lines.append(f"  {place}: {_short(before)} before, {_short(after)} now{_apart(before, after)}")
+                lines.append(
+                    f"  {place}: {_short(before)} before, {_short(after)} now{_apart(before, after)}"
+                )
             if len(found) > 8:
                 gaps = [abs(a - b) for _, b, a in found if _is_number(a) and _is_number(b)]
                 most = f"; the numbers by at most {max(gaps):.3g}" if gaps else ""
@@ -218,7 +220,9 @@ def _differences(place: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
         keys = [*a, *(k for k in b if k not in a)]
         return [d for k in keys for d in _differences(f"{place}.{k}".strip("."), a.get(k), b.get(k))]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [d for i, (u, v) in enumerate(zip(a, b, strict=True)) for d in _differences(f"{place}[{i}]", u, v)]
+        return [
+            d for i, (u, v) in enumerate(zip(a, b, strict=True)) for d in _differences(f"{place}[{i}]", u, v)
+        ]
     return [] if a == b and type(a) is type(b) else [(place or "all of it", a, b)]
 
 

@@ -91,7 +91,9 @@ def weights(params: Any) -> dict[str, Any]:
 def program(f: Callable[..., Any], params: Any, x: Any) -> dict[str, Any]:
     """The hash of the jaxpr of f for one input, and that of the arrays that f holds itself."""
     traced = jax.make_jaxpr(f)(params, x[:1])
-    held = [np.asarray(c) for c in traced.consts if not jnp.issubdtype(jnp.result_type(c), jax.dtypes.extended)]
+    held = [
+        np.asarray(c) for c in traced.consts if not jnp.issubdtype(jnp.result_type(c), jax.dtypes.extended)
+    ]
     return {
         "jaxpr_sha256": text_hash(str(traced)),
         "equations": len(traced.jaxpr.eqns),
@@ -153,7 +155,12 @@ def plan(f: Callable[..., Any], chosen: Composite, params: Any, x: Any) -> tuple
         warnings.simplefilter("always")
         made = transform.plan(f, chosen, params, x, argnums=1)
     units = [
-        {"path": u.path, "kind": f"{u.kind}:{u.name}" if u.name else u.kind, "rule": u.rule, "shape": list(u.shape)}
+        {
+            "path": u.path,
+            "kind": f"{u.kind}:{u.name}" if u.name else u.kind,
+            "rule": u.rule,
+            "shape": list(u.shape),
+        }
         for u in made.units
     ]
     texts = list(dict.fromkeys(f"{type(w.message).__name__}: {w.message}" for w in caught))

@@ -37,7 +37,9 @@ def mean_interval(values: ArrayLike, seed: int) -> dict[str, Any]:
     about: dict[str, Any] = {"mean": float(found.mean()) if n else None, "low": None, "high": None}
     if n >= LEAST:
         random = np.random.default_rng(seed)
-        means = np.concatenate([found[random.integers(0, n, (100, n))].mean(1) for _ in range(RESAMPLES // 100)])
+        means = np.concatenate(
+            [found[random.integers(0, n, (100, n))].mean(1) for _ in range(RESAMPLES // 100)]
+        )
         low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         about |= {"low": float(low), "high": float(high)}
     return about | {"n": n, "left_out": len(given) - n}

@@ -53,16 +53,24 @@ def _data(data: dict[str, Any]) -> list[tuple[str, str]]:
     about, found = data["data"], []
     n = about["examined"]
     if n < 30:
-        found.append(("data", f"Only {n} samples were examined: every statement about many inputs rests on these few."))
+        found.append(
+            ("data", f"Only {n} samples were examined: every statement about many inputs rests on these few.")
+        )
     if n < 10:
         found.append(
-            ("data", "Below 10 samples no intervals are given, and no check is passed or failed: all are undecided.")
+            (
+                "data",
+                "Below 10 samples no intervals are given, and no check is passed or failed: all are undecided.",
+            )
         )
     if about["given"] > n:
         left = len(about["left_out"])
         also = f", and {left} of those drawn could not be used" if left else ""
         found.append(
-            ("data", f"{n} of {about['given']} given samples were examined, drawn at random (seed {about['seed']}){also}.")
+            (
+                "data",
+                f"{n} of {about['given']} given samples were examined, drawn at random (seed {about['seed']}){also}.",
+            )
         )
     elif about["left_out"]:
         found.append(("data", f"{len(about['left_out'])} given samples could not be used."))
@@ -74,11 +82,17 @@ def _data(data: dict[str, Any]) -> list[tuple[str, str]]:
     accuracy = about["accuracy"]
     if accuracy is None:
         found.append(
-            ("data", "The true classes were not given: how often the model is right is not known to this dossier.")
+            (
+                "data",
+                "The true classes were not given: how often the model is right is not known to this dossier.",
+            )
         )
     elif about["wrong"]:
         found.append(
-            ("data", f"The model is wrong on {len(about['wrong'])} of the {n} samples; their explanations explain errors.")
+            (
+                "data",
+                f"The model is wrong on {len(about['wrong'])} of the {n} samples; their explanations explain errors.",
+            )
         )
     return found
 
@@ -95,7 +109,9 @@ def _model(data: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     if not model["weights"]["parameters"]:
-        found.append(("model", "The model came without params: there are no weights to hash or to randomise."))
+        found.append(
+            ("model", "The model came without params: there are no weights to hash or to randomise.")
+        )
     found += [("composite", f"When the model was traced: {text}") for text in data["composite"]["warnings"]]
     known = " ".join(data["composite"]["warnings"])
     for note in data["composite"]["plan"]["notes"]:
@@ -104,7 +120,9 @@ def _model(data: dict[str, Any]) -> list[tuple[str, str]]:
             found.append(("composite", f"Noted in the plan: {note}"))
     unmatched = data["composite"]["plan"]["unmatched"]
     if unmatched:
-        found.append(("composite", f"Pairs of the composite that matched nothing here: {'; '.join(unmatched)}."))
+        found.append(
+            ("composite", f"Pairs of the composite that matched nothing here: {'; '.join(unmatched)}.")
+        )
     return found
 
 
@@ -134,7 +152,12 @@ def _conservation(data: dict[str, Any]) -> list[tuple[str, str]]:
             how = "went to" if part > 0 else "was added by (they spoke against the output)"
             found.append(("conservation", f"{abs(part):.1%} of the output's relevance {how} {words}."))
     if kept["zero_outputs"]:
-        found.append(("conservation", f"The explained output of {kept['zero_outputs']} samples is 0: they have no share."))
+        found.append(
+            (
+                "conservation",
+                f"The explained output of {kept['zero_outputs']} samples is 0: they have no share.",
+            )
+        )
     cancelled = kept["cancelled"]["median"]
     if cancelled is not None and cancelled > 10:
         found.append(
@@ -173,7 +196,9 @@ def _faithfulness(data: dict[str, Any]) -> list[tuple[str, str]]:
             "undecided": "was not shown to do better than a random one",
         }.get(fill["verdict"])
         if words:
-            found.append(("faithfulness", f"Replacing regions by {fill['fill']}, the order of relevance {words}."))
+            found.append(
+                ("faithfulness", f"Replacing regions by {fill['fill']}, the order of relevance {words}.")
+            )
     return found
 
 
@@ -204,14 +229,19 @@ def brief(data: dict[str, Any]) -> list[dict[str, str]]:
         verdicts = [check["verdict"] for check in part["checks"]]
         words = "; ".join(f"{c['name']}: {c['verdict']}" for c in part["checks"])
         rows.append((question, words, _together(verdicts)))
-    faith, question = data["faithfulness"], "Does the output depend on what is called relevant, more than on a random part?"
+    faith, question = (
+        data["faithfulness"],
+        "Does the output depend on what is called relevant, more than on a random part?",
+    )
     if faith["applies"]:
         words = "; ".join(f"regions replaced by {fill['fill']}: {fill['verdict']}" for fill in faith["fills"])
         rows.append((question, words, _together([fill["verdict"] for fill in faith["fills"]])))
     else:
         rows.append((question, faith["because"], "not tested"))
     runs = data["repeat"]["runs"]
-    words = "; ".join(f"{run['what']}: {'the same bits' if run['bit_equal'] else 'not the same bits'}" for run in runs)
+    words = "; ".join(
+        f"{run['what']}: {'the same bits' if run['bit_equal'] else 'not the same bits'}" for run in runs
+    )
     equal = all(run["bit_equal"] for run in runs)
     rows.append(("Does a second run give the same?", words, "passed" if equal else "failed"))
     return [{"question": q, "answer": a, "verdict": v} for q, a, v in rows]

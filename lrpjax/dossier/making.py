@@ -112,19 +112,27 @@ def make(
     target = _of_rows("target", target, total, rows)
     truth = None if classes is None else _of_rows("classes", np.asarray(classes), total, rows)
     if truth is not None and (truth.dtype.kind not in "iu" or truth.ndim != 1):
-        raise DossierError(f"classes must be int [{total}], one for each sample, not {truth.dtype}{list(truth.shape)}")
+        raise DossierError(
+            f"classes must be int [{total}], one for each sample, not {truth.dtype}{list(truth.shape)}"
+        )
     finite = np.isfinite(read.reshape(len(read), -1)).all(1)
     left = [{"row": int(row), "reason": "the input is not finite"} for row in rows[~finite]]
     rows, read, target, truth = (_only(a, finite) for a in (rows, read, target, truth))
     if not len(rows):
-        raise DossierError(f"none of the {len(left)} samples that were drawn is finite: there is nothing to explain")
+        raise DossierError(
+            f"none of the {len(left)} samples that were drawn is finite: there is nothing to explain"
+        )
     subject, y, R = _explained(f, rules, params, read, target, batch)
     finite = np.isfinite(y.reshape(len(y), -1)).all(1) & np.isfinite(R.reshape(len(R), -1)).all(1)
     if not finite.all():
-        left += [{"row": int(row), "reason": "its output or relevance is not finite"} for row in rows[~finite]]
+        left += [
+            {"row": int(row), "reason": "its output or relevance is not finite"} for row in rows[~finite]
+        ]
         rows, read, target, truth = (_only(a, finite) for a in (rows, read, target, truth))
         if not len(rows):
-            raise DossierError("no sample has an output and a relevance that are finite; lrpjax.audit names the unit")
+            raise DossierError(
+                "no sample has an output and a relevance that are finite; lrpjax.audit names the unit"
+            )
         subject, y, R = _explained(f, rules, params, read, target, batch)
     if names is not None and (y.ndim != 2 or len(names) != y.shape[1]):
         raise DossierError(f"{len(names)} names were given, but the outputs have shape {tuple(y.shape)}")
@@ -180,7 +188,9 @@ def _drawn(x: Any, samples: int, seed: int) -> tuple[int, np.ndarray, np.ndarray
         total = len(x) if x.ndim else 0
     if not total or (isinstance(x, np.ndarray) and x.ndim < 2):
         shape = getattr(x, "shape", ())
-        raise DossierError(f"a dossier is made from inputs [N, ...] with N of at least 1, not from shape {tuple(shape)}")
+        raise DossierError(
+            f"a dossier is made from inputs [N, ...] with N of at least 1, not from shape {tuple(shape)}"
+        )
     rows = np.arange(total)
     if samples < total:
         rows = np.sort(np.random.default_rng(seed).choice(total, samples, replace=False))
@@ -249,7 +259,14 @@ def _target_text(target: Any) -> Any:
 
 
 def _data(
-    total: int, rows: np.ndarray, x: np.ndarray, left: list[Any], y: np.ndarray, truth: Any, seed: int, batch: int
+    total: int,
+    rows: np.ndarray,
+    x: np.ndarray,
+    left: list[Any],
+    y: np.ndarray,
+    truth: Any,
+    seed: int,
+    batch: int,
 ) -> dict[str, Any]:
     about: dict[str, Any] = {
         "given": total,
@@ -269,7 +286,9 @@ def _data(
     }
     if truth is not None:
         if y.ndim != 2:
-            raise DossierError(f"true classes need outputs [N, classes], but the outputs have shape {tuple(y.shape)}")
+            raise DossierError(
+                f"true classes need outputs [N, classes], but the outputs have shape {tuple(y.shape)}"
+            )
         right = y.argmax(1) == truth
         about["accuracy"] = proportion_interval(int(right.sum()), len(right))
         about["wrong"] = [
@@ -307,7 +326,11 @@ def _clusters(findings: Findings | None, store: Store | None) -> dict[str, Any]:
             for c in findings.clusters
         ],
         "outliers": [
-            {"row": int(findings.rows[i]), "class": int(findings.groups[i]), "outlier": float(findings.outlier[i])}
+            {
+                "row": int(findings.rows[i]),
+                "class": int(findings.groups[i]),
+                "outlier": float(findings.outlier[i]),
+            }
             for i in order
         ],
         "skipped": {reason: len(some) for reason, some in findings.skipped.items()},
@@ -328,9 +351,15 @@ def _store(store: Store, total: int, rows: np.ndarray, y: np.ndarray) -> dict[st
         "kept": None,
     }
     if "output" in store and store.rows == total and tuple(store["output"].shape[1:]) == y.shape[1:]:
-        stored = np.concatenate([np.asarray(store["output"][int(r) : int(r) + 1]) for r in rows]).astype(np.float64)
+        stored = np.concatenate([np.asarray(store["output"][int(r) : int(r) + 1]) for r in rows]).astype(
+            np.float64
+        )
         gap, largest = float(np.nanmax(np.abs(stored - y), initial=0.0)), float(np.abs(y).max())
-        about["outputs_compared"] = {"largest_difference": gap, "largest_output": largest, "samples": len(rows)}
+        about["outputs_compared"] = {
+            "largest_difference": gap,
+            "largest_output": largest,
+            "samples": len(rows),
+        }
         if gap > 0.01 * largest:
             raise DossierError(
                 f"the store {store.path} is of another model or other inputs: its outputs differ from those of f by up "

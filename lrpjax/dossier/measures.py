@@ -41,7 +41,7 @@ def refused(reason: str) -> dict[str, Any]:
 
 
 def verdict(found: dict[str, Any], threshold: float, *, below: bool) -> str:
-    """"passed" where the whole interval lies on the right side of a threshold, "failed" where it lies on the other, and
+    """ "passed" where the whole interval lies on the right side of a threshold, "failed" where it lies on the other, and
     "undecided" where it holds the threshold, or where there is no interval.
 
     >>> verdict({"low": 0.1, "high": 0.3}, 0.5, below=True), verdict({"low": 0.4, "high": 0.6}, 0.5, below=True)
@@ -59,7 +59,13 @@ def conservation(subject: Subject, y: np.ndarray, R: np.ndarray, rows: np.ndarra
     output = explained(subject, y)
     total, size = flat.sum(1), np.abs(flat).sum(1)
     samples = [
-        {"row": int(row), "class": None if c is None else int(c), "output": float(o), "sum": float(t), "size": float(s)}
+        {
+            "row": int(row),
+            "class": None if c is None else int(c),
+            "output": float(o),
+            "sum": float(t),
+            "size": float(s),
+        }
         for row, c, o, t, s in zip(rows, _classes(subject), output, total, size, strict=True)
     ]
     if subject.composite.method != "relevance":
@@ -73,7 +79,9 @@ def conservation(subject: Subject, y: np.ndarray, R: np.ndarray, rows: np.ndarra
         cancelled = np.where(total != 0, size / np.abs(total), np.nan)
     known, ledger = share[np.isfinite(share)], subject.audit()
     if not len(known):
-        return refused("all explained outputs are exactly 0: there is nothing to share") | {"samples": samples}
+        return refused("all explained outputs are exactly 0: there is nothing to share") | {
+            "samples": samples
+        }
     low, high = np.quantile(known, [0.0, 1.0])
     edges = np.histogram_bin_edges(known, 20) if high > low else np.array([low - 0.05, low + 0.05])
     seed = float(np.sum(ledger.seed))
@@ -85,7 +93,10 @@ def conservation(subject: Subject, y: np.ndarray, R: np.ndarray, rows: np.ndarra
     ]
     stages = [
         {"path": s.path or "-", "units": len(s.units)}
-        | {name: float(np.sum(getattr(s, name))) for name in ("relevance", "bias", "epsilon", "other", "constants")}
+        | {
+            name: float(np.sum(getattr(s, name)))
+            for name in ("relevance", "bias", "epsilon", "other", "constants")
+        }
         for s in ledger.stages()
     ]
     return {
@@ -199,7 +210,9 @@ def sanity(subject: Subject, y: np.ndarray, R: np.ndarray, fresh: Any, seed: int
 def _randomisation(subject: Subject, R: np.ndarray, fresh: Any, given: bool, seed: int) -> dict[str, Any]:
     old, tree = jax.tree.flatten(subject.params)
     new = jax.tree.leaves(fresh)
-    same = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True) if _floating(a))
+    same = all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(old, new, strict=True) if _floating(a)
+    )
     if not any(map(_floating, old)) or same:
         return refused(
             "params has no weights that randomising would change (f may hold its weights itself): give them as params, "
@@ -251,7 +264,15 @@ def _randomisation(subject: Subject, R: np.ndarray, fresh: Any, given: bool, see
         if given
         else f"the trained weights, shuffled within each array (NumPy's default generator, seed {seed})"
     )
-    return {"applies": True, "fresh": how, "steps": steps, "checks": checks, "unit": "Spearman correlation, −1 to 1"}
+    likeness = metrics.spearman(jnp.asarray(np.abs(R)), jnp.asarray(np.abs(subject.x)))
+    return {
+        "applies": True,
+        "fresh": how,
+        "steps": steps,
+        "checks": checks,
+        "input_likeness": mean_interval(np.asarray(likeness), seed),
+        "unit": "Spearman correlation, −1 to 1",
+    }
 
 
 def _floating(leaf: Any) -> bool:
@@ -260,14 +281,18 @@ def _floating(leaf: Any) -> bool:
 
 def _rise(R: np.ndarray, lost: np.ndarray) -> np.ndarray:
     """What `metrics.efficient_mprt` gives, of relevances that are there already."""
-    before, after = (np.asarray(metrics.histogram_entropy(jnp.asarray(a), bins=100), np.float64) for a in (R, lost))
+    before, after = (
+        np.asarray(metrics.histogram_entropy(jnp.asarray(a), bins=100), np.float64) for a in (R, lost)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         return (after - before) / before
 
 
 def _class_dependence(subject: Subject, y: np.ndarray, R: np.ndarray, seed: int) -> dict[str, Any]:
     if subject.classes is None:
-        return refused("the outputs are explained all together (target None), so that there are no classes to tell apart")
+        return refused(
+            "the outputs are explained all together (target None), so that there are no classes to tell apart"
+        )
     if y.shape[1] < 2:
         return refused("there is one class only")
     own = np.arange(y.shape[1]) == subject.classes[:, None]
@@ -275,7 +300,11 @@ def _class_dependence(subject: Subject, y: np.ndarray, R: np.ndarray, seed: int)
     step = np.random.default_rng(seed).integers(1, y.shape[1], len(y))
     checks = []
     for name, others, measure in (
-        ("strongest rival (class contrast)", rival, "the class with the largest output besides the explained one"),
+        (
+            "strongest rival (class contrast)",
+            rival,
+            "the class with the largest output besides the explained one",
+        ),
         ("random class (random logit)", (subject.classes + step) % y.shape[1], "a class drawn at random"),
     ):
         _, other = subject.explain(classes=others.astype(np.int32))
@@ -318,14 +347,19 @@ def regions_of(shape: tuple[int, ...], regions: Any = None) -> tuple[np.ndarray,
     if len(shape) == 3:
         count, size = shape[1], -(-shape[1] // REGIONS)
         labels = (np.arange(count, dtype=np.int32) // size)[:, None]
-        return labels, "positions along the first axis" if size == 1 else f"{size} positions along the first axis"
+        return (
+            labels,
+            "positions along the first axis" if size == 1 else f"{size} positions along the first axis",
+        )
     count = int(np.prod(shape[1:], dtype=np.int64))
     size = max(1, -(-count // REGIONS))
     labels = (np.arange(count, dtype=np.int32) // size).reshape(shape[1:] or (1,))
     return labels, "single elements" if size == 1 else f"{size} elements that follow each other"
 
 
-def faithfulness(subject: Subject, R: np.ndarray, baselines: dict[str, Any], regions: Any, seed: int) -> dict[str, Any]:
+def faithfulness(
+    subject: Subject, R: np.ndarray, baselines: dict[str, Any], regions: Any, seed: int
+) -> dict[str, Any]:
     """Curves of flipping in the order of relevance against random orders, and what sets of regions lose."""
     labels, words = regions_of(subject.x.shape, regions)
     count = int(labels.max()) + 1
@@ -360,7 +394,8 @@ def faithfulness(subject: Subject, R: np.ndarray, baselines: dict[str, Any], reg
                 "fill": name,
                 "counts": np.asarray(found["morf"].counts).tolist(),
                 "curves": {
-                    order: [mean_interval(column, seed) for column in values.T] for order, values in scores.items()
+                    order: [mean_interval(column, seed) for column in values.T]
+                    for order, values in scores.items()
                 },
                 **numbers,
                 "verdict": verdict(numbers["gain"], 0.0, below=False),
@@ -384,7 +419,10 @@ def faithfulness(subject: Subject, R: np.ndarray, baselines: dict[str, Any], reg
 
 def repeated(subject: Subject, y: np.ndarray, R: np.ndarray) -> dict[str, Any]:
     """Whether the same program gives the same bits again, and so does one that is compiled anew."""
-    runs = {"same program, run again": subject.explain(), "program compiled anew": subject.explain(executable=subject.again())}
+    runs = {
+        "same program, run again": subject.explain(),
+        "program compiled anew": subject.explain(executable=subject.again()),
+    }
     found = []
     for name, (y2, R2) in runs.items():
         same = y.tobytes() == y2.tobytes() and R.tobytes() == R2.tobytes()

@@ -140,7 +140,9 @@ def first_uses(f: Callable[..., Any], params: Any, x: Any) -> list[int]:
 
 def _walk(jaxpr: Any, leaf: dict[Any, int], found: dict[int, int], step: int) -> int:
     for eqn in jaxpr.eqns:
-        bodies = [getattr(v, "jaxpr", v) for v in eqn.params.values() if hasattr(getattr(v, "jaxpr", v), "eqns")]
+        bodies = [
+            getattr(v, "jaxpr", v) for v in eqn.params.values() if hasattr(getattr(v, "jaxpr", v), "eqns")
+        ]
         read = [(i, leaf[v]) for i, v in enumerate(eqn.invars) if not hasattr(v, "val") and v in leaf]
         if len(bodies) == 1 and len(bodies[0].invars) == len(eqn.invars):  # a call, or the body of a scan
             inner = {bodies[0].invars[i]: which for i, which in read}
@@ -156,6 +158,8 @@ def _walk(jaxpr: Any, leaf: dict[Any, int], found: dict[int, int], step: int) ->
 
 def fixed_classes(y: Any, target: Any, n: int) -> np.ndarray | None:
     """The class that each of n samples is explained for, int32 [n]; None where all outputs are.
+
+    Where y is only its shape the largest output is not known, and class 0 stands in its place.
 
     Raises:
         DossierError: the outputs are several arrays, or have classes along no axis that is known; the target is none of
@@ -175,10 +179,14 @@ def fixed_classes(y: Any, target: Any, n: int) -> np.ndarray | None:
             "regression give target=None; else choose in f what is explained"
         )
     if isinstance(target, str) and target == "max":
+        if isinstance(y, jax.ShapeDtypeStruct):
+            return np.zeros(n, np.int32)
         return np.asarray(y).argmax(1).astype(np.int32)
     asked = np.asarray(target) if not callable(target) else np.zeros((), object)
     if asked.dtype.kind not in "iu" or asked.shape not in ((), (n,)):
-        raise DossierError(f'a target is "max", a class, {n} classes (one for each sample) or None, not {target!r}')
+        raise DossierError(
+            f'a target is "max", a class, {n} classes (one for each sample) or None, not {target!r}'
+        )
     if asked.size and not (-y.shape[1] <= asked.min() and asked.max() < y.shape[1]):
         raise DossierError(f"target {target} is out of range: the outputs have {y.shape[1]} classes")
     return (np.broadcast_to(asked, (n,)) % y.shape[1]).astype(np.int32)
