@@ -55,17 +55,27 @@ def add_dossier_parser(subparsers: Any) -> argparse.ArgumentParser:
         "its name in --labels; a .npy file with a class number for each input",
     )
     parser.add_argument("--classes", metavar="FILE", help=".npy file with the true class of each input")
-    parser.add_argument("--labels", metavar="FILE", help="text with the names of classes 0, 1, ..., one in a line")
-    parser.add_argument("--store", metavar="STORE", help="directory that explain wrote, of the same model and inputs")
+    parser.add_argument(
+        "--labels", metavar="FILE", help="text with the names of classes 0, 1, ..., one in a line"
+    )
+    parser.add_argument(
+        "--store", metavar="STORE", help="directory that explain wrote, of the same model and inputs"
+    )
     parser.add_argument(
         "--baseline",
         type=float,
         metavar="NUMBER",
         help="what parts of the input are replaced by (default: 0, and besides the mean of each channel)",
     )
-    parser.add_argument("--patch", type=int, metavar="N", help="replace squares of N×N pixels (default: about 64 of them)")
     parser.add_argument(
-        "--samples", type=int, default=64, metavar="N", help="how many inputs are examined, drawn at random (default 64)"
+        "--patch", type=int, metavar="N", help="replace squares of N×N pixels (default: about 64 of them)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=64,
+        metavar="N",
+        help="how many inputs are examined, drawn at random (default 64)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default 0)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="inputs in a batch (default 32)")
@@ -130,14 +140,16 @@ def run_dossier(args: argparse.Namespace) -> int:
 
 
 def command_line(args: argparse.Namespace) -> str:
-    """The command that `args` were parsed from, quoted for a shell: what differs from the defaults, but not `--check`."""
+    """The command that `args` came from, quoted for a shell: what differs from the defaults, without `--check`."""
     parser = argparse.ArgumentParser()
     defaults = vars(
         add_dossier_parser(parser.add_subparsers()).parse_args(["--model", "", "--inputs", "", "--out", ""])
     )
     words = ["lrpjax", "dossier"]
     for key, value in vars(args).items():
-        if key in ("run", "command", "debug", "check") or value == defaults.get(key, value) and key in defaults:
+        if key in ("run", "command", "debug", "check") or (
+            value == defaults.get(key, value) and key in defaults
+        ):
             continue
         option = f"--{key.replace('_', '-')}"
         if key == "composite_arg":
@@ -148,8 +160,12 @@ def command_line(args: argparse.Namespace) -> str:
             words += [option, *map(str, value)]
         else:
             words += [option, str(value)]
-    settings = [f"{name}={os.environ[name]}" for name in ("JAX_ENABLE_X64", "XLA_FLAGS") if os.environ.get(name)]
-    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in (s.split("=", 1) for s in settings)), shlex.join(words)])
+    settings = [
+        f"{name}={os.environ[name]}" for name in ("JAX_ENABLE_X64", "XLA_FLAGS") if os.environ.get(name)
+    ]
+    return " ".join(
+        [*(f"{k}={shlex.quote(v)}" for k, v in (s.split("=", 1) for s in settings)), shlex.join(words)]
+    )
 
 
 def _true_classes(path: str, rows: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small drawings for the page, as SVG. Their colours are those of the page's style; each says in words what it shows."""
+"""Small drawings for the page, as SVG. Colours are those of the page's style; each says in words what it shows."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def load(file: str | os.PathLike[str]) -> Dossier:
         raise DossierError(f"{path} holds no dossier: it is JSON of another kind")
     if data["format"] != FORMAT:
         raise DossierError(
-            f"{path} is a dossier in format {data['format']}, of another version of lrpjax; this one reads format {FORMAT}"
+            f"{path} is a dossier in format {data['format']}, of another version of lrpjax; this one "
+            f"reads format {FORMAT}"
         )
     return Dossier(data)
 
@@ -187,7 +188,8 @@ def compare(old: Dossier | str | os.PathLike[str], new: Dossier | str | os.PathL
     """Which parts of two dossiers are equal in every bit, and by how much the others differ.
 
     Numbers in JSON are written so that they are read back with all their bits. What was not copied but hashed (weights,
-    inputs, outputs, relevances) is equal in every bit where the hashes are. Date, duration and command are not compared.
+    inputs, outputs, relevances) is equal in every bit where the hashes are. Date, duration and command are not
+    compared.
 
     Args:
         old, new: dossiers, or the paths of them.

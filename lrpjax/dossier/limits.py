@@ -6,7 +6,8 @@ from typing import Any
 
 FIXED = (
     "Relevance says how this model's output is made up of the parts of its input, by stated rules. It is no causal "
-    "effect in the world: that a pixel or word has relevance does not say that changing the thing it shows would change "
+    "effect in the world: that a pixel or word has relevance does not say that changing the thing it "
+    "shows would change "
     "the outcome.",
     "An explanation tells about the model and not whether the model is right. A wrong output is explained as well as a "
     "right one.",
@@ -39,7 +40,8 @@ def limits(data: dict[str, Any]) -> list[dict[str, str]]:
                 (
                     "repeat",
                     f"A second run did not give the same bits ({run['what']}): relevances of "
-                    f"{run['samples_that_differ']} samples differ, by at most {gap:.3g}, where the largest relevance is "
+                    f"{run['samples_that_differ']} samples differ, by at most {gap:.3g}, where the "
+                    "largest relevance is "
                     f"{run['largest_relevance']:.3g}.",
                 )
             )
@@ -104,7 +106,8 @@ def _model(data: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             (
                 "model",
-                f"{held['elements']:,} numbers are held by the function itself, and are no params: they are hashed with "
+                f"{held['elements']:,} numbers are held by the function itself, and are no params: "
+                "they are hashed with "
                 "the program, and no check randomises them.",
             )
         )
@@ -163,7 +166,8 @@ def _conservation(data: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             (
                 "conservation",
-                f"Relevances of opposite sign cancel: their sizes sum to {cancelled:.3g} times their sum in the median. "
+                f"Relevances of opposite sign cancel: their sizes sum to {cancelled:.3g} times their "
+                "sum in the median. "
                 "Single values then claim more than there is to explain.",
             )
         )
@@ -182,6 +186,19 @@ def _sanity(data: dict[str, Any]) -> list[tuple[str, str]]:
             mean = check["found"]["mean"]
             shown = "no value" if mean is None else f"{mean:.3g}"
             found.append(("sanity", f"Sanity check {said}: {check['name']} ({shown}; {check['rule']})."))
+    first = data["sanity"]["randomisation"]
+    like = first["input_likeness"]["mean"] if first["applies"] else None
+    if like is not None and like > 0.5:
+        found.append(
+            (
+                "sanity",
+                f"Absolute relevance looks like the input itself (Spearman correlation {like:.3g}): "
+                "it can stay alike under "
+                "randomisation because the input does. The check of absolute relevance is then hard "
+                "to pass for any method "
+                "that multiplies by the input.",
+            )
+        )
     return found
 
 

@@ -170,7 +170,7 @@ def make(
     data["repeat"] = measures.repeated(subject, y, R)
     data["brief"] = brief(data)
     data["limits"] = limits(data)
-    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     data["made"] = {
         "date": now.isoformat(),
         "seconds": round(time.monotonic() - began, 1),
@@ -367,7 +367,8 @@ def _store(store: Store, total: int, rows: np.ndarray, y: np.ndarray) -> dict[st
             )
     elif "output" in store and store.rows == total:
         raise DossierError(
-            f"the store {store.path} is of another model: its outputs have shape {store['output'].shape[1:]}, those of f "
+            f"the store {store.path} is of another model: its outputs have shape "
+            f"{store['output'].shape[1:]}, those of f "
             f"{y.shape[1:]}"
         )
     if "explained" in store and "arrived" in store:

@@ -21,7 +21,8 @@ ALIKE_REASON = (
 )
 DIFFERENT = 0.9
 DIFFERENT_REASON = (
-    "Two maps that correlate by 0.9 share four fifths of their variance (0.9² = 0.81). No standard sets this number; it "
+    "Two maps that correlate by 0.9 share four fifths of their variance (0.9² = 0.81). No standard "
+    "sets this number; it "
     "is ours. Classes may share evidence, so that their maps may well be alike, but not nearly the same."
 )
 STEPS = 16
@@ -41,8 +42,8 @@ def refused(reason: str) -> dict[str, Any]:
 
 
 def verdict(found: dict[str, Any], threshold: float, *, below: bool) -> str:
-    """ "passed" where the whole interval lies on the right side of a threshold, "failed" where it lies on the other, and
-    "undecided" where it holds the threshold, or where there is no interval.
+    """ "passed" where the whole interval lies on the right side of a threshold, "failed" where it lies on the other,
+    and "undecided" where it holds the threshold, or where there is no interval.
 
     >>> verdict({"low": 0.1, "high": 0.3}, 0.5, below=True), verdict({"low": 0.4, "high": 0.6}, 0.5, below=True)
     ('passed', 'undecided')
@@ -176,7 +177,8 @@ def shuffled(params: Any, seed: int) -> Any:
 def layers(subject: Subject) -> list[tuple[str, list[int]]]:
     """The layers of the params, from the output to the input: a name, and the numbers of its leaves.
 
-    Leaves that stand in one place of the tree are one layer. Where there are more than `LAYERS`, neighbours go together.
+    Leaves that stand in one place of the tree are one layer. Where there are more than `LAYERS`,
+    neighbours go together.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(subject.params)]
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")

@@ -14,7 +14,7 @@ INTERVAL = "95 % interval"
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page of a dossier's data. All text in it is escaped; it holds no scripts, and asks no network for anything."""
+    """The page of a dossier's data. All text in it is escaped; it has no scripts and needs no network."""
     name = data["model"]["name"] or "a model"
     sections = [
         ("brief", "In brief", _brief(data)),
@@ -31,7 +31,8 @@ def render(data: Mapping[str, Any]) -> str:
     ]
     contents = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections)
     body = "\n".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{number}. {title}</h2>{content}</section>'
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{number}. {title}</h2>'
+        f"{content}</section>"
         for number, (key, title, content) in enumerate(sections, 1)
     )
     made = data["made"]
@@ -121,12 +122,21 @@ def _with_interval(found: Mapping[str, Any], form: str = ".3g") -> str:
     return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
+def _cell_of(found: Mapping[str, Any], form: str = ".3g") -> _Raw:
+    """As `_with_interval`, for a table: in one line."""
+    return _Raw(f'<span class="whole">{escape(_with_interval(found, form))}</span>')
+
+
 def _more(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+    words = escape(caption)
+    return (
+        f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{words}">{drawing}</div>'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
 
 
 def _refused(section: Mapping[str, Any]) -> str:
@@ -179,7 +189,8 @@ def _data(data: Mapping[str, Any]) -> str:
         rows.append(
             (
                 "accuracy on them",
-                f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}] ({INTERVAL} of Wilson, n = {found['n']})",
+                f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}] ({INTERVAL} of "
+                f"Wilson, n = {found['n']})",
             )
         )
     content = _p("These are the inputs that everything on this page was measured on.") + _facts(
@@ -212,7 +223,8 @@ def _conservation(kept: Mapping[str, Any]) -> str:
         return intro + _refused(kept)
     share, ledger = kept["share"], kept["ledger"]
     said = (
-        f"Of {kept['n']} samples the share Σ R / f(x) is {share['median']:.4g} in the median, from {share['min']:.4g} to "
+        f"Of {kept['n']} samples the share Σ R / f(x) is {share['median']:.4g} in the median, from "
+        f"{share['min']:.4g} to "
         f"{share['max']:.4g}; its mean is {_with_interval(share['mean'], '.4g')}."
     )
     counts = share["histogram"]
@@ -229,7 +241,9 @@ def _conservation(kept: Mapping[str, Any]) -> str:
         + _figure(drawing, "The share of each sample; the dashed line is 1, nothing lost.")
     )
     total = ledger["output"]
-    part = lambda value: f"{value / total:.2%}" if total else "–"
+    part = lambda value: (
+        f"{round(value / total, 4) + 0.0:.2%}" if total else "–"
+    )  # + 0.0: no minus before a 0
     names = {
         "arrived": "arrived at the input",
         "bias": "biases and other constants that are added",
@@ -252,7 +266,8 @@ def _conservation(kept: Mapping[str, Any]) -> str:
         words = "; ".join(f"{s['path']} {v:.1%}" for s, v in zip(stages, values, strict=True))
         content += _figure(
             charts.bars([s["path"] for s in stages], values, f"What is left after each stage. {words}"),
-            "What is left of the output's relevance after each part of the network, from the output (above) to the input."
+            "What is left of the output's relevance after each part of the network, from the output "
+            "(above) to the input."
             + ("" if len(kept["stages"]) <= 16 else f" The first 16 of {len(kept['stages'])}."),
         )
         lost = [
@@ -269,7 +284,8 @@ def _conservation(kept: Mapping[str, Any]) -> str:
     if cancelled["median"] is not None:
         content += _p(
             f"Sizes against sums: Σ|R| is {cancelled['median']:.3g} times |Σ R| in the median, and at most "
-            f"{cancelled['max']:.3g} times. 1 means that no relevance speaks against the output; large numbers mean that "
+            f"{cancelled['max']:.3g} times. 1 means that no relevance speaks against the output; "
+            "large numbers mean that "
             "relevances of opposite sign cancel."
         )
     return content
@@ -293,7 +309,8 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
 def _sanity(sanity: Mapping[str, Any]) -> str:
     first, second = sanity["randomisation"], sanity["classes"]
     content = "<h3>Does the explanation depend on what the model has learned?</h3>" + _p(
-        "The weights are replaced layer by layer, from the output down, by ones that have learned nothing, and each time "
+        "The weights are replaced layer by layer, from the output down, by ones that have learned "
+        "nothing, and each time "
         "the same samples are explained anew for the same classes (Adebayo et al. 2018, cascading randomisation). An "
         "explanation that stays the same does not show the model."
     )
@@ -322,7 +339,7 @@ def _sanity(sanity: Mapping[str, Any]) -> str:
             "layers randomised, from the output down",
             "Spearman correlation",
         )
-        rows = [(s["layer"], _with_interval(s["signed"]), _with_interval(s["absolute"])) for s in steps]
+        rows = [(s["layer"], _cell_of(s["signed"]), _cell_of(s["absolute"])) for s in steps]
         head = ("randomised down to", f"signed relevance [{INTERVAL}]", f"absolute relevance [{INTERVAL}]")
         content += _p(f"The weights that have learned nothing: {escape(first['fresh'])}.")
         content += _figure(
@@ -333,7 +350,8 @@ def _sanity(sanity: Mapping[str, Any]) -> str:
         )
         like = first["input_likeness"]
         content += _p(
-            f"For comparison: absolute relevance correlates by {escape(_with_interval(like))} with the absolute values of "
+            f"For comparison: absolute relevance correlates by {escape(_with_interval(like))} with "
+            "the absolute values of "
             "the input itself. Where that is large, as for drawings on a background of zeros, absolute relevance stays "
             "alike because the input stays the same, whatever the weights are, and the signed number says more."
         )
@@ -346,8 +364,10 @@ def _sanity(sanity: Mapping[str, Any]) -> str:
 
 def _faithfulness(faith: Mapping[str, Any]) -> str:
     intro = _p(
-        "Regions of the input are replaced one after the other, and the explained output is read. If it falls faster in "
-        "the order of relevance than in random orders, the model depends on what the explanation calls relevant (region "
+        "Regions of the input are replaced one after the other, and the explained output is read. If "
+        "it falls faster in "
+        "the order of relevance than in random orders, the model depends on what the explanation "
+        "calls relevant (region "
         "flipping, Samek et al. 2017). A replaced input may be unlike all that the model has seen, so that results for "
         "several replacements are shown where none was chosen."
     )
@@ -356,11 +376,16 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
     boot = faith["bootstrap"]
     content = intro + _p(
         f"Regions: {escape(faith['regions']['what'])}, {faith['regions']['number']} of them. Random: the mean of "
-        f"{faith['orders']} random orders of each sample. Intervals: {boot['level']:.0%}, percentile bootstrap of the mean "
+        f"{faith['orders']} random orders of each sample. Intervals: {boot['level']:.0%}, percentile "
+        "bootstrap of the mean "
         f"over samples, {boot['resamples']:,} resamples, seed {boot['seed']}. "
         f"Sets: {faith['subsets']} random sets of {faith['subset_regions']} regions of each sample."
     )
-    names = (("morf", "most relevant first", "first"), ("random", "random order", "second"), ("lerf", "least relevant first", "third"))  # fmt: skip
+    names = (
+        ("morf", "most relevant first", "first"),
+        ("random", "random order", "second"),
+        ("lerf", "least relevant first", "third"),
+    )
     for fill in faith["fills"]:
         curve = lambda key, part, fill=fill: [point[part] for point in fill["curves"][key]]
         bands = [
@@ -377,7 +402,7 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
         )
         head = ("regions", *(words for _, words, _ in names))
         rows = [
-            (count, *(_with_interval(fill["curves"][key][i]) for key, _, _ in names))
+            (count, *(_cell_of(fill["curves"][key][i]) for key, _, _ in names))
             for i, count in enumerate(fill["counts"])
         ]
         means = [
@@ -389,7 +414,7 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
                 "1",
             ),
         ]
-        numbers = [(words, _with_interval(fill[key]), fill[key]["n"], good) for words, key, good in means]
+        numbers = [(words, _cell_of(fill[key]), fill[key]["n"], good) for words, key, good in means]
         content += f"<h3>Replaced by {escape(fill['fill'])} {_badge(fill['verdict'])}</h3>"
         content += _figure(
             drawing, f"Mean output of the explained class; bands are the {INTERVAL}s of the means."
@@ -397,7 +422,8 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
         content += _table("in numbers", ("measure", f"mean [{INTERVAL}]", "n", "good"), numbers, "  r")
         content += _more("the curves", _table("mean output after each step", head, rows, "r"))
     return content + _p(
-        "Passed: the interval of the first number lies above 0, that is, the order of relevance is better than chance. It "
+        "Passed: the interval of the first number lies above 0, that is, the order of relevance is "
+        "better than chance. It "
         "does not say that the order is the best one."
     )
 
@@ -407,14 +433,23 @@ def _clusters(data: Mapping[str, Any]) -> str:
     names = data["model"]["names"]
     of = lambda c: names[c] if names and 0 <= c < len(names) else f"class {c}"
     content = _p(
-        "Groups of inputs that the model treats alike, found in their explanations. A small group that is unlike the rest "
+        "Groups of inputs that the model treats alike, found in their explanations. A small group "
+        "that is unlike the rest "
         "of its class may rest on something that does not belong to the class, such as a watermark: look at its inputs."
     )
     if found["applies"]:
+        listed = lambda rows: ", ".join(map(str, rows))
         rows = [
-            (c["number"], of(c["class"]), c["size"], float(c["unlike"]), ", ".join(map(str, c["prototypes"])), ", ".join(map(str, c["outliers"])))
+            (
+                c["number"],
+                of(c["class"]),
+                c["size"],
+                float(c["unlike"]),
+                listed(c["prototypes"]),
+                listed(c["outliers"]),
+            )
             for c in found["clusters"]
-        ]  # fmt: skip
+        ]
         head = ("cluster", "class", "samples", "unlike its class", "most typical rows", "least typical rows")
         content += _p(f"{found['explored']:,} explanations of {found['groups']} classes were explored.")
         content += _table("clusters, the one most unlike its class first", head, rows, "r rr")
@@ -442,7 +477,8 @@ def _clusters(data: Mapping[str, Any]) -> str:
             rows.append(
                 (
                     "its outputs against those of this model",
-                    f"differ by at most {compared['largest_difference']:.3g} on {compared['samples']} samples (largest output "
+                    f"differ by at most {compared['largest_difference']:.3g} on {compared['samples']} "
+                    "samples (largest output "
                     f"{compared['largest_output']:.3g})",
                 )
             )
@@ -450,7 +486,8 @@ def _clusters(data: Mapping[str, Any]) -> str:
             rows.append(
                 (
                     "Σ R / f(x) of all its rows",
-                    f"{kept['median']:.4g} in the median, from {kept['min']:.4g} to {kept['max']:.4g} (n = {kept['n']})",
+                    f"{kept['median']:.4g} in the median, from {kept['min']:.4g} to {kept['max']:.4g} "
+                    f"(n = {kept['n']})",
                 )
             )
         content += "<h3>The store of explanations</h3>" + _facts("the store", rows)
@@ -512,7 +549,7 @@ def _composite(composite: Mapping[str, Any]) -> str:
         (i, u["path"] or "-", u["kind"], u["rule"], "×".join(map(str, u["shape"])) or "()")
         for i, u in enumerate(composite["plan"]["units"])
     ]
-    words = "The composite says which rule shares relevance in which part of the network. Another composite gives other maps."
+    words = "The composite says which rule shares relevance in which part of the network. Another one gives other maps."
     table = _table(
         "units of the network in the order in which they run",
         ("#", "path", "kind", "rule", "shape"),
@@ -567,12 +604,14 @@ def _repeat(data: Mapping[str, Any]) -> str:
     if command:
         content += _p("The command that made this dossier:") + f'<pre tabindex="0">{escape(command)}</pre>'
         content += _p(
-            "The same command with <code>--check dossier.json</code> makes it anew, and says which parts are equal in every "
+            "The same command with <code>--check dossier.json</code> makes it anew, and says which "
+            "parts are equal in every "
             "bit, which are not, and by how much."
         )
     else:
         content += _p(
             "It was made by a call of <code>lrpjax.dossier.make</code>. A second dossier is compared with this one by "
-            "<code>lrpjax.dossier.compare(old, new)</code>, which says what is equal in every bit, and what differs by how much."
+            "<code>lrpjax.dossier.compare(old, new)</code>, which says what is equal in every bit, "
+            "and what differs by how much."
         )
     return content + _p("Date, duration and command are left out of the comparison.")

@@ -21,17 +21,20 @@ li{margin:.25rem 0}
 header p{color:var(--soft)}
 nav ol{columns:3 13rem;padding-left:1.6rem;margin:.5rem 0}
 .scroll{overflow-x:auto;margin:.7rem 0}
-.scroll:focus-visible,pre:focus-visible,summary:focus-visible,a:focus-visible{outline:2px solid var(--link);outline-offset:2px}
+.scroll:focus-visible,pre:focus-visible,summary:focus-visible,a:focus-visible{
+outline:2px solid var(--link);outline-offset:2px}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:min(100%,26rem)}
 caption{text-align:left;color:var(--soft);padding:.2rem 0;font-size:.88rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .8rem .35rem 0;border-bottom:1px solid var(--line)}
 thead th{border-bottom:2px solid var(--line);font-weight:600}
 tbody th{font-weight:400}
-.number{text-align:right}
+.number{text-align:right;white-space:nowrap}
 code,pre{font-family:ui-monospace,"Cascadia Mono",Menlo,"Liberation Mono",monospace;font-size:.86em}
 .hash{overflow-wrap:anywhere}
-pre{background:var(--tint);padding:.8rem 1rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;border-radius:4px}
+pre{background:var(--tint);padding:.8rem 1rem;overflow-x:auto;white-space:pre-wrap;
+overflow-wrap:anywhere;border-radius:4px}
 .wide{max-width:none;font-size:.88rem;overflow-wrap:anywhere}
+.whole{white-space:nowrap}
 .refused{background:var(--tint);padding:.6rem .9rem;border-left:4px solid var(--open)}
 .badge{display:inline-block;white-space:nowrap;font-size:.85rem;font-weight:600;border:1.5px solid;border-radius:1rem;
 padding:0 .6rem}
@@ -49,14 +52,15 @@ svg text{fill:var(--ink);font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Li
 .curve.first{stroke:var(--first)}.curve.second{stroke:var(--second);stroke-dasharray:7 4}
 .curve.third{stroke:var(--third);stroke-dasharray:2 3}
 .band{opacity:.18}.band.first{fill:var(--first)}.band.second{fill:var(--second)}.band.third{fill:var(--third)}
-@media (max-width:40rem){body{padding:1rem .8rem 3rem}h1{font-size:1.4rem}svg{min-width:30rem}figure{overflow-x:auto}}
+@media (max-width:40rem){body{padding:1rem .8rem 3rem}h1{font-size:1.4rem}svg{min-width:28rem}}
 @media print{
 :root{--paper:#fff;--ink:#000;--soft:#444;--line:#bbb;--tint:#f4f4f4;--link:#000;--first:#0b57a4;--second:#b5480a;
 --third:#2b7a3d;--good:#1d6b34;--bad:#a81c1c;--open:#7a5200}
 @page{size:A4;margin:18mm 16mm}
 body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
-h2,h3,caption,thead{break-after:avoid}figure,tr,pre,.refused{break-inside:avoid}
+h2,h3,caption,thead{break-after:avoid}figure,tr,pre,.whole{white-space:nowrap}
+.refused{break-inside:avoid}
 h2{margin-top:1.6rem}.scroll{overflow:visible}table{width:100%;font-size:8.5pt}td,th{overflow-wrap:anywhere}
-thead{display:table-header-group}figure{max-width:14cm}details{display:block}
+thead{display:table-header-group}figure{max-width:14cm}details::details-content{content-visibility:visible;block-size:auto}
 }
 """
