@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -149,11 +148,9 @@ def composite(chosen: Composite, name: str | None) -> dict[str, Any]:
     }
 
 
-def plan(f: Callable[..., Any], chosen: Composite, params: Any, x: Any) -> tuple[dict[str, Any], list[str]]:
-    """Which rule explains which unit, and the warnings that came while that was found."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made = transform.plan(f, chosen, params, x, argnums=1)
+def plan(f: Callable[..., Any], chosen: Composite, params: Any, x: Any) -> dict[str, Any]:
+    """Which rule explains which unit."""
+    made = transform.plan(f, chosen, params, x, argnums=1)
     units = [
         {
             "path": u.path,
@@ -163,10 +160,7 @@ def plan(f: Callable[..., Any], chosen: Composite, params: Any, x: Any) -> tuple
         }
         for u in made.units
     ]
-    texts = list(dict.fromkeys(f"{type(w.message).__name__}: {w.message}" for w in caught))
-    return {"units": units, "unmatched": made.unmatched, "notes": list(map(placed, made.notes))}, [
-        placed(text) for text in texts
-    ]
+    return {"units": units, "unmatched": made.unmatched, "notes": list(map(placed, made.notes))}
 
 
 def placed(text: str) -> str:

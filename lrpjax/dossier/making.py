@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def make(
         >>> made.data["repeat"]["runs"][0]["bit_equal"]
         True
     """
-    began = time.monotonic()
+    began, warned = time.monotonic(), []
     rules = chosen(composite, "dossier.make")
     if samples < 1 or batch < 1:
         raise DossierError(f"samples and batch must be at least 1, not {samples} and {batch}")
@@ -122,52 +124,54 @@ def make(
         raise DossierError(
             f"none of the {len(left)} samples that were drawn is finite: there is nothing to explain"
         )
-    subject, y, R = _explained(f, rules, params, read, target, batch)
-    finite = np.isfinite(y.reshape(len(y), -1)).all(1) & np.isfinite(R.reshape(len(R), -1)).all(1)
-    if not finite.all():
-        left += [
-            {"row": int(row), "reason": "its output or relevance is not finite"} for row in rows[~finite]
-        ]
-        rows, read, target, truth = (_only(a, finite) for a in (rows, read, target, truth))
-        if not len(rows):
-            raise DossierError(
-                "no sample has an output and a relevance that are finite; lrpjax.audit names the unit"
-            )
+    with _recorded(warned):
         subject, y, R = _explained(f, rules, params, read, target, batch)
-    if names is not None and (y.ndim != 2 or len(names) != y.shape[1]):
-        raise DossierError(f"{len(names)} names were given, but the outputs have shape {tuple(y.shape)}")
+        finite = np.isfinite(y.reshape(len(y), -1)).all(1) & np.isfinite(R.reshape(len(R), -1)).all(1)
+        if not finite.all():
+            left += [
+                {"row": int(row), "reason": "its output or relevance is not finite"} for row in rows[~finite]
+            ]
+            rows, read, target, truth = (_only(a, finite) for a in (rows, read, target, truth))
+            if not len(rows):
+                raise DossierError(
+                    "no sample has an output and a relevance that are finite; lrpjax.audit names the unit"
+                )
+            subject, y, R = _explained(f, rules, params, read, target, batch)
+        if names is not None and (y.ndim != 2 or len(names) != y.shape[1]):
+            raise DossierError(f"{len(names)} names were given, but the outputs have shape {tuple(y.shape)}")
 
-    opened = open_store(store) if isinstance(store, (str, os.PathLike)) else store
-    if findings is None and opened is not None and (opened.path / "findings.npz").exists():
-        findings = load_findings(opened.path / "findings.npz")
-    baselines = _baselines(read) if baseline is None else {"the baseline that was given": baseline}
-    planned, warned = identity.plan(f, rules, params, subject.x[:1])
-    data: dict[str, Any] = {"format": FORMAT}
-    data["model"] = {
-        "name": model,
-        "weights": identity.weights(params),
-        "program": identity.program(f, params, subject.x),
-        "explanation": identity.compiled(subject.lowered, subject.executable),
-        "outputs": list(y.shape[1:]),
-        "names": None if names is None else list(names),
-    }
-    data["data"] = _data(total, rows, read, left, y, truth, seed, batch)
-    data["composite"] = identity.composite(rules, composite_name) | {
-        "target": _target_text(target),
-        "plan": planned,
-        "warnings": warned,
-    }
-    data["environment"] = identity.environment()
-    data["explanations"] = {
-        "outputs_sha256": identity.array_hash(y),
-        "relevance_sha256": identity.array_hash(R),
-    }
-    data["conservation"] = measures.conservation(subject, y, R, rows)
-    data["sanity"] = measures.sanity(subject, y, R, _checked_fresh(fresh, params), seed)
-    data["faithfulness"] = measures.faithfulness(subject, R, baselines, regions, seed)
-    data["clusters"] = _clusters(findings, opened)
-    data["store"] = None if opened is None else _store(opened, total, rows, y)
-    data["repeat"] = measures.repeated(subject, y, R)
+        opened = open_store(store) if isinstance(store, (str, os.PathLike)) else store
+        if findings is None and opened is not None and (opened.path / "findings.npz").exists():
+            findings = load_findings(opened.path / "findings.npz")
+        baselines = _baselines(read) if baseline is None else {"the baseline that was given": baseline}
+        planned = identity.plan(f, rules, params, subject.x[:1])
+        data: dict[str, Any] = {"format": FORMAT}
+        data["model"] = {
+            "name": model,
+            "weights": identity.weights(params),
+            "program": identity.program(f, params, subject.x),
+            "explanation": identity.compiled(subject.lowered, subject.executable),
+            "outputs": list(y.shape[1:]),
+            "names": None if names is None else list(names),
+        }
+        data["data"] = _data(total, rows, read, left, y, truth, seed, batch)
+        data["composite"] = identity.composite(rules, composite_name) | {
+            "target": _target_text(target),
+            "plan": planned,
+            "warnings": [],
+        }
+        data["environment"] = identity.environment()
+        data["explanations"] = {
+            "outputs_sha256": identity.array_hash(y),
+            "relevance_sha256": identity.array_hash(R),
+        }
+        data["conservation"] = measures.conservation(subject, y, R, rows)
+        data["sanity"] = measures.sanity(subject, y, R, _checked_fresh(fresh, params), seed)
+        data["faithfulness"] = measures.faithfulness(subject, R, baselines, regions, seed)
+        data["clusters"] = _clusters(findings, opened)
+        data["store"] = None if opened is None else _store(opened, total, rows, y)
+        data["repeat"] = measures.repeated(subject, y, R)
+    data["composite"]["warnings"] = warned
     data["brief"] = brief(data)
     data["limits"] = limits(data)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
@@ -178,6 +182,20 @@ def make(
         "command": command,
     }
     return Dossier(plain(data))
+
+
+@contextlib.contextmanager
+def _recorded(texts: list[str]) -> Iterator[None]:
+    """What lrpjax warns of goes into a list, each once; other warnings come as ever, at the end."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for w in caught:
+        if w.category.__module__.startswith("lrpjax."):
+            text = identity.placed(f"{w.category.__name__}: {w.message}")
+            texts += [text] if text not in texts else []
+        else:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
 
 
 def _drawn(x: Any, samples: int, seed: int) -> tuple[int, np.ndarray, np.ndarray]:

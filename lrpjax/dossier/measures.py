@@ -378,8 +378,11 @@ def faithfulness(
         found = {"morf": curve("morf"), "lerf": curve("lerf")}
         random = np.mean([np.asarray(curve("random", key).scores, np.float64) for key in keys[:ORDERS]], 0)
         scores = {k: np.asarray(c.scores, np.float64) for k, c in found.items()} | {"random": random}
-        gain = np.mean(random - scores["morf"], 1)  # AOPC of the explanation's order − that of a random one
-        area = np.mean(scores["lerf"] - scores["morf"], 1)  # ABPC
+        with np.errstate(invalid="ignore"):  # replaced inputs may have outputs that are not finite
+            gain = np.mean(
+                random - scores["morf"], 1
+            )  # AOPC of the explanation's order − that of a random one
+            area = np.mean(scores["lerf"] - scores["morf"], 1)  # ABPC
         correlation = np.asarray(
             metrics.sensitivity_n(
                 f, x, jnp.asarray(R), n=max(1, count // 4), key=keys[-1], subsets=SUBSETS, target=None,

@@ -7,10 +7,21 @@ from html import escape
 from typing import Any
 
 from lrpjax.dossier import charts
+from lrpjax.dossier.pieces import (
+    INTERVAL,
+    badge,
+    code,
+    digits_of,
+    facts,
+    figure,
+    interval_cell,
+    more,
+    paragraph,
+    refused,
+    table,
+    with_interval,
+)
 from lrpjax.dossier.style import STYLE
-
-MARKS = {"passed": "✓", "failed": "✗", "undecided": "?", "not tested": "–", "measured": "="}
-INTERVAL = "95 % interval"
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -43,118 +54,27 @@ def render(data: Mapping[str, Any]) -> str:
         f"<title>Audit dossier: {escape(name)}</title><style>{STYLE}</style></head>\n<body>"
         '<a class="skip" href="#brief">to the findings</a>'
         f"<header><h1>Audit dossier of an explanation</h1><p>{escape(name)}, explained by layer-wise relevance "
-        f"propagation, composite {_code(data['composite']['name'])}. Made {escape(made['date'])} in "
+        f"propagation, composite {code(data['composite']['name'])}. Made {escape(made['date'])} in "
         f"{made['seconds']:g} s with lrpjax {escape(str(data['environment']['versions']['lrpjax']))}. All numbers are "
         f'in dossier.json beside this page.</p></header>\n<nav aria-label="Contents"><ol>{contents}</ol></nav>\n'
         f"<main>{body}</main></body></html>\n"
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- pieces
-
-
-def _p(text: str, style: str = "") -> str:
-    """A paragraph of the page's own words: what comes from data has been escaped by whoever put it in."""
-    return f"<p{style and f' class={style}'}>{text}</p>"
-
-
-def _code(text: Any) -> str:
-    return f"<code>{escape(str(text))}</code>"
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]], right: str = "") -> str:
-    """right: one letter for each column, r where it is aligned on the right. Cells that are `_Raw` are HTML already."""
-    how = [' class="number"' if letter == "r" else "" for letter in right.ljust(len(head))]
-    top = "".join(f'<th scope="col"{h}>{escape(t)}</th>' for t, h in zip(head, how, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(_cell(cell, h, first=c == 0) for c, (cell, h) in enumerate(zip(row, how, strict=True)))
-        + "</tr>"
-        for row in rows
-    )
-    words = escape(caption)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{words}"><table><caption>{words}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-class _Raw(str):
-    """Text that is HTML."""
-
-
-def _cell(cell: Any, how: str, first: bool) -> str:
-    text = cell if isinstance(cell, _Raw) else escape(_text(cell))
-    return f'<th scope="row"{how}>{text}</th>' if first else f"<td{how}>{text}</td>"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _facts(caption: str, rows: Sequence[tuple[str, Any]]) -> str:
-    return _table(caption, ("what", "value"), rows)
-
-
-def _hash(digits: str | None) -> _Raw:
-    return _Raw("–" if digits is None else f'<code class="hash">{escape(digits)}</code>')
-
-
-def _badge(verdict: str) -> _Raw:
-    kind = verdict.replace(" ", "-")
-    return _Raw(
-        f'<span class="badge {escape(kind)}"><span aria-hidden="true">{MARKS.get(verdict, "")}</span> {escape(verdict)}'
-        "</span>"
-    )
-
-
-def _with_interval(found: Mapping[str, Any], form: str = ".3g") -> str:
-    if found["mean"] is None:
-        return "no value"
-    if found["low"] is None:
-        return f"{found['mean']:{form}} (n = {found['n']}: too few for an interval)"
-    return f"{found['mean']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
-
-
-def _cell_of(found: Mapping[str, Any], form: str = ".3g") -> _Raw:
-    """As `_with_interval`, for a table: in one line."""
-    return _Raw(f'<span class="whole">{escape(_with_interval(found, form))}</span>')
-
-
-def _more(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
-
-
-def _figure(drawing: str, caption: str) -> str:
-    words = escape(caption)
-    return (
-        f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{words}">{drawing}</div>'
-        f"<figcaption>{words}</figcaption></figure>"
-    )
-
-
-def _refused(section: Mapping[str, Any]) -> str:
-    return _p(f"<strong>Not applicable</strong>, because {escape(section['because'])}.", "refused")
-
-
 # ----------------------------------------------------------------------------------------------------------- sections
 
 
 def _brief(data: Mapping[str, Any]) -> str:
-    rows = [(row["question"], _badge(row["verdict"]), row["answer"]) for row in data["brief"]]
+    rows = [(row["question"], badge(row["verdict"]), row["answer"]) for row in data["brief"]]
     words = (
         "<strong>passed</strong> and <strong>failed</strong>: the whole interval lies on one side of the stated "
         "threshold. <strong>undecided</strong>: it does not, or there are too few samples for an interval. A row with "
         "several checks has the worst verdict of them. That a check is passed is a necessary condition of a good "
         "explanation, and no proof of one. What the answers rest on stands in the sections below."
     )
-    return _table("what was asked, and what was found", ("question", "verdict", "answer"), rows) + _p(words)
+    return table("what was asked, and what was found", ("question", "verdict", "answer"), rows) + paragraph(
+        words
+    )
 
 
 def _limits(data: Mapping[str, Any]) -> str:
@@ -163,7 +83,7 @@ def _limits(data: Mapping[str, Any]) -> str:
     for kind, title in groups.items():
         items = "".join(f"<li>{escape(row['text'])}</li>" for row in data["limits"] if row["kind"] == kind)
         content += f"<h3>{title}</h3>" + (
-            f"<ul>{items}</ul>" if items else _p("Nothing was found that limits it more.")
+            f"<ul>{items}</ul>" if items else paragraph("Nothing was found that limits it more.")
         )
     return content
 
@@ -182,7 +102,7 @@ def _data(data: Mapping[str, Any]) -> str:
             "range of the values",
             f"{about['range'][0]:.4g} to {about['range'][1]:.4g}, mean {about['mean']:.4g}",
         ),
-        ("SHA-256 of the samples", _hash(about["sha256"])),
+        ("SHA-256 of the samples", digits_of(about["sha256"])),
     ]
     if about["accuracy"]:
         found = about["accuracy"]
@@ -193,39 +113,39 @@ def _data(data: Mapping[str, Any]) -> str:
                 f"Wilson, n = {found['n']})",
             )
         )
-    content = _p("These are the inputs that everything on this page was measured on.") + _facts(
+    content = paragraph("These are the inputs that everything on this page was measured on.") + facts(
         "the data", rows
     )
     names = data["model"]["names"]
     of = lambda c: names[c] if names and 0 <= c < len(names) else f"class {c}"
     if about["true_classes"]:
         counts = [(of(int(c)), n) for c, n in about["true_classes"].items()]
-        content += _more(
-            "samples by true class", _table("samples by true class", ("class", "samples"), counts, " r")
+        content += more(
+            "samples by true class", table("samples by true class", ("class", "samples"), counts, " r")
         )
     if about["wrong"]:
         wrong = [(row["row"], of(row["true"]), of(row["predicted"])) for row in about["wrong"]]
-        content += _more(
+        content += more(
             f"the {len(wrong)} samples that the model gets wrong",
-            _table("samples that the model gets wrong", ("row", "true class", "predicted class"), wrong, "r"),
+            table("samples that the model gets wrong", ("row", "true class", "predicted class"), wrong, "r"),
         )
     rows_of = ", ".join(map(str, about["rows"]))
-    return content + _more("rows that were examined, counted from 0", _p(rows_of, "wide"))
+    return content + more("rows that were examined, counted from 0", paragraph(rows_of, "wide"))
 
 
 def _conservation(kept: Mapping[str, Any]) -> str:
-    intro = _p(
+    intro = paragraph(
         "Layer-wise relevance propagation divides the output among the parts of the input. If nothing is lost, the "
         "parts sum to the output: Σ R / f(x) = 1 (Bach et al. 2015, eq. 2). What is missing was taken by biases and by "
         "other things that are no part of the input; a sum above 1 means that these spoke against the output."
     )
     if not kept["applies"]:
-        return intro + _refused(kept)
+        return intro + refused(kept)
     share, ledger = kept["share"], kept["ledger"]
     said = (
         f"Of {kept['n']} samples the share Σ R / f(x) is {share['median']:.4g} in the median, from "
         f"{share['min']:.4g} to "
-        f"{share['max']:.4g}; its mean is {_with_interval(share['mean'], '.4g')}."
+        f"{share['max']:.4g}; its mean is {with_interval(share['mean'], '.4g')}."
     )
     counts = share["histogram"]
     drawing = charts.histogram(
@@ -237,8 +157,8 @@ def _conservation(kept: Mapping[str, Any]) -> str:
     )
     content = (
         intro
-        + _p(escape(said))
-        + _figure(drawing, "The share of each sample; the dashed line is 1, nothing lost.")
+        + paragraph(escape(said))
+        + figure(drawing, "The share of each sample; the dashed line is 1, nothing lost.")
     )
     total = ledger["output"]
     part = lambda value: (
@@ -254,7 +174,7 @@ def _conservation(kept: Mapping[str, Any]) -> str:
     }
     rows = [(words, float(ledger[name]), part(ledger[name])) for name, words in names.items()]
     rows.append(("the explained outputs, all together", float(total), "100.00%" if total else "–"))
-    content += _table(
+    content += table(
         "where the relevance of all samples went, in the output's unit",
         ("where", "sum", "share"),
         rows,
@@ -264,7 +184,7 @@ def _conservation(kept: Mapping[str, Any]) -> str:
         stages = kept["stages"][:16]
         values = [stage["relevance"] / total for stage in stages]
         words = "; ".join(f"{s['path']} {v:.1%}" for s, v in zip(stages, values, strict=True))
-        content += _figure(
+        content += figure(
             charts.bars([s["path"] for s in stages], values, f"What is left after each stage. {words}"),
             "What is left of the output's relevance after each part of the network, from the output "
             "(above) to the input."
@@ -279,10 +199,10 @@ def _conservation(kept: Mapping[str, Any]) -> str:
             for s in kept["stages"]
         ]
         head = ("part of the network", "units", "left", "bias", "stabiliser", "other", "constants")
-        content += _more("the numbers", _table("stages from the output to the input", head, lost, " rrrrrr"))
+        content += more("the numbers", table("stages from the output to the input", head, lost, " rrrrrr"))
     cancelled = kept["cancelled"]
     if cancelled["median"] is not None:
-        content += _p(
+        content += paragraph(
             f"Sizes against sums: Σ|R| is {cancelled['median']:.3g} times |Σ R| in the median, and at most "
             f"{cancelled['max']:.3g} times. 1 means that no relevance speaks against the output; "
             "large numbers mean that "
@@ -295,20 +215,20 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             c["name"],
-            _badge(c["verdict"]),
-            _with_interval(c["found"]),
+            badge(c["verdict"]),
+            with_interval(c["found"]),
             c["measure"],
             f"{c['rule']}. {c['reason']}",
         )
         for c in checks
     ]
     head = ("check", "verdict", f"mean [{INTERVAL}]", "what is measured", "threshold, and why")
-    return _table("checks", head, rows)
+    return table("checks", head, rows)
 
 
 def _sanity(sanity: Mapping[str, Any]) -> str:
     first, second = sanity["randomisation"], sanity["classes"]
-    content = "<h3>Does the explanation depend on what the model has learned?</h3>" + _p(
+    content = "<h3>Does the explanation depend on what the model has learned?</h3>" + paragraph(
         "The weights are replaced layer by layer, from the output down, by ones that have learned "
         "nothing, and each time "
         "the same samples are explained anew for the same classes (Adebayo et al. 2018, cascading randomisation). An "
@@ -329,7 +249,7 @@ def _sanity(sanity: Mapping[str, Any]) -> str:
             for key, words, style in (("signed", "signed", "first"), ("absolute", "absolute", "second"))
         ]
         said = "; ".join(
-            f"{s['layer']}: {_with_interval(s['signed'])} signed, {_with_interval(s['absolute'])} absolute"
+            f"{s['layer']}: {with_interval(s['signed'])} signed, {with_interval(s['absolute'])} absolute"
             for s in steps
         )
         drawing = charts.curves(
@@ -339,31 +259,31 @@ def _sanity(sanity: Mapping[str, Any]) -> str:
             "layers randomised, from the output down",
             "Spearman correlation",
         )
-        rows = [(s["layer"], _cell_of(s["signed"]), _cell_of(s["absolute"])) for s in steps]
+        rows = [(s["layer"], interval_cell(s["signed"]), interval_cell(s["absolute"])) for s in steps]
         head = ("randomised down to", f"signed relevance [{INTERVAL}]", f"absolute relevance [{INTERVAL}]")
-        content += _p(f"The weights that have learned nothing: {escape(first['fresh'])}.")
-        content += _figure(
+        content += paragraph(f"The weights that have learned nothing: {escape(first['fresh'])}.")
+        content += figure(
             drawing, f"How alike the explanation stays (1: the same); bands are the {INTERVAL}s."
         )
-        content += _more("the numbers", _table("likeness after each step", head, rows)) + _checks(
+        content += more("the numbers", table("likeness after each step", head, rows)) + _checks(
             first["checks"]
         )
         like = first["input_likeness"]
-        content += _p(
-            f"For comparison: absolute relevance correlates by {escape(_with_interval(like))} with "
+        content += paragraph(
+            f"For comparison: absolute relevance correlates by {escape(with_interval(like))} with "
             "the absolute values of "
             "the input itself. Where that is large, as for drawings on a background of zeros, absolute relevance stays "
             "alike because the input stays the same, whatever the weights are, and the signed number says more."
         )
     else:
-        content += _refused(first)
+        content += refused(first)
     content += "<h3>Does it depend on the class that it is asked for?</h3>"
-    content += _checks(second["checks"]) if second["applies"] else _refused(second)
+    content += _checks(second["checks"]) if second["applies"] else refused(second)
     return content
 
 
 def _faithfulness(faith: Mapping[str, Any]) -> str:
-    intro = _p(
+    intro = paragraph(
         "Regions of the input are replaced one after the other, and the explained output is read. If "
         "it falls faster in "
         "the order of relevance than in random orders, the model depends on what the explanation "
@@ -372,9 +292,9 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
         "several replacements are shown where none was chosen."
     )
     if not faith["applies"]:
-        return intro + _refused(faith)
+        return intro + refused(faith)
     boot = faith["bootstrap"]
-    content = intro + _p(
+    content = intro + paragraph(
         f"Regions: {escape(faith['regions']['what'])}, {faith['regions']['number']} of them. Random: the mean of "
         f"{faith['orders']} random orders of each sample. Intervals: {boot['level']:.0%}, percentile "
         "bootstrap of the mean "
@@ -402,7 +322,7 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
         )
         head = ("regions", *(words for _, words, _ in names))
         rows = [
-            (count, *(_cell_of(fill["curves"][key][i]) for key, _, _ in names))
+            (count, *(interval_cell(fill["curves"][key][i]) for key, _, _ in names))
             for i, count in enumerate(fill["counts"])
         ]
         means = [
@@ -414,14 +334,14 @@ def _faithfulness(faith: Mapping[str, Any]) -> str:
                 "1",
             ),
         ]
-        numbers = [(words, _cell_of(fill[key]), fill[key]["n"], good) for words, key, good in means]
-        content += f"<h3>Replaced by {escape(fill['fill'])} {_badge(fill['verdict'])}</h3>"
-        content += _figure(
+        numbers = [(words, interval_cell(fill[key]), fill[key]["n"], good) for words, key, good in means]
+        content += f"<h3>Replaced by {escape(fill['fill'])} {badge(fill['verdict'])}</h3>"
+        content += figure(
             drawing, f"Mean output of the explained class; bands are the {INTERVAL}s of the means."
         )
-        content += _table("in numbers", ("measure", f"mean [{INTERVAL}]", "n", "good"), numbers, "  r")
-        content += _more("the curves", _table("mean output after each step", head, rows, "r"))
-    return content + _p(
+        content += table("in numbers", ("measure", f"mean [{INTERVAL}]", "n", "good"), numbers, "  r")
+        content += more("the curves", table("mean output after each step", head, rows, "r"))
+    return content + paragraph(
         "Passed: the interval of the first number lies above 0, that is, the order of relevance is "
         "better than chance. It "
         "does not say that the order is the best one."
@@ -432,7 +352,7 @@ def _clusters(data: Mapping[str, Any]) -> str:
     found, store = data["clusters"], data["store"]
     names = data["model"]["names"]
     of = lambda c: names[c] if names and 0 <= c < len(names) else f"class {c}"
-    content = _p(
+    content = paragraph(
         "Groups of inputs that the model treats alike, found in their explanations. A small group "
         "that is unlike the rest "
         "of its class may rest on something that does not belong to the class, such as a watermark: look at its inputs."
@@ -451,18 +371,20 @@ def _clusters(data: Mapping[str, Any]) -> str:
             for c in found["clusters"]
         ]
         head = ("cluster", "class", "samples", "unlike its class", "most typical rows", "least typical rows")
-        content += _p(f"{found['explored']:,} explanations of {found['groups']} classes were explored.")
-        content += _table("clusters, the one most unlike its class first", head, rows, "r rr")
+        content += paragraph(
+            f"{found['explored']:,} explanations of {found['groups']} classes were explored."
+        )
+        content += table("clusters, the one most unlike its class first", head, rows, "r rr")
         odd = [(o["row"], of(o["class"]), float(o["outlier"])) for o in found["outliers"]]
-        content += _table(
+        content += table(
             "rows that lie farthest from all others", ("row", "class", "times the usual distance"), odd, "r r"
         )
         content += "".join(
-            _p(f"Not explored: {number} rows, {escape(reason)}.")
+            paragraph(f"Not explored: {number} rows, {escape(reason)}.")
             for reason, number in found["skipped"].items()
         )
     else:
-        content += _refused(found)
+        content += refused(found)
     if store is not None:
         compared, kept = store["outputs_compared"], store["kept"]
         rows = [
@@ -490,7 +412,7 @@ def _clusters(data: Mapping[str, Any]) -> str:
                     f"(n = {kept['n']})",
                 )
             )
-        content += "<h3>The store of explanations</h3>" + _facts("the store", rows)
+        content += "<h3>The store of explanations</h3>" + facts("the store", rows)
     return content
 
 
@@ -500,14 +422,17 @@ def _model(model: Mapping[str, Any]) -> str:
         ("name", model["name"]),
         ("parameters", model["weights"]["parameters"]),
         ("outputs", "×".join(map(str, model["outputs"])) or "one number"),
-        ("SHA-256 of the weights", _hash(model["weights"]["sha256"])),
-        ("SHA-256 of the program (jaxpr, for one input)", _hash(model["program"]["jaxpr_sha256"])),
+        ("SHA-256 of the weights", digits_of(model["weights"]["sha256"])),
+        ("SHA-256 of the program (jaxpr, for one input)", digits_of(model["program"]["jaxpr_sha256"])),
         ("numbers held by the function itself", held["elements"]),
-        ("their SHA-256", _hash(held["sha256"] if held["elements"] else None)),
-        ("SHA-256 of the explanation's program (StableHLO)", _hash(model["explanation"]["stablehlo_sha256"])),
+        ("their SHA-256", digits_of(held["sha256"] if held["elements"] else None)),
+        (
+            "SHA-256 of the explanation's program (StableHLO)",
+            digits_of(model["explanation"]["stablehlo_sha256"]),
+        ),
         (
             "SHA-256 of what XLA made of it (optimised HLO)",
-            _hash(model["explanation"]["optimised_hlo_sha256"]),
+            digits_of(model["explanation"]["optimised_hlo_sha256"]),
         ),
     ]
     leaves = [
@@ -515,7 +440,7 @@ def _model(model: Mapping[str, Any]) -> str:
             leaf["path"] or "-",
             "×".join(map(str, leaf["shape"])) or "()",
             leaf["dtype"],
-            _hash(leaf["sha256"][:16]),
+            digits_of(leaf["sha256"][:16]),
         )
         for leaf in model["weights"]["leaves"]
     ]
@@ -524,11 +449,11 @@ def _model(model: Mapping[str, Any]) -> str:
         "another architecture changes them. That of an array is of its dtype, shape and bytes."
     )
     return (
-        _p(words)
-        + _facts("the model", rows)
-        + _more(
+        paragraph(words)
+        + facts("the model", rows)
+        + more(
             f"the {len(leaves)} arrays of weights",
-            _table(
+            table(
                 "arrays of weights; the first 16 digits of their SHA-256",
                 ("path", "shape", "dtype", "SHA-256"),
                 leaves,
@@ -550,16 +475,16 @@ def _composite(composite: Mapping[str, Any]) -> str:
         for i, u in enumerate(composite["plan"]["units"])
     ]
     words = "The composite says which rule shares relevance in which part of the network. Another one gives other maps."
-    table = _table(
+    units_table = table(
         "units of the network in the order in which they run",
         ("#", "path", "kind", "rule", "shape"),
         units,
         "r",
     )
     return (
-        _p(words)
-        + _facts("the composite", rows)
-        + _more(f"the plan: the rules of all {len(units)} units", table)
+        paragraph(words)
+        + facts("the composite", rows)
+        + more(f"the plan: the rules of all {len(units)} units", units_table)
     )
 
 
@@ -573,7 +498,7 @@ def _environment(environment: Mapping[str, Any]) -> str:
         *environment["settings"].items(),
         ("XLA_FLAGS", environment["xla_flags"] or "not set"),
     ]
-    return _p("Numbers depend on all of these in their last digits.") + _facts("the environment", rows)
+    return paragraph("Numbers depend on all of these in their last digits.") + facts("the environment", rows)
 
 
 def _repeat(data: Mapping[str, Any]) -> str:
@@ -589,29 +514,31 @@ def _repeat(data: Mapping[str, Any]) -> str:
     ]
     head = ("second run", "the same bits", "largest difference", "largest relevance", "samples that differ")
     command = data["made"]["command"]
-    content = _p(
+    content = paragraph(
         "The explanations of all samples were computed again while this dossier was made, and compared bit by bit."
     )
-    content += _table("second runs", head, rows, "  rrr")
+    content += table("second runs", head, rows, "  rrr")
     hashes = data["explanations"]
-    content += _facts(
+    content += facts(
         "what a run elsewhere must give, if it gives the same bits",
         [
-            ("SHA-256 of the outputs", _hash(hashes["outputs_sha256"])),
-            ("SHA-256 of the relevances", _hash(hashes["relevance_sha256"])),
+            ("SHA-256 of the outputs", digits_of(hashes["outputs_sha256"])),
+            ("SHA-256 of the relevances", digits_of(hashes["relevance_sha256"])),
         ],
     )
     if command:
-        content += _p("The command that made this dossier:") + f'<pre tabindex="0">{escape(command)}</pre>'
-        content += _p(
+        content += (
+            paragraph("The command that made this dossier:") + f'<pre tabindex="0">{escape(command)}</pre>'
+        )
+        content += paragraph(
             "The same command with <code>--check dossier.json</code> makes it anew, and says which "
             "parts are equal in every "
             "bit, which are not, and by how much."
         )
     else:
-        content += _p(
+        content += paragraph(
             "It was made by a call of <code>lrpjax.dossier.make</code>. A second dossier is compared with this one by "
             "<code>lrpjax.dossier.compare(old, new)</code>, which says what is equal in every bit, "
             "and what differs by how much."
         )
-    return content + _p("Date, duration and command are left out of the comparison.")
+    return content + paragraph("Date, duration and command are left out of the comparison.")
