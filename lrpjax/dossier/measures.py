@@ -371,12 +371,14 @@ def faithfulness(
     steps = min(STEPS, count)
     keys = jax.random.split(jax.random.key(seed), ORDERS + 1)
     fills = []
-    for name, fill in baselines.items():
-        curve = lambda order, key=None, fill=fill: metrics.flipping(
-            f, x, jnp.asarray(R), target=None, order=order, regions=labels, fill=fill, steps=steps, key=key
+    for name, given in baselines.items():
+        fill = jnp.broadcast_to(jnp.asarray(given, x.dtype), x.shape)
+        # One program for all orders: regions of equal relevance go at random, and so do all where it is 0 everywhere.
+        curve = lambda relevance, key, fill=fill: metrics.flipping(
+            f, x, jnp.asarray(relevance), target=None, regions=labels, fill=fill, steps=steps, key=key
         )
-        found = {"morf": curve("morf"), "lerf": curve("lerf")}
-        random = np.mean([np.asarray(curve("random", key).scores, np.float64) for key in keys[:ORDERS]], 0)
+        found = {"morf": curve(R, keys[-1]), "lerf": curve(-R, keys[-1])}
+        random = np.mean([np.asarray(curve(0 * R, k).scores, np.float64) for k in keys[:ORDERS]], 0)
         scores = {k: np.asarray(c.scores, np.float64) for k, c in found.items()} | {"random": random}
         with np.errstate(invalid="ignore"):  # replaced inputs may have outputs that are not finite
             gain = np.mean(

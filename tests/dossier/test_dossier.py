@@ -98,7 +98,9 @@ def test_randomisation_is_that_of_the_metrics_from_the_output_down(made):
         assert step["signed"]["mean"] == pytest.approx(float(np.nanmean(signed[i])), abs=1e-9)
         assert step["absolute"]["mean"] == pytest.approx(float(np.nanmean(size[i])), abs=1e-9)
     rise = metrics.efficient_mprt(explain, weights(), fresh, x)
-    assert found["checks"][2]["found"]["mean"] == pytest.approx(float(rise.mean()), rel=1e-6)
+    assert found["checks"][2]["found"]["mean"] == pytest.approx(
+        float(rise[np.isfinite(rise)].mean()), rel=1e-6
+    )
 
 
 def test_dependence_on_the_class_is_the_contrast_of_the_metrics(made):
@@ -109,16 +111,21 @@ def test_dependence_on_the_class_is_the_contrast_of_the_metrics(made):
 
 
 def test_faithfulness_is_that_of_the_metrics(made):
-    y, R = explained(weights(), inputs(), subject().classes)
+    _, R = explained(weights(), inputs(), subject().classes)
     f, x = lambda x: network(weights(), x), inputs()
-    curve = lambda order, key=None: metrics.flipping(f, x, R, order=order, steps=12, key=key).scores
-    morf, lerf = curve("morf"), curve("lerf")
-    random = np.mean([curve("random", key) for key in jax.random.split(jax.random.key(0), 4)[:3]], 0)
+    *keys, ties = jax.random.split(jax.random.key(0), 4)
+    curve = lambda order, key: metrics.flipping(f, x, R, order=order, steps=12, key=key).scores
+    morf, lerf = curve("morf", ties), curve("lerf", ties)
+    random = np.mean([curve("random", key) for key in keys], 0)
     fill = made.data["faithfulness"]["fills"][0]
     assert fill["fill"] == "0"
-    assert fill["gain"]["mean"] == pytest.approx(float((metrics.aopc(morf) - metrics.aopc(random)).mean()), rel=1e-6)
+    assert fill["gain"]["mean"] == pytest.approx(
+        float((metrics.aopc(morf) - metrics.aopc(random)).mean()), rel=1e-6
+    )
     assert fill["abpc"]["mean"] == pytest.approx(float(metrics.abpc(morf, lerf).mean()), rel=1e-6)
-    assert [point["mean"] for point in fill["curves"]["morf"]] == pytest.approx(np.asarray(morf).mean(0), rel=1e-6)
+    assert [point["mean"] for point in fill["curves"]["morf"]] == pytest.approx(
+        np.asarray(morf).mean(0), rel=1e-6
+    )
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -132,7 +139,10 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
 
 def test_a_verdict_needs_the_whole_interval():
     of = lambda low, high: {"low": low, "high": high}
-    assert [measures.verdict(of(*ends), 0.5, below=True) for ends in ((0.1, 0.4), (0.6, 0.9), (0.4, 0.6), (None, None))] == [
+    assert [
+        measures.verdict(of(*ends), 0.5, below=True)
+        for ends in ((0.1, 0.4), (0.6, 0.9), (0.4, 0.6), (None, None))
+    ] == [
         "passed",
         "failed",
         "undecided",
@@ -193,7 +203,9 @@ def test_weights_that_f_holds_itself_are_hashed_and_said():
 def test_a_second_dossier_is_the_same_in_every_bit_and_another_model_is_not(made):
     classes = np.asarray(network(weights(), inputs())).argmax(1)
     classes[:3] = (classes[:3] + 1) % 3
-    again = dossier.make(network, weights(), inputs(), RULES, classes=classes, batch=10, command="another command")
+    again = dossier.make(
+        network, weights(), inputs(), RULES, classes=classes, batch=10, command="another command"
+    )
     found = dossier.compare(made, again)
     assert found.equal, str(found)
     assert made.data["made"] != again.data["made"]
@@ -201,7 +213,9 @@ def test_a_second_dossier_is_the_same_in_every_bit_and_another_model_is_not(made
     nudged = weights()
     nudged["a"]["w"][0, 0] += 1e-9
     found = dossier.compare(made, dossier.make(network, nudged, inputs(), RULES, classes=classes, batch=10))
-    assert not found.equal and "explanations" in found.differences and {"data", "environment"} <= {*found.same}
+    assert (
+        not found.equal and "explanations" in found.differences and {"data", "environment"} <= {*found.same}
+    )
     assert "apart" in str(found)
 
 
@@ -231,7 +245,9 @@ SCRIPT = textwrap.dedent("""
 def test_two_processes_write_the_same_bits(tmp_path):
     (tmp_path / "a.py").write_text(SCRIPT)
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "b.py").write_text("\n\n" + SCRIPT)  # other files and lines make no other program
+    (tmp_path / "elsewhere" / "b.py").write_text(
+        "\n\n" + SCRIPT
+    )  # other files and lines make no other program
     processes = [
         subprocess.Popen([sys.executable, file, str(tmp_path / out)], cwd=tmp_path, env=environment())
         for file, out in (("a.py", "one"), ("elsewhere/b.py", "two"))
@@ -259,7 +275,10 @@ def test_rows_that_are_not_finite_are_left_out_and_named():
     assert [row["row"] for row in found.data["data"]["left_out"]] == [3, 7]
     assert found.data["data"]["rows"] == [0, 1, 2, 4, 5, 6, *range(8, 14)]
     assert found.data["conservation"]["n"] == 12
-    assert any("Left out, the input is not finite: 2 samples, rows 3, 7." == row["text"] for row in found.data["limits"])
+    assert any(
+        row["text"] == "Left out, the input is not finite: 2 samples, rows 3, 7."
+        for row in found.data["limits"]
+    )
     x[:] = np.nan
     with pytest.raises(dossier.DossierError, match="none of the 14 samples that were drawn is finite"):
         dossier.make(network, weights(), x, RULES)
@@ -283,7 +302,9 @@ def test_few_samples_have_no_intervals_and_no_verdicts():
 
 
 def test_a_regression_has_no_classes():
-    found = dossier.make(lambda params, x: network(params, x)[:, 0], weights(), inputs(12), RULES, target=None)
+    found = dossier.make(
+        lambda params, x: network(params, x)[:, 0], weights(), inputs(12), RULES, target=None
+    )
     assert found.data["sanity"]["classes"] == {
         "applies": False,
         "because": "the outputs are explained all together (target None), so that there are no classes to tell apart",
@@ -322,7 +343,10 @@ def test_a_cut_and_an_unmatched_pair_are_among_the_limits():
         ({"classes": np.zeros(12)}, "classes must be int"),
         ({"names": ["a"]}, "1 names were given"),
         ({"fresh": {"z": 0}}, "fresh must have the structure"),
-        ({"f": lambda params, x: x @ params["nothing"]}, r"f\(params, x\) failed for x of float64\[12, 12\] with KeyError"),
+        (
+            {"f": lambda params, x: x @ params["nothing"]},
+            r"f\(params, x\) failed for x of float64\[12, 12\] with KeyError",
+        ),
         ({"f": lambda params, x: (x, x)}, "one array of outputs"),
         ({"f": lambda params, x: x.sum()}, "one array of outputs"),
     ],
@@ -347,22 +371,40 @@ def test_sequences_pictures_and_long_vectors_have_regions():
 def stored(path, params=None, n=12):
     params = weights() if params is None else params
     explain = lambda x: dict(zip(("output", "relevance"), explained(params, x, "max"), strict=True))
-    for _ in lrpjax.explain_batches(explain, [inputs(n)], store=path, settings={"model": "m"}, progress=False):
+    for _ in lrpjax.explain_batches(
+        explain, [inputs(n)], store=path, settings={"model": "m"}, progress=False
+    ):
         pass
     return open_store(path)
 
 
 def findings(n=12):
     rows = np.arange(n)
-    clusters = (explore.Cluster(0, 1, rows[:9], rows[:2], rows[8:9], 0.1), explore.Cluster(1, 1, rows[9:], rows[9:10], rows[11:], 0.9))
+    clusters = (
+        explore.Cluster(0, 1, rows[:9], rows[:2], rows[8:9], 0.1),
+        explore.Cluster(1, 1, rows[9:], rows[9:10], rows[11:], 0.9),
+    )
     outlier = np.ones(n)
     outlier[5] = 4.0
-    return explore.Findings(rows, rows * 0 + 1, np.repeat([0, 1], [9, 3]), np.zeros((n, 2)), outlier, clusters, {}, {"NaN rows": rows[:0]}, {"k": 2})
+    return explore.Findings(
+        rows,
+        rows * 0 + 1,
+        np.repeat([0, 1], [9, 3]),
+        np.zeros((n, 2)),
+        outlier,
+        clusters,
+        {},
+        {"NaN rows": rows[:0]},
+        {"k": 2},
+    )
 
 
 def test_findings_beside_a_store_are_reported(tmp_path):
     store = stored(tmp_path / "store")
-    assert "the store has none" in dossier.make(network, weights(), inputs(12), RULES, store=store).data["clusters"]["because"]
+    assert (
+        "the store has none"
+        in dossier.make(network, weights(), inputs(12), RULES, store=store).data["clusters"]["because"]
+    )
     findings().save(store.path / "findings.npz")
     found = dossier.make(network, weights(), inputs(12), RULES, store=store.path, names=["a", "b<i>", "c"])
     assert [c["size"] for c in found.data["clusters"]["clusters"]] == [9, 3]
@@ -417,9 +459,11 @@ def test_the_page_is_whole_and_needs_nothing_besides_itself(made):
     assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
     assert "script" not in {tag for tag, _ in read.tags} and "@import" not in page and "url(" not in page
     drawings = [given for tag, given in read.tags if tag == "svg"]
-    assert len(drawings) >= 4 and all(given["role"] == "img" and len(given["aria-label"]) > 40 for given in drawings)
+    assert len(drawings) >= 4 and all(
+        given["role"] == "img" and len(given["aria-label"]) > 30 for given in drawings
+    )
     assert page.count("<table>") == page.count("<caption>")
-    for name in ("z/w", made.data["model"]["weights"]["sha256"], "Epsilon(epsilon=0.1)", "7 of the 24") [:3]:
+    for name in ("z/w", made.data["model"]["weights"]["sha256"], "Epsilon(epsilon=0.1)"):
         assert name in page
     assert "None" not in page and "nan" not in page.lower().replace("finance", "")
 
@@ -428,7 +472,17 @@ def test_markup_in_names_and_paths_is_text():
     evil = '<script>alert("x")</script>'
     params = {evil: weights()["z"], "a": weights()["a"]}
     f = lambda params, x: network({"z": params[evil], "a": params["a"]}, x)
-    found = dossier.make(f, params, inputs(12), RULES, names=[evil, "'\">", "c"], classes=np.zeros(12, int), model=evil, composite_name=evil, command=evil)
+    found = dossier.make(
+        f,
+        params,
+        inputs(12),
+        RULES,
+        names=[evil, "'\">", "c"],
+        classes=np.zeros(12, int),
+        model=evil,
+        composite_name=evil,
+        command=evil,
+    )
     page = found.html()
     assert "<script" not in page and page.count("&lt;script&gt;") >= 4
     assert not Reader(page).wrong
