@@ -66,7 +66,11 @@ def test_a_dossier_its_command_and_its_check(directory, capsys):
     assert "written: " in shown and "Does a second run give the same? passed" in shown
     data = json.loads((directory / "out" / "dossier.json").read_text())
     assert data["data"]["examined"] == 12 and data["data"]["given"] == 30
-    assert data["composite"]["name"] == "epsilon(epsilon=0.1)" and data["model"]["names"] == ["cat", "dog", "owl"]
+    assert data["composite"]["name"] == "epsilon(epsilon=0.1)" and data["model"]["names"] == [
+        "cat",
+        "dog",
+        "owl",
+    ]
     x, rows = np.load("my inputs.npy") - np.float32(0.5), data["data"]["rows"]
     build = loading._named_object("audited:build", "--model")
     f, params = build()
@@ -98,7 +102,9 @@ def test_a_store_of_the_same_model_and_of_others(capsys):
     assert data["store"]["rows"] == 30 and data["store"]["kept"]["n"] == 30
     assert data["store"]["outputs_compared"]["samples"] == 10
     assert "the store has none" in data["clusters"]["because"]
-    with pytest.raises(dossier.DossierError, match="was made with model 'audited:build', and this command examines"):
+    with pytest.raises(
+        dossier.DossierError, match="was made with model 'audited:build', and this command examines"
+    ):
         run("--store", "store", model="audited:other")
     with pytest.raises(dossier.DossierError, match="was made with composite"):
         run("--store", "store", "--composite", "epsilon")
