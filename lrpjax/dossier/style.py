@@ -58,8 +58,7 @@ svg text{fill:var(--ink);font:12px system-ui,-apple-system,"Segoe UI",Roboto,"Li
 --third:#2b7a3d;--good:#1d6b34;--bad:#a81c1c;--open:#7a5200}
 @page{size:A4;margin:18mm 16mm}
 body{max-width:none;padding:0;font-size:10pt}nav,.skip{display:none}
-h2,h3,caption,thead{break-after:avoid}figure,tr,pre,.whole{white-space:nowrap}
-.refused{break-inside:avoid}
+h2,h3,caption,thead{break-after:avoid}figure,tr,pre,.refused{break-inside:avoid}
 h2{margin-top:1.6rem}.scroll{overflow:visible}table{width:100%;font-size:8.5pt}td,th{overflow-wrap:anywhere}
 thead{display:table-header-group}figure{max-width:14cm}details::details-content{content-visibility:visible;block-size:auto}
 }
