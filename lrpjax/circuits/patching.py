@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive, map_batched
@@ -396,7 +397,8 @@ def _puts(program: Program, put: Mapping[str, Any]) -> dict[int, Any]:
     for path, given in put.items():
         value = program.taps[path]
         if callable(given):
-            puts[program.tapped.index(value)] = functools.partial(_replaced, path, given)
+            # A pytree, as loops take their operands to be.
+            puts[program.tapped.index(value)] = Partial(functools.partial(_replaced, path, given))
             continue
         shape = program.shape_of(value)
         where, array = given if isinstance(given, tuple) else (True, given)

@@ -5,6 +5,7 @@ is right as JAX differentiates it is bound as it is; everything else goes throug
 functions, which close over static data only.
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -244,8 +245,12 @@ class Frame:
         elif step not in self.routes.takes:
             self.bind_fixed(step)
         else:
-            self.program.propagations[step].run(self)
-            if not step.bodies:
+            run = self.program.propagations[step].run
+            if step.bodies:
+                with self.place(step.nodes[0]):
+                    run(self)
+            else:
+                run(self)
                 self.stop(step)
 
     def stop(self, unit: Unit) -> None:
@@ -265,11 +270,15 @@ class Frame:
             self.define(value, array)
 
     def bound(self, node: Node, values: Sequence[Any]) -> list:
-        """What a node gives, bound in its place if that is asked for."""
+        """What a node gives, bound in its place."""
+        with self.place(node):
+            return _bind(node, values)
+
+    def place(self, node: Node) -> contextlib.AbstractContextManager:
+        """The context in which what is bound stands where a node does, if that is asked for."""
         if not self.program.placed:
-            return _bind(node, values)
-        with compat.standing(node.sites[0], node.path.removeprefix(self.around).lstrip("/")):
-            return _bind(node, values)
+            return contextlib.nullcontext()
+        return compat.standing(node.sites[0], node.path.removeprefix(self.around).lstrip("/"))
 
     def bind_fixed(self, unit: Unit) -> None:
         """Runs a unit through which no relevance goes."""
