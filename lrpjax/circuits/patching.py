@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive, map_batched
@@ -48,20 +49,25 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
 
     Args:
         f: any function, as for `lrpjax.relevance`.
-        put: {path: array, or (where, array)}: what stands in place of the value that `path` names (a module path or a
-            `lrpjax.tag`), everywhere or where a bool array says so. Both broadcast to the value, which inside of loops
-            is stacked over the steps. Later values follow from it.
+        put: {path: array, (where, array), or function}: what stands in place of the value that `path` names (a module
+            path or a `lrpjax.tag`), everywhere or where a bool array says so. Both broadcast to the value, which inside
+            of loops is stacked over the steps. A function is given the value (in loops that of each step), and returns
+            one of the same shape. Later values follow from it.
 
     Returns:
-        A function that returns what f would. It may be differentiated, jitted and vmapped.
+        A function that returns what f would. It may be differentiated, jitted, vmapped and explained: its values have
+        the paths that they have in f.
 
     Raises:
-        PathError: a path names nothing. PatchError: an array does not broadcast to the value.
+        PathError: a path names nothing. PatchError: an array does not broadcast to the value, or a function returns
+            another shape.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda x: lrpjax.tag(2.0 * x, "h").sum()
     >>> print(lrpjax.circuits.intervene(f, {"h": (jnp.array([True, False]), 0.0)})(jnp.array([1.0, 3.0])))
     6.0
+    >>> print(lrpjax.circuits.intervene(f, {"h": lambda h: h / 2})(jnp.array([1.0, 3.0])))
+    4.0
     """
     for path in put:
         if not isinstance(path, str) or is_glob(path):
@@ -74,6 +80,7 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
         if not put:
             return f(*args, **kwargs)
         program = Program(f, gradient(), args, kwargs, None, list(put), False)
+        program.rewritten.placed = True
         return _run(program, put)
 
     return run
@@ -385,10 +392,14 @@ def _values_with(program: Program, put: Mapping[str, Any]) -> dict[str, jax.Arra
     return {name: seen[program.tapped.index(v)] for name, v in program.taps.items()}
 
 
-def _puts(program: Program, put: Mapping[str, Any]) -> dict[int, tuple]:
+def _puts(program: Program, put: Mapping[str, Any]) -> dict[int, Any]:
     puts = {}
     for path, given in put.items():
         value = program.taps[path]
+        if callable(given):
+            # A pytree, as loops take their operands to be.
+            puts[program.tapped.index(value)] = Partial(functools.partial(_replaced, path, given))
+            continue
         shape = program.shape_of(value)
         where, array = given if isinstance(given, tuple) else (True, given)
         for what, one in (("where", where), ("array", array)):
@@ -403,6 +414,15 @@ def _puts(program: Program, put: Mapping[str, Any]) -> dict[int, tuple]:
         array = jnp.broadcast_to(jnp.asarray(array).astype(value.aval.dtype), shape)
         puts[program.tapped.index(value)] = (jnp.broadcast_to(jnp.asarray(where, bool), shape), array)
     return puts
+
+
+def _replaced(path: str, function: Callable, value: jax.Array) -> jax.Array:
+    new = jnp.asarray(function(value))
+    if new.shape != value.shape:
+        raise PatchError(
+            f"the function put into {path!r} made an array of shape {new.shape} of a value of shape {value.shape}"
+        )
+    return new.astype(value.dtype)
 
 
 def _linearised(

@@ -234,7 +234,7 @@ INLINING = _Inlining()
 class Graph:
     """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run,
     `outputs`; `calls`, those that were inlined, inner ones before outer ones. `quantised`: the quantised layers,
-    once they have been looked for."""
+    once they have been looked for. `path`: of what holds it, which the paths of its nodes begin with."""
 
     inputs: list[Value]
     constants: dict[Value, Any]
@@ -242,6 +242,7 @@ class Graph:
     outputs: list[Value]
     calls: list[Call] = dataclasses.field(default_factory=list)
     quantised: list = dataclasses.field(default_factory=list)
+    path: str = ""
 
     @property
     def steps(self) -> list[Node]:
@@ -368,7 +369,7 @@ def build(
         constants.update(zip(constvars, consts, strict=True))
         constvars = []
     outputs = run(holder, env, prefix, within, None, trail)
-    return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls))
+    return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls, path=prefix))
 
 
 def _key(eqn: Any, inputs: list[Value], path: str) -> tuple | None:
