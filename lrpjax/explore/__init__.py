@@ -4,3 +4,8 @@ from lrpjax.explore.findings import Cluster as Cluster
 from lrpjax.explore.findings import ExploreError as ExploreError
 from lrpjax.explore.findings import Findings as Findings
 from lrpjax.explore.findings import load as load
+from lrpjax.explore.own import Basis as Basis
+from lrpjax.explore.own import Directions as Directions
+from lrpjax.explore.own import Features as Features
+from lrpjax.explore.own import Subspaces as Subspaces
+from lrpjax.explore.own import with_concepts as with_concepts
