@@ -1,5 +1,6 @@
 """A function whose named values are replaced by functions of them: its program is traced, and run again with more in it."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -118,7 +119,8 @@ class _Replacing:
 
     def inside(self, eqn: Any, values: list[Any], here: _Trail) -> list[Any]:
         """The outputs of a call, a loop or a branch that holds a value that is replaced."""
-        with jax.named_scope(compat.scope_of(eqn)):
+        scope = compat.scope_of(eqn)
+        with jax.named_scope(scope) if scope else contextlib.nullcontext():
             if eqn.primitive.name in CALLS:
                 return self.level(eqn.params[CALLS[eqn.primitive.name]], values, here)
             return _rebuild(eqn)(  # type: ignore[misc]

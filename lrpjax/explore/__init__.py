@@ -9,3 +9,8 @@ from lrpjax.explore.own import Directions as Directions
 from lrpjax.explore.own import Features as Features
 from lrpjax.explore.own import Subspaces as Subspaces
 from lrpjax.explore.own import with_concepts as with_concepts
+from lrpjax.explore.prototypes import ClassPrototypes as ClassPrototypes
+from lrpjax.explore.prototypes import Deviation as Deviation
+from lrpjax.explore.prototypes import Prototypes as Prototypes
+from lrpjax.explore.prototypes import fit_prototypes as fit_prototypes
+from lrpjax.explore.prototypes import load_prototypes as load_prototypes

@@ -43,7 +43,8 @@ class Directions:
         R_k = (v_kᵀ h) (v_kᵀ c),    c = R_h / h,
 
     the virtual layer of Chormai et al. 2022 ("Disentangled Explanations of Neural Network Predictions by Finding
-    Relevant Subspaces", arXiv 2212.14855). Where they are not, it is (v_kᵀ h) (p_kᵀ c), with p_k the columns of (Vᵀ)⁺.
+    Relevant Subspaces", arXiv 2212.14855); a channel that is exactly 0 has no relevance, and c counts as 0 there. Where
+    they are not, it is (v_kᵀ h) (p_kᵀ c), with p_k the columns of (Vᵀ)⁺.
 
     Args:
         vectors: floating [D, K], a direction in each column: from `explore.prca`, concept activation vectors, …; K ≤ D

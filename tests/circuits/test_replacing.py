@@ -123,7 +123,7 @@ def test_it_is_as_if_the_function_were_written_in(kind, weights, x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_other_units_keep_path_rule_and_kind(kind, weights, x):
     shown = lambda f: [
-        (row.path, row.kind, str(row.rule)) for row in lrpjax.plan(f, composites.epsilon_plus(), x).rows
+        (row.path, row.kind, str(row.rule)) for row in lrpjax.plan(f, composites.epsilon_plus(), x).units
     ]
     assert shown(circuits.intervene(kind(weights), {"h": lambda h: h})) == shown(kind(weights))
 
@@ -144,11 +144,11 @@ def test_a_value_that_is_written_twice_is_replaced_twice(weights, x):
     first, _ = weights
 
     def f(x):
-        def twice(x):
+        def twice(x, w):
             with jax.named_scope("dense"):
-                return x @ first
+                return x @ w
 
-        return jnp.tanh(twice(x)) + jax.jit(twice)(x)
+        return jnp.tanh(twice(x, first)) + jax.jit(twice)(x, first)
 
     h = x @ first
     close(circuits.intervene(f, {"dense": lambda h: 3.0 * h})(x), jnp.tanh(3.0 * h) + 3.0 * h)
@@ -206,7 +206,7 @@ def test_what_does_not_fit(weights, x):
         circuits.intervene(f, {"nowhere": put})(x)
     with pytest.raises(PathError, match="names none, or several"):
         circuits.intervene(f, {"h*": put})
-    mesh = jax.make_mesh((2,), ("data",))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec)
     with pytest.raises(PatchError, match=r"inside of a jax\.shard_map"):
