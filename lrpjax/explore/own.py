@@ -60,8 +60,8 @@ class Directions:
     >>> up = explore.Directions(jnp.array([[0.6], [0.8]]))
     >>> g = explore.with_concepts(f, {"h": up})
     >>> exact = lrpjax.composites.epsilon(0.0)
-    >>> print(lrpjax.relevance(g, exact, at="h/concepts")(jnp.array([5.0, 0.0])).round(3))  # (0.6·5) (0.6·1 + 0.8·2)
-    [6.6]
+    >>> print(jnp.rint(lrpjax.relevance(g, exact, at="h/concepts")(jnp.array([25.0, 0.0]))))  # (0.6·25) (0.6·1 + 0.8·2)
+    [33.]
     """
 
     def __init__(self, vectors: ArrayLike, axis: int = -1):
@@ -194,18 +194,19 @@ def with_concepts(f: Callable, bases: Mapping[str, Basis], name: str = "concepts
         A function of the same arguments, which gives what f gives, up to rounding.
 
     Raises:
-        ExploreError: there is no basis, or one has no `encode` and `decode`. When it is called, ExploreError: the value has not the channels of the basis. TargetError: what is decoded has
-        another shape than the value. PathError: a path names nothing.
+        ExploreError: there is no basis, or one has no `encode` and `decode`; when the function is called, that the
+        value has not the channels of the basis. PathError: then, that a path names nothing. TargetError: that what is
+        decoded has another shape than the value.
 
     >>> import jax, jax.numpy as jnp, lrpjax
     >>> from lrpjax import concepts, explore
     >>> f = lambda x: lrpjax.tag(x, "h") @ jnp.array([[1.0], [2.0]])
     >>> g = explore.with_concepts(f, {"h": explore.Directions(jnp.array([[0.6, -0.8], [0.8, 0.6]]))})
-    >>> x, exact = jnp.array([[5.0, 0.0]]), lrpjax.composites.epsilon(0.0)
-    >>> print(concepts.channel_relevance(g, exact, at="h/concepts")(x).round(3))
-    [[ 6.6 -1.6]]
-    >>> print(concepts.relevance(g, exact, {"h/concepts": 0})(x).round(3))  # where the first is read from
-    [[6.6 0. ]]
+    >>> x, exact = jnp.array([[25.0, 0.0]]), lrpjax.composites.epsilon(0.0)
+    >>> print(jnp.rint(concepts.channel_relevance(g, exact, at="h/concepts")(x)))
+    [[33. -8.]]
+    >>> print(jnp.rint(concepts.relevance(g, exact, {"h/concepts": 0})(x)))  # where the first is read from
+    [[33.  0.]]
     """
     if not isinstance(bases, Mapping) or not bases:
         raise ExploreError(f"concepts are a mapping from paths to bases, but this is {bases!r}")

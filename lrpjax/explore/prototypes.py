@@ -302,7 +302,7 @@ def load_prototypes(file: str | os.PathLike[str]) -> Prototypes:
     if not path.exists():
         raise ExploreError(f"there are no prototypes in {path}")
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
             about = json.loads(str(found["about"]))
             if about["prototypes"] != FORMAT:
                 raise ExploreError(f"{path} is of another version of lrpjax, in format {about['prototypes']}")
