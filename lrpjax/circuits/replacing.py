@@ -1,4 +1,4 @@
-"""A function whose named values are replaced by functions of them: its program is traced, and run again with more in it."""
+"""A function whose named values are replaced by functions of them: its program is traced, and run with more in it."""
 
 import contextlib
 import functools
@@ -88,7 +88,9 @@ class _Replacing:
             wanted = {v for v in rest if not isinstance(v, compat.Literal)}
             kept = [v for v in made if v in wanted]
             inner = [v for eqn in jaxpr.eqns[first:stop] for v in eqn.invars]
-            needed = [v for v in dict.fromkeys(v for v in inner if not isinstance(v, compat.Literal)) if v in env]
+            needed = [
+                v for v in dict.fromkeys(v for v in inner if not isinstance(v, compat.Literal)) if v in env
+            ]
             part = jaxpr.replace(constvars=[], invars=needed, outvars=kept, eqns=jaxpr.eqns[first:stop])
             env.update(zip(kept, eval_jaxpr(part, [], *map(read, needed)), strict=True))
 
@@ -110,7 +112,9 @@ class _Replacing:
             else:
                 plainly(number, number + 1)
                 # What the graph writes out in its place, such as c^x as an exponential, ends in the same value.
-                places = [p for trail, found in self.places.items() if trail[: len(here)] == here for p in found]
+                places = [
+                    p for trail, found in self.places.items() if trail[: len(here)] == here for p in found
+                ]
             for index, name in places:
                 var = eqn.outvars[index]
                 env[var] = self.put(name, env[var])

@@ -16,3 +16,4 @@ from lrpjax.explore.prototypes import fit_prototypes as fit_prototypes
 from lrpjax.explore.prototypes import load_prototypes as load_prototypes
 from lrpjax.explore.statistics import ConceptStatistics as ConceptStatistics
 from lrpjax.explore.statistics import concept_statistics as concept_statistics
+from lrpjax.explore.subspaces import prca as prca

@@ -92,7 +92,7 @@ class Subspaces:
     channels did, and ints in conditions count them.
 
     Args:
-        bases: floating [S, D, d], such as `explore.drsa` finds, or S arrays [D, d] that may differ in d, which are
+        bases: floating [S, D, d], or S arrays [D, d] that may differ in d, which are
             filled with columns of zeros; together orthonormal.
         axis: the axis of the value that has the D channels. The S subspaces stand there; the directions of each along a
             further axis: the last but one if the subspaces are last, [..., d, S], else the last, [B, S, H, W, d].
@@ -113,7 +113,9 @@ class Subspaces:
     def __init__(self, bases: ArrayLike | Sequence[ArrayLike], axis: int = -1):
         each = [_finite(basis, "subspaces, each,", 2) for basis in bases]  # type: ignore[union-attr]
         if not each or len({len(basis) for basis in each}) != 1:
-            raise ExploreError(f"subspaces are of one space, but these have {[len(b) for b in each]} channels")
+            raise ExploreError(
+                f"subspaces are of one space, but these have {[len(b) for b in each]} channels"
+            )
         d = max(basis.shape[1] for basis in each)
         self.bases = np.stack([np.pad(b, ((0, 0), (0, d - b.shape[1]))) for b in each])
         S, D, d = self.bases.shape
@@ -252,7 +254,9 @@ def _axis(ndim: int, axis: int) -> int:
 def _with_channels(x: jax.Array, axis: int, count: int) -> int:
     axis = _axis(x.ndim, axis)
     if x.shape[axis] != count:
-        raise ExploreError(f"the value has {x.shape[axis]} channels along axis {axis}, the concepts have {count}")
+        raise ExploreError(
+            f"the value has {x.shape[axis]} channels along axis {axis}, the concepts have {count}"
+        )
     return axis
 
 

@@ -218,7 +218,9 @@ class Prototypes:
         v, groups = _normalised(np.atleast_2d(np.asarray(relevances, np.float64)), groups)
         strange = sorted(set(groups.tolist()) - set(self.classes))
         if strange:
-            raise ExploreError(f"no prototypes were fitted for class {strange[0]}; there are: {sorted(self.classes)}")
+            raise ExploreError(
+                f"no prototypes were fitted for class {strange[0]}; there are: {sorted(self.classes)}"
+            )
         count = next(iter(self.classes.values())).means.shape[1]
         if v.shape[1] != count:
             raise ExploreError(f"the prototypes are of {count} concepts, but the samples have {v.shape[1]}")
@@ -271,11 +273,13 @@ def fit_prototypes(
         count = int((groups == group).sum())
         if count == 1:
             raise ExploreError(
-                f"class {group} has one sample (row {np.flatnonzero(groups == group)[0]}), which no distribution can be "
-                "fitted to: leave it out"
+                f"class {group} has one sample (row {np.flatnonzero(groups == group)[0]}), which no distribution can "
+                "be fitted to: leave it out"
             )
         if n != "auto" and count < n:
-            raise ExploreError(f"class {group} has {count} samples, fewer than the {n} prototypes that it should have")
+            raise ExploreError(
+                f"class {group} has {count} samples, fewer than the {n} prototypes that it should have"
+            )
     classes = {}
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
@@ -283,7 +287,9 @@ def fit_prototypes(
         fitted = [_fitted(v[rows], number, seed) for number in numbers]
         best = min(fitted, key=lambda one: one[0])[1]
         classes[int(group)] = _described(best, v[rows], rows)
-    return Prototypes(classes, {"n": n if n == "auto" else int(n), "at_most": int(at_most), "seed": int(seed)})
+    return Prototypes(
+        classes, {"n": n if n == "auto" else int(n), "at_most": int(at_most), "seed": int(seed)}
+    )
 
 
 def load_prototypes(file: str | os.PathLike[str]) -> Prototypes:
@@ -307,7 +313,8 @@ def load_prototypes(file: str | os.PathLike[str]) -> Prototypes:
             if about["prototypes"] != FORMAT:
                 raise ExploreError(f"{path} is of another version of lrpjax, in format {about['prototypes']}")
             classes = {
-                group: ClassPrototypes(*(found[f"{group}/{part}"] for part in PARTS)) for group in about["classes"]
+                group: ClassPrototypes(*(found[f"{group}/{part}"] for part in PARTS))
+                for group in about["classes"]
             }
             return Prototypes(classes, about["settings"])
     except ExploreError:
@@ -333,11 +340,18 @@ def _normalised(relevances: NDArray[Any], groups: ArrayLike) -> tuple[NDArray[An
     """ν / Σ |ν|, and the class of each row."""
     groups = np.asarray(groups)
     if relevances.ndim != 2:
-        raise ExploreError(f"relevances of concepts are [samples, concepts], but these have shape {relevances.shape}")
+        raise ExploreError(
+            f"relevances of concepts are [samples, concepts], but these have shape {relevances.shape}"
+        )
     if groups.shape not in ((), (len(relevances),)) or not np.array_equal(groups, np.floor(groups)):
-        raise ExploreError(f"groups are one class for each of {len(relevances)} rows, but have shape {groups.shape}")
+        raise ExploreError(
+            f"groups are one class for each of {len(relevances)} rows, but have shape {groups.shape}"
+        )
     total = np.abs(relevances).sum(1)
-    for what, bad in (("not finite", ~np.isfinite(total)), ("all 0, so that no shares can be told", total == 0)):
+    for what, bad in (
+        ("not finite", ~np.isfinite(total)),
+        ("all 0, so that no shares can be told", total == 0),
+    ):
         if bad.any():
             rows = np.flatnonzero(bad)
             more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
@@ -361,7 +375,9 @@ def _fitted(v: NDArray[Any], number: int, seed: int) -> tuple[float, Any]:
         try:
             mixture.fit(v)
         except ValueError as error:
-            raise ExploreError(f"no mixture of {number} components can be fitted to {len(v)} samples: {error}") from error
+            raise ExploreError(
+                f"no mixture of {number} components can be fitted to {len(v)} samples: {error}"
+            ) from error
     return float(mixture.bic(v)), mixture
 
 
@@ -374,4 +390,6 @@ def _described(mixture: Any, v: NDArray[Any], rows: NDArray[np.int64]) -> ClassP
     covariances = mixture.covariances_[order]
     spread = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
     scores = np.sort(mixture.score_samples(v))
-    return ClassPrototypes(mixture.weights_[order], means, covariances, spread, nearest, coverage[order], scores)
+    return ClassPrototypes(
+        mixture.weights_[order], means, covariances, spread, nearest, coverage[order], scores
+    )

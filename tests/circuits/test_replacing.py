@@ -200,7 +200,9 @@ def test_while_loops_run_with_the_function(x):
 
 def test_what_does_not_fit(weights, x):
     f = layered(weights)
-    with pytest.raises(PatchError, match=r"the function put at 'h' gives shape \(2,\), but the value has \(2, 4\)"):
+    with pytest.raises(
+        PatchError, match=r"the function put at 'h' gives shape \(2,\), but the value has \(2, 4\)"
+    ):
         circuits.intervene(f, {"h": lambda h: h.sum(1)})(x)
     with pytest.raises(PathError, match="no value leaves the scope 'nowhere'"):
         circuits.intervene(f, {"nowhere": put})(x)

@@ -52,7 +52,7 @@ def test_a_sample_is_compared_with_its_prototype(planted):
     assert deviation.delta[0].argmax() == 3 and deviation.z[0, 3] > 5
     assert found.outliers([new, R[0]], 0).tolist() == [True, False]
     assert found.outliers(R[:90], groups[:90], 0.1).sum() == 9
-    assert (found.score(3.0 * R, groups) == pytest.approx(found.score(R, groups)))
+    assert found.score(3.0 * R, groups) == pytest.approx(found.score(R, groups))
 
 
 def test_the_same_again_and_from_disk(planted, tmp_path):
