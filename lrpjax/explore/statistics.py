@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrpjax import concepts
 from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive
+from lrpjax.analysis import concepts
+from lrpjax.analysis.concepts import Samples
 from lrpjax.composites import Composite
-from lrpjax.concepts import Samples
 from lrpjax.core.program import Program
 from lrpjax.explore.findings import ExploreError
 
