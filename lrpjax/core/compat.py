@@ -7,12 +7,11 @@ the flat trees `ft_in`/`ft_out`; `Jaxpr` and `ClosedJaxpr` are two types or one.
 of them have are marked in `primitives.ELSEWHERE`.
 """
 
-import contextlib
 import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -137,17 +136,6 @@ def rewritten(closed: Any, calls: Mapping[str, str], exchange: Callable[[Any], C
         return jax.make_jaxpr(lambda *xs: run(body, xs))(*shapes)
 
     return again(closed)
-
-
-@contextlib.contextmanager
-def standing(eqn: Any, path: str) -> Iterator[None]:
-    """What is bound in this context has the source of an equation, and stands in named scopes."""
-    with source_info_util.user_context(eqn.source_info.traceback):
-        if not path:
-            yield
-            return
-        with jax.named_scope(path):
-            yield
 
 
 def scope_of(eqn: Any) -> str:

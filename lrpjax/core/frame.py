@@ -5,7 +5,6 @@ is right as JAX differentiates it is bound as it is; everything else goes throug
 functions, which close over static data only.
 """
 
-import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from lrpjax.core import compat
 from lrpjax.core.alike import bodies_alike
 from lrpjax.core.graph import Node, Value
 from lrpjax.core.kinds.base import Propagation
@@ -49,8 +47,7 @@ from lrpjax.rules import PLAIN, RATIO, Rule
 class Tap(NamedTuple):
     """What a run does at a tapped value; every entry may be None. Inside of loops arrays are stacked over the steps.
 
-    put: (where, array), with which the value is replaced, where the first is true; or a function of the value, which is
-    replaced by what it gives, in loops step by step. zeros: is added, so that its
+    put: (where, array), with which the value is replaced, where the first is true. zeros: is added, so that its
     cotangent is that of the value, which the run returns. weight: is multiplied onto the cotangent, and with it onto
     the relevance that goes on from there. gate: a number, with which the tap is a `junction`; the run returns a pair,
     the value and the gate, whose cotangents steer the backward pass.
@@ -74,11 +71,8 @@ class Rewritten:
     `audited` lists units, and values at which relevance ends (`lrpjax.core.ends`) with the unit that reads them, of
     which an account is asked for: `run` is given a slot (zeros) for each, whose cotangent is the account. At `stops`,
     tapped values, relevance is read and goes no further. `crediting`: constants have cotangents, too; what depends on
-    the explained input, and gets no relevance, hands none to them. `placed`: what is bound has the module paths and
-    the sources of the original, so that the rewritten function can be explained as that could.
+    the explained input, and gets no relevance, hands none to them.
     """
-
-    placed = False
 
     def __init__(
         self,
@@ -149,7 +143,6 @@ class Frame:
         self.program, self.routes = program, program.routes
         self.taps, self.slots = taps, slots
         self.seen: dict[int, Any] = {}
-        self.around = level.graph.path
         self.env: dict[Value, Any] = dict(level.graph.constants)
         self.detached: dict[Value, Any] = {}
         self.made: list[tuple[Unit, Callable]] = []
@@ -161,7 +154,7 @@ class Frame:
         if index is not None:
             tap = self.taps[index]
             if tap.put is not None:
-                array = tap.put(array) if callable(tap.put) else jnp.where(tap.put[0], tap.put[1], array)
+                array = jnp.where(tap.put[0], tap.put[1], array)
             if tap.gate is not None:
                 array, value_seen, gate = junction(array, tap.zeros, tap.gate)
                 self.seen[index] = value_seen, gate
@@ -245,12 +238,8 @@ class Frame:
         elif step not in self.routes.takes:
             self.bind_fixed(step)
         else:
-            run = self.program.propagations[step].run
-            if step.bodies:
-                with self.place(step.nodes[0]):
-                    run(self)
-            else:
-                run(self)
+            self.program.propagations[step].run(self)
+            if not step.bodies:
                 self.stop(step)
 
     def stop(self, unit: Unit) -> None:
@@ -266,19 +255,8 @@ class Frame:
                 self.env[value] = detach(self.env[value])
 
     def bind(self, node: Node, read: Callable[[Value], Any]) -> None:
-        for value, array in zip(node.outputs, self.bound(node, [read(v) for v in node.inputs]), strict=True):
+        for value, array in zip(node.outputs, _bind(node, [read(v) for v in node.inputs]), strict=True):
             self.define(value, array)
-
-    def bound(self, node: Node, values: Sequence[Any]) -> list:
-        """What a node gives, bound in its place."""
-        with self.place(node):
-            return _bind(node, values)
-
-    def place(self, node: Node) -> contextlib.AbstractContextManager:
-        """The context in which what is bound stands where a node does, if that is asked for."""
-        if not self.program.placed:
-            return contextlib.nullcontext()
-        return compat.standing(node.sites[0], node.path.removeprefix(self.around).lstrip("/"))
 
     def bind_fixed(self, unit: Unit) -> None:
         """Runs a unit through which no relevance goes."""
@@ -332,7 +310,7 @@ class Frame:
             return operands[value]
 
         def bind(node: Node) -> list:
-            return self.bound(node.widened() if widened else node, _operands(node, read))
+            return _bind(node.widened() if widened else node, _operands(node, read))
 
         for node in unit.nodes[:-1]:
             for value, array in zip(node.outputs, bind(node), strict=True):

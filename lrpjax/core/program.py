@@ -411,10 +411,10 @@ class Program:
         zeros: Mapping[int, Any],
         weights: Mapping[Value, Any],
         slots: Sequence[Any] = (),
-        puts: Mapping[int, Any] | None = None,
+        puts: Mapping[int, tuple[Any, Any]] | None = None,
     ) -> Any:
-        """(flat outputs, {index of a tapped value: its value}). At the tapped values of `puts` something is put in
-        their place: (where, array), or a function of the value."""
+        """(flat outputs, {index of a tapped value: its value}). At the tapped values of `puts` an array is put in their
+        place: (where, array)."""
         puts = puts or {}
         taps = {
             i: Tap(zeros.get(i), weights.get(v), put=puts.get(i)) for v, i in self.rewritten.tapped.items()

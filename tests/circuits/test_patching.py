@@ -447,7 +447,7 @@ def test_interventions_that_do_not_fit(f):
         circuits.intervene(f, {"mlp0": jnp.ones(3)})(CLEAN)
     with pytest.raises(PatchError, match="the where put into 'mlp0' has shape"):
         circuits.intervene(f, {"mlp0": (jnp.ones(3, bool), 0.0)})(CLEAN)
-    with pytest.raises(PatchError, match="the function put into 'mlp0' made an array of shape"):
+    with pytest.raises(PatchError, match="the function put at 'mlp0' gives shape"):
         circuits.intervene(f, {"mlp0": lambda h: h[0]})(CLEAN)
     with pytest.raises(PathError, match="names none, or several"):
         circuits.intervene(f, {"mlp*": 0.0})
