@@ -3,7 +3,6 @@ const grid = $("grid"), cells = $("cells");
 let shown = [], active = 0, across = 1, lineHeight = 1, cellWidth = 1;
 const lines = new Map();
 const GAP = 8;
-function captionsOf() { return page.kind === "none" ? 1 : 0; }
 function measure() {
   const width = cells.clientWidth || 300, want = page.kind === "text" ? Math.max(260, look.cell * 2.4) : look.cell;
   across = Math.max(1, Math.floor((width + GAP) / (want + GAP)));
