@@ -18,8 +18,8 @@ from lrpjax.report import ReportError
 from lrpjax.report.sources import Explained
 
 ABOUT = """\
-The page is one file without a network or a server. Inputs are read as the store's settings say (--size, --crop, --mean,
---std, --channels of `lrpjax explain`) and compared with what was explained. --plan runs your model's build() to say which
+The page is one file without a network or a server. Inputs are read as the store's settings say (--size, --crop,
+--mean, --std, --channels of `lrpjax explain`) and compared with what was explained. --plan runs your model's build() to say which
 rule explains which part.
 """
 
@@ -34,20 +34,34 @@ def add_report_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("store", metavar="STORE", help="directory that explain wrote")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: report.html)")
-    parser.add_argument("--inputs", nargs="+", metavar="FILE", help="what was explained: files, folders or globs")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE", help="the page (default: report.html)"
+    )
+    parser.add_argument(
+        "--inputs", nargs="+", metavar="FILE", help="what was explained: files, folders or globs"
+    )
     parser.add_argument("--key", help="array that is read from .npz files (default: the only one)")
     parser.add_argument("--target", metavar="FILE.npy", help="where the file of explained classes lies now")
     parser.add_argument("--name", default="relevance", help="array that is shown (default: relevance)")
     parser.add_argument("--classes", metavar="FILE.npy", help="the true class number of each row, −1 unknown")
-    parser.add_argument("--names", metavar="FILE", help="names of classes, one in a line (default: the store's)")
+    parser.add_argument(
+        "--names", metavar="FILE", help="names of classes, one in a line (default: the store's)"
+    )
     parser.add_argument("--tokens", metavar="FILE", help=".json or .jsonl: a list of strings for each row")
     parser.add_argument("--findings", metavar="FILE", help="clusters (default: STORE/findings.npz, if there)")
-    parser.add_argument("--plan", action="store_true", help="show the plan of the store's model and composite")
-    parser.add_argument("--model", metavar="MODULE:BUILD", help="the model of the plan (default: the store's)")
-    parser.add_argument("--composite", metavar="NAME", help="the composite of the plan (default: the store's)")
+    parser.add_argument(
+        "--plan", action="store_true", help="show the plan of the store's model and composite"
+    )
+    parser.add_argument(
+        "--model", metavar="MODULE:BUILD", help="the model of the plan (default: the store's)"
+    )
+    parser.add_argument(
+        "--composite", metavar="NAME", help="the composite of the plan (default: the store's)"
+    )
     parser.add_argument("--title", help="heading of the page")
-    parser.add_argument("--budget", type=float, default=64.0, metavar="MB", help="size of a page (default 64)")
+    parser.add_argument(
+        "--budget", type=float, default=64.0, metavar="MB", help="size of a page (default 64)"
+    )
     parser.add_argument("--rows", metavar="START:STOP", help="rows that are shown (default: all)")
     parser.add_argument("--force", action="store_true", help="replace a page that is there")
     parser.set_defaults(run=run_report)
@@ -85,7 +99,9 @@ def run_report(args: argparse.Namespace) -> int:
         rows=_rows(args.rows),
         overwrite=args.force,
     )
-    largest = max(file.stat().st_size for file in (path.parent.glob("*.html") if path.name == "index.html" else [path]))
+    largest = max(
+        file.stat().st_size for file in (path.parent.glob("*.html") if path.name == "index.html" else [path])
+    )
     print(f"{path}: {largest / 1e6:.1f} MB of {args.budget:g} MB")
     return 0
 
@@ -114,7 +130,9 @@ def read_tokens(file: Path) -> list[list[str]]:
     """
     with loading.readable(file):
         text = file.read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+        found = (
+            [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+        )
     if not isinstance(found, list) or not all(isinstance(row, list) for row in found):
         raise ReportError(f"--tokens {file} must hold a list of strings for each row")
     return found
@@ -138,13 +156,17 @@ def _plan(args: argparse.Namespace, store: Store, inputs: Explained | None) -> A
     if not model or not written:
         raise ReportError("the store's settings name no model and composite: give --model and --composite")
     if inputs is None and (store.settings.get("at") or "relevance" not in store):
-        raise ReportError("the plan needs the shape of an input, which this store does not tell: give --inputs")
+        raise ReportError(
+            "the plan needs the shape of an input, which this store does not tell: give --inputs"
+        )
     shape = (inputs if inputs is not None else store["relevance"]).shape
     name, _, arguments = written.partition("(")
     given = []
     if arguments:
         call = ast.parse(written, mode="eval").body
-        given = [f"{k.arg}={ast.unparse(k.value)}" for k in call.keywords] if isinstance(call, ast.Call) else []
+        given = (
+            [f"{k.arg}={ast.unparse(k.value)}" for k in call.keywords] if isinstance(call, ast.Call) else []
+        )
     f, params = loading.load_model(model, shapes=True, pictures=len(shape) == 4)
     composite, _ = loading.load_composite(name, given)
     plans = []

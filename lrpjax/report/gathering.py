@@ -58,13 +58,17 @@ def source_of(
         if form.kind == "picture" and len(shape) in (2, 3) and channels in (1, 3) and real and 0 not in shape:
             shown.inputs = inputs
         else:
-            notes.append(f"inputs of shape {shape} and dtype {np.dtype(inputs.dtype).name} are not shown: they are no pictures")
+            notes.append(
+                f"inputs of shape {shape} and dtype {np.dtype(inputs.dtype).name} are not shown: they are no pictures"
+            )
     if tokens is not None:
         for row in rows:
             _check_tokens(row, tokens[row], form.width)
         short = sum(len(tokens[row]) < form.width for row in rows)
         if short:
-            notes.append(f"{short} rows have fewer tokens than relevances: what comes after their last token is not shown")
+            notes.append(
+                f"{short} rows have fewer tokens than relevances: what comes after their last token is not shown"
+            )
     return shown, notes
 
 

@@ -1,4 +1,4 @@
-"""A report is made: the size of thumbnails is chosen so that the budget is kept, and the page, or pages, are written."""
+"""A report is made: the size of thumbnails is chosen so that the budget is kept, and the pages are written."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def write(
 
     The page is one file: no network, no server. Relevance is on it as numbers, one signed byte for each cell
     of a thumbnail, c = round(127 R / s) with each sample's scale s = max |R|, so that what is shown is wrong by at most
-    s / 254. Thumbnails are made smaller until the page fits the budget; their cells have the relevance of the pixels that
-    they cover, so that every sample's sum stays. Where even small ones (32 pixels) do not fit, a folder of
+    s / 254. Thumbnails are made smaller until the page fits the budget; their cells have the relevance of the pixels
+    that they cover, so that every sample's sum stays. Where even small ones (32 pixels) do not fit, a folder of
     pages is written, each of which keeps the budget. Of full-size relevance only a chunk of rows is in memory.
 
     Args:
@@ -88,7 +88,9 @@ def write(
         store = open_store(store)
     path = Path(out).absolute()
     if path.suffix != ".html":
-        raise ReportError(f"{out}: a report is a page of HTML; its name ends in .html, not in {path.suffix!r}")
+        raise ReportError(
+            f"{out}: a report is a page of HTML; its name ends in .html, not in {path.suffix!r}"
+        )
     if not path.parent.is_dir():
         raise ReportError(f"there is no folder {path.parent}")
     _check_free(path, overwrite)
@@ -118,13 +120,13 @@ def write(
             raise ReportError(f"{path} cannot be written: {error}") from error
 
 
-def _made(
-    source: gathering.Source, facts: Facts, about: pages.About, folder: Path, stem: str
-) -> Path:
+def _made(source: gathering.Source, facts: Facts, about: pages.About, folder: Path, stem: str) -> Path:
     """The page, or the folder of pages, in the temporary folder."""
     budget, offered = about.budget_mb * 1e6, thumbnails.sides(source.form, source.picture)
     everything = np.arange(len(facts))
-    fixed = len(pages.page(facts, [], about, gathering.Gathered(source, offered[-1], None, None, 0), everything, None))
+    fixed = len(
+        pages.page(facts, [], about, gathering.Gathered(source, offered[-1], None, None, 0), everything, None)
+    )
     room = budget * MARGIN - fixed
     costs = {side: gathering.bytes_per_row(source, side) * len(facts) for side in offered}
     fitting = [side for side in offered if costs[side] <= room]
@@ -139,7 +141,9 @@ def _made(
     return _folder(gathered, facts, about, folder / stem, costs[offered[-1]] / len(facts))
 
 
-def _folder(gathered: gathering.Gathered, facts: Facts, about: pages.About, folder: Path, cost: float) -> Path:
+def _folder(
+    gathered: gathering.Gathered, facts: Facts, about: pages.About, folder: Path, cost: float
+) -> Path:
     budget, n = about.budget_mb * 1e6, len(facts)
     # What every page has, whatever its samples: its style and script, the plan, the clusters' cards.
     none = np.arange(0)
@@ -202,7 +206,9 @@ def _chosen(rows: slice | None, store: Store) -> range:
     chosen = range(store.rows)[slice(None) if rows is None else rows]
     if chosen.step != 1 or not chosen:
         what = "every row from a first to a last" if chosen else "at least one row"
-        raise ReportError(f"a report shows {what}; {rows} of the {store.rows} rows of {store.path} is not that")
+        raise ReportError(
+            f"a report shows {what}; {rows} of the {store.rows} rows of {store.path} is not that"
+        )
     return chosen
 
 
@@ -221,7 +227,9 @@ def _check_free(path: Path, overwrite: bool) -> None:
         if there.suffix != ".html" and not index.is_file():
             continue  # it is in the way of a folder of pages only, and `_put` says so
         if not overwrite:
-            raise ReportError(f"{there} is there already; choose another name, or overwrite it (overwrite=True, --force)")
+            raise ReportError(
+                f"{there} is there already; choose another name, or overwrite it (overwrite=True, --force)"
+            )
         if there.is_dir() and not _ours(index):
             raise ReportError(f"{there} is no report of lrpjax, and is not overwritten")
 
@@ -243,5 +251,3 @@ def _put(made: Path, path: Path, overwrite: bool) -> Path:
         place.replace(made.parent / "before")
     made.replace(place)
     return place / "index.html"
-
-

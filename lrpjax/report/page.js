@@ -62,7 +62,7 @@ function resetAll() { form.reset(); selected = null; }
 function toGrid() { $("samples").scrollIntoView(); $("shown").focus?.(); }
 form.addEventListener("input", apply);
 form.addEventListener("submit", (event) => event.preventDefault());
-$("reset").addEventListener("click", () => { resetAll(); apply(); });
+$("reset-all").addEventListener("click", () => { resetAll(); apply(); });
 $("clear").addEventListener("click", () => { selected = null; apply(); form.elements.cluster.focus(); });
 $("group").addEventListener("input", (event) => { group = Number(event.target.value); selected = null; legend(); spectrum(); apply(); });
 document.addEventListener("click", (event) => {

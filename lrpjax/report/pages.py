@@ -1,4 +1,4 @@
-"""One page of a report: its data as JSON and sheets, what stands on it without a script, and the file that has it all."""
+"""One page of a report: its data as JSON and sheets, what stands on it without a script, and the whole file."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def page(
         "PLACE": _place(about, folder, len(facts)),
         "CLASSES": sections.classes(everything, about.names),
         "LEDGER": sections.ledger(everything),
-        "PLAN": plan or "<p>No plan was given. <code>lrpjax report --plan</code> makes one from the model.</p>",
+        "PLAN": plan
+        or "<p>No plan was given. <code>lrpjax report --plan</code> makes one from the model.</p>",
         "SETTINGS": sections.settings(about, gathered),
         "DATA": embedded(_data(facts, about, gathered, folder, largest)),
         "SHEETS": blocks,
@@ -146,15 +147,20 @@ def _place(about: About, folder: Folder | None, shown: int) -> str:
     if folder.number == 0:
         said.append(
             f"<p>One page does not have room for all {len(folder.facts):,} samples within the budget. This index shows "
-            f"{shown:,} of them (prototypes and outliers of clusters, and an even choice of all); the pages below show all.</p>"
+            f"{shown:,} of them (prototypes and outliers of clusters, and an even choice of all); the pages "
+            "below show all.</p>"
         )
     else:
         said.append("<p>The overview, the classes and the ledger are of all pages together.</p>")
-    listed = f'<details class="pages" {"open" if len(links) < 15 else ""}><summary>{len(links)} pages</summary>'
+    listed = (
+        f'<details class="pages" {"open" if len(links) < 15 else ""}><summary>{len(links)} pages</summary>'
+    )
     return "".join(said) + f'<nav aria-label="Pages">{listed}<ul>{"".join(links)}</ul></details></nav>'
 
 
-def _data(facts: Facts, about: About, gathered: Gathered, folder: Folder | None, largest: int) -> dict[str, Any]:
+def _data(
+    facts: Facts, about: About, gathered: Gathered, folder: Folder | None, largest: int
+) -> dict[str, Any]:
     from lrpjax.viz.colours import BAD, colormap
 
     codes, pictures = gathered.codes, gathered.inputs
@@ -202,7 +208,8 @@ def _data(facts: Facts, about: About, gathered: Gathered, folder: Folder | None,
         ],
         "groups": sorted({int(g) for g in found.groups}) if found else [],
         "eigenvalues": {
-            str(int(g)): [_finite(v) for v in values] for g, values in (found.eigenvalues if found else {}).items()
+            str(int(g)): [_finite(v) for v in values]
+            for g, values in (found.eigenvalues if found else {}).items()
         },
     }
 

@@ -33,7 +33,12 @@ def overview(facts: Facts, about: About) -> str:
     lost = int((~facts.finite).sum())
     tiles.append((f"{lost:,}", "with relevance that is not finite"))
     if about.findings is not None:
-        tiles.append((f"{len(about.findings.clusters):,}", f"clusters in {len(np.unique(about.findings.groups))} groups"))
+        tiles.append(
+            (
+                f"{len(about.findings.clusters):,}",
+                f"clusters in {len(np.unique(about.findings.groups))} groups",
+            )
+        )
     return "".join(f"<div><dt>{html.escape(what)}</dt><dd>{value}</dd></div>" for value, what in tiles)
 
 
@@ -78,7 +83,9 @@ def classes(facts: Facts, names: list[str]) -> str:
         rows = []
         for (a, b), count in zip(found[order].tolist(), counts[order].tolist(), strict=True):
             label = f"{_name(a, names)} taken for {_name(b, names)}"
-            rows.append([_name(a, names), _name(b, names), f"{count:,}", _show({"class": a, "prediction": b}, label)])
+            rows.append(
+                [_name(a, names), _name(b, names), f"{count:,}", _show({"class": a, "prediction": b}, label)]
+            )
         made += _table("most frequent errors", ["class", "prediction", "samples", "filter"], rows)
     return made
 
@@ -107,7 +114,9 @@ def ledger(facts: Facts) -> str:
             ["kept share, least", f"{kept.min():.4g}"],
             ["kept share, most", f"{kept.max():.4g}"],
         ]
-    return _table("sums over all rows", ["quantity", "value"], rows) + (_histogram(kept) if kept.size > 1 else "")
+    return _table("sums over all rows", ["quantity", "value"], rows) + (
+        _histogram(kept) if kept.size > 1 else ""
+    )
 
 
 def _histogram(kept: NDArray[np.float64]) -> str:
@@ -153,9 +162,13 @@ def settings(about: About, gathered: Gathered) -> str:
         height, width = gathered.inputs.shape[1:3]
         notes.append(f"inputs are shown with {height}×{width} pixels, and may be compressed as JPEG")
     if gathered.stretched:
-        notes.append(f"{gathered.stretched:,} inputs had values outside of [0, 1], and are stretched to that range")
+        notes.append(
+            f"{gathered.stretched:,} inputs had values outside of [0, 1], and are stretched to that range"
+        )
     if about.findings is not None:
-        notes += [f"not explored: {len(rows):,} rows, {reason}" for reason, rows in about.findings.skipped.items()]
+        notes += [
+            f"not explored: {len(rows):,} rows, {reason}" for reason, rows in about.findings.skipped.items()
+        ]
     told = {**store.settings, **{f"version of {k}": v for k, v in store.versions.items()}}
     told.pop("labels", None)
     if about.findings is not None:

@@ -86,8 +86,14 @@ def form_of(name: str, shape: Sequence[int], dtype: np.dtype, text: bool) -> For
         first = row[0] in (1, 3) and min(row[1:]) > 4  # as in viz.heatmap, which refuses it
         height, width = row[1:] if first else row[:2]
         channels = row[0] if first else row[2]
-        said = f"relevance of every pixel, summed over {channels} channels" if channels > 1 else "relevance of every pixel"
-        return Form("picture", height, width, 1 if first else 3, said + (", which come first" if first else ""))
+        said = (
+            f"relevance of every pixel, summed over {channels} channels"
+            if channels > 1
+            else "relevance of every pixel"
+        )
+        return Form(
+            "picture", height, width, 1 if first else 3, said + (", which come first" if first else "")
+        )
     return Form("none", 0, 0, None, what)
 
 
@@ -199,10 +205,14 @@ def _predict(output: Any, rows: range, facts: Facts) -> None:
 def _classes(classes: Any, store: Store) -> NDArray[np.int64]:
     values = np.asarray(classes)
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ReportError(f"classes must hold one class number for each row, not {values.dtype}{list(values.shape)}")
+        raise ReportError(
+            f"classes must hold one class number for each row, not {values.dtype}{list(values.shape)}"
+        )
     check_rows("classes", len(values), store)
     if len(values) and values.min() < UNKNOWN:
-        raise ReportError(f"classes are numbers from 0 on, or −1 where unknown; row {values.argmin()} has {values.min()}")
+        raise ReportError(
+            f"classes are numbers from 0 on, or −1 where unknown; row {values.argmin()} has {values.min()}"
+        )
     return values.astype(np.int64)
 
 
@@ -213,9 +223,13 @@ def check_rows(what: str, count: int, store: Store) -> None:
 
 
 def _explored(findings: Findings, store: Store, rows: range, facts: Facts) -> None:
-    largest = max([int(findings.rows.max(initial=-1)), *(int(c.rows.max(initial=-1)) for c in findings.clusters)])
+    largest = max(
+        [int(findings.rows.max(initial=-1)), *(int(c.rows.max(initial=-1)) for c in findings.clusters)]
+    )
     if largest >= store.rows:
-        raise ReportError(f"the findings are of another store: they have row {largest}, this one has {store.rows} rows")
+        raise ReportError(
+            f"the findings are of another store: they have row {largest}, this one has {store.rows} rows"
+        )
     inside = (findings.rows >= rows.start) & (findings.rows < rows.stop)
     at = findings.rows[inside] - rows.start
     facts.cluster[at] = findings.labels[inside]
@@ -262,7 +276,11 @@ class Explained:
     def _batch(self, number: int, begin: int) -> NDArray[Any]:
         if self._last[0] != number:
             array = _as_explained(self._inputs[begin : int(self._ends[number])])
-            tree = array if self._labels is None else (array, _as_explained(self._labels[begin : self._ends[number]]))
+            tree = (
+                array
+                if self._labels is None
+                else (array, _as_explained(self._labels[begin : self._ends[number]]))
+            )
             if layout.fingerprint(tree) != self._store.fingerprints[number]:
                 raise ReportError(
                     f"batch {number} of the input (rows {begin} to {self._ends[number] - 1}) is not the one that was "

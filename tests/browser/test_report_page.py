@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 import lrpjax
 from lrpjax import explore, report
+
+playwright = pytest.importorskip("playwright.sync_api")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -23,11 +23,18 @@ def made(folder, n, side, text=False, classes=True):
     R = rng.normal(size=(n, 12) if text else (n, side, side)).astype(np.float32)
     y = rng.normal(size=(n, 3)).astype(np.float32)
     R[5] = np.nan
-    explain = lambda i: {"relevance": R[i], "output": y[i], "explained": y[i].max(1), "arrived": y[i].max(1) * 0.9}
+    explain = lambda i: {
+        "relevance": R[i],
+        "output": y[i],
+        "explained": y[i].max(1),
+        "arrived": y[i].max(1) * 0.9,
+    }
     batches = [np.arange(i, min(i + 100, n)) for i in range(0, n, 100)]
     import jax
 
-    shapes = jax.eval_shape(lambda i: {k: jax.numpy.asarray(v)[i] for k, v in whole(R, y).items()}, batches[0])
+    shapes = jax.eval_shape(
+        lambda i: {k: jax.numpy.asarray(v)[i] for k, v in whole(R, y).items()}, batches[0]
+    )
     writer = lrpjax.store.StoreWriter(folder / "store", {"model": "synthetic"}, shapes)
     for number, batch in enumerate(batches):
         writer.write(number, explain(batch), lrpjax.store.fingerprint(batch), int(5 in batch))
@@ -35,12 +42,29 @@ def made(folder, n, side, text=False, classes=True):
     rows = np.arange(n)
     left, right = rows[: n // 2], rows[n // 2 :]
     position = np.stack([np.where(rows < n // 2, -0.5, 0.5), np.linspace(-1, 1, n)], 1)
-    clusters = (explore.Cluster(0, 0, left, left[:3], left[-1:], 0.8), explore.Cluster(1, 0, right, right[:3], right[-1:], 0.2))
-    found = explore.Findings(
-        rows, rows * 0, (rows >= n // 2).astype(int), position, rng.uniform(size=n), clusters, {0: np.array([0, 0.1, 0.7])}, {}, {}
+    clusters = (
+        explore.Cluster(0, 0, left, left[:3], left[-1:], 0.8),
+        explore.Cluster(1, 0, right, right[:3], right[-1:], 0.2),
     )
-    more = {"tokens": [["<img src=x onerror=alert(1)>", *"abcdefghijk"]] * n} if text else {"inputs": rng.uniform(size=(n, side, side))}
-    page = report.write(folder / "store", folder / "r.html", classes=rows % 3 if classes else None, findings=found, **more)
+    found = explore.Findings(
+        rows,
+        rows * 0,
+        (rows >= n // 2).astype(int),
+        position,
+        rng.uniform(size=n),
+        clusters,
+        {0: np.array([0, 0.1, 0.7])},
+        {},
+        {},
+    )
+    more = (
+        {"tokens": [["<img src=x onerror=alert(1)>", *"abcdefghijk"]] * n}
+        if text
+        else {"inputs": rng.uniform(size=(n, side, side))}
+    )
+    page = report.write(
+        folder / "store", folder / "r.html", classes=rows % 3 if classes else None, findings=found, **more
+    )
     return page, y.argmax(1), rows % 3
 
 
@@ -96,15 +120,15 @@ def test_filters_and_sorting(report_page, opened):
     assert count(page) == (predicted != true).sum()
     page.select_option("[name=class]", "1")
     assert count(page) == ((predicted != true) & (true == 1)).sum()
-    page.click("#reset")
+    page.click("#reset-all")
     page.select_option("[name=finite]", "no")
     assert count(page) == 1 and "not finite" in page.locator(".cell").first.get_attribute("aria-label")
-    page.click("#reset")
+    page.click("#reset-all")
     page.fill("[name=min-row]", "10")
     page.fill("[name=max-row]", "19")
     page.select_option("[name=order]", "down")
     assert count(page) == 10 and page.locator(".cell").first.get_attribute("aria-label").startswith("row 19,")
-    page.click("#reset")
+    page.click("#reset-all")
     page.locator("#classes button").nth(0).click()
     assert count(page) == N // 3
 
@@ -113,7 +137,7 @@ def test_clusters_and_the_map_select(report_page, opened):
     page = opened(report_page[0])
     page.locator(".card button", has_text="Show its").nth(1).click()
     assert count(page) == N // 2 and page.input_value("[name=cluster]") == "1"
-    page.click("#reset")
+    page.click("#reset-all")
     page.locator("#scatter").scroll_into_view_if_needed()
     box = page.locator("#scatter").bounding_box()
     page.mouse.move(box["x"] + 4, box["y"] + 4)
@@ -130,7 +154,7 @@ def test_clusters_and_the_map_select(report_page, opened):
 def test_thumbnails_are_painted_and_follow_the_choices(report_page, opened):
     page = opened(report_page[0])
     canvas = page.locator(".cell canvas").first
-    page.wait_for_function("document.querySelector('.cell canvas').dataset.done === '0'")
+    page.wait_for_selector(".cell canvas[data-done='0']")
     pixels = lambda: page.evaluate("document.querySelector('.cell canvas').toDataURL()")
     seen = {pixels()}
     for choose in (
@@ -145,7 +169,9 @@ def test_thumbnails_are_painted_and_follow_the_choices(report_page, opened):
     assert canvas.is_visible() and len(seen) == 5
     # Full opacity and none differ; none shows the input in grey.
     page.check("[name=view][value=overlay]")
-    page.locator("[name=opacity]").evaluate("e => { e.value = 0; e.dispatchEvent(new Event('input', {bubbles: true})); }")
+    page.locator("[name=opacity]").evaluate(
+        "e => { e.value = 0; e.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
     page.wait_for_timeout(250)
     assert pixels() not in seen
 
@@ -210,16 +236,18 @@ def test_ten_thousand_samples_stay_usable(tmp_path, opened):
     path = made(tmp_path, BIG, 16)[0]
     start = time.monotonic()
     page = opened(path)
-    page.wait_for_function("document.querySelector('.cell canvas').dataset.done === '0'")
+    page.wait_for_selector(".cell canvas[data-done='0']")
     first = time.monotonic() - start
     start = time.monotonic()
     page.evaluate("document.getElementById('grid').scrollTop = 1e9")
-    page.wait_for_function(f"document.querySelector('.cell[aria-label^=\"row {BIG - 1},\"] canvas')?.dataset.done")
+    page.wait_for_selector(f".cell[aria-label^='row {BIG - 1},'] canvas[data-done]")
     scrolled = time.monotonic() - start
     start = time.monotonic()
     page.select_option("[name=error]", "wrong")
     assert 0 < count(page) < BIG
     filtered = time.monotonic() - start
-    print(f"{path.stat().st_size / 1e6:.1f} MB, first paint {first:.2f} s, to the end {scrolled:.2f} s, filter {filtered:.2f} s")
+    print(
+        f"{path.stat().st_size / 1e6:.1f} MB, first paint {first:.2f} s, to the end {scrolled:.2f} s, filter {filtered:.2f} s"
+    )
     assert page.locator(".cell").count() < 200
     assert max(first, scrolled, filtered) < 10

@@ -27,7 +27,9 @@ def stored(path, relevance, output=None, settings=None, sums=False):
         found["arrived"] = found["relevance"].reshape(len(relevance), -1).sum(1)
     batches = [np.arange(i, min(i + 4, len(relevance))) for i in range(0, len(relevance), 4)]
     explain = lambda index: {name: jnp.asarray(values)[index] for name, values in found.items()}
-    for _ in lrpjax.explain_batches(explain, batches, store=path, settings=settings, progress=False, batch_size=4):
+    for _ in lrpjax.explain_batches(
+        explain, batches, store=path, settings=settings, progress=False, batch_size=4
+    ):
         pass
     return lrpjax.open_store(path)
 
@@ -54,7 +56,9 @@ def findings_of(n):
     two = explore.Cluster(1, 0, rows[n // 2 :], rows[n // 2 : n // 2 + 2], rows[-1:], 0.1)
     position = np.stack([np.linspace(-1, 1, n), np.linspace(1, -1, n)], 1)
     labels = (rows >= n // 2).astype(int)
-    return explore.Findings(rows, rows * 0, labels, position, rows + 1.0, (one, two), {0: np.array([0, 0.1, 0.9])}, {}, {})
+    return explore.Findings(
+        rows, rows * 0, labels, position, rows + 1.0, (one, two), {0: np.array([0, 0.1, 0.9])}, {}, {}
+    )
 
 
 def test_what_is_on_the_page_is_what_was_stored(tmp_path):
@@ -147,7 +151,8 @@ def test_no_text_becomes_markup(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"), [((4, 7), "strip"), ((4,), "none"), ((4, 2, 3, 4, 5), "none"), ((4, 3, 8, 8), "picture")]
+    ("shape", "kind"),
+    [((4, 7), "strip"), ((4,), "none"), ((4, 2, 3, 4, 5), "none"), ((4, 3, 8, 8), "picture")],
 )
 def test_every_shape_gives_a_page(tmp_path, shape, kind):
     store = stored(tmp_path / "store", np.random.default_rng(0).normal(size=shape))
@@ -197,7 +202,11 @@ def test_a_store_that_is_being_written(tmp_path):
         raise KeyError("stopped")
 
     with pytest.raises(KeyError):
-        list(lrpjax.explain_batches(jax.jit(lambda x: 2.0 * x), batches(), store=tmp_path / "store", progress=False))
+        list(
+            lrpjax.explain_batches(
+                jax.jit(lambda x: 2.0 * x), batches(), store=tmp_path / "store", progress=False
+            )
+        )
     page = report.write(tmp_path / "store", tmp_path / "r.html", classes=np.zeros(9, int))
     assert "The store is not complete: 4 rows so far." in page.read_text()
 
@@ -217,17 +226,21 @@ def test_the_command_compares_inputs_and_undoes_mean_and_std(tmp_path, monkeypat
     np.save("other.npy", x[::-1])
     np.save("y.npy", np.zeros(7, int))
     (tmp_path / "model_of_report.py").write_text(MODEL)
-    explain = "explain --model model_of_report.py:build --inputs x.npy --batch 3 --out store --mean 0.5 --std 0.25"
+    explain = (
+        "explain --model model_of_report.py:build --inputs x.npy --batch 3 --out store --mean 0.5 --std 0.25"
+    )
     assert main(explain.split()) == 0
-    assert main("report store --out a.html --inputs x.npy --classes y.npy --plan".split()) == 0
+    assert (
+        main(["report", "store", "--out", "a.html", "--inputs", "x.npy", "--classes", "y.npy", "--plan"]) == 0
+    )
     data, text = data_of(tmp_path / "a.html")
     assert data["picture"] == [4, 4, 3] and "dense" in text and "stretched" not in text
     store = lrpjax.open_store("store")
     inputs = sources.Explained(lrpjax.loading.Inputs(["x.npy"], mean="0.5", std="0.25"), store)
     np.testing.assert_allclose(inputs[2:5], x[2:5], atol=1e-6)
-    assert main("report store --out b.html --inputs other.npy".split()) == 2
+    assert main(["report", "store", "--out", "b.html", "--inputs", "other.npy"]) == 2
     assert "batch 0 of the input (rows 0 to 2) is not the one that was explained" in capsys.readouterr().err
     assert not (tmp_path / "b.html").exists()
-    assert main("report store --out a.html".split()) == 2
-    assert main("report store --out a.html --force --rows 1:4".split()) == 0
+    assert main(["report", "store", "--out", "a.html"]) == 2
+    assert main(["report", "store", "--out", "a.html", "--force", "--rows", "1:4"]) == 0
     np.testing.assert_array_equal(column(data_of(tmp_path / "a.html")[0], "row"), [1, 2, 3])
