@@ -19,8 +19,8 @@ from lrpjax.report.sources import Explained
 
 ABOUT = """\
 The page is one file without a network or a server. Inputs are read as the store's settings say (--size, --crop,
---mean, --std, --channels of `lrpjax explain`) and compared with what was explained. --plan runs your model's build() to say which
-rule explains which part.
+--mean, --std, --channels of `lrpjax explain`) and compared with what was explained. --plan runs your model's build()
+to say which rule explains which part.
 """
 
 

@@ -102,9 +102,11 @@ def _blocks(sheets: list[dict[str, Any]]) -> tuple[str, int]:
     """Sheets as elements that a browser keeps as text until a script asks for them."""
     made = []
     for number, sheet in enumerate(sheets):
-        for part in ("codes", "texts"):
-            if part in sheet:
-                made.append(f'<script type="text/plain" id="{part}-{number}">{sheet[part]}</script>')
+        made += [
+            f'<script type="text/plain" id="{part}-{number}">{sheet[part]}</script>'
+            for part in ("codes", "texts")
+            if part in sheet
+        ]
         if "picture" in sheet:
             kind, content, step = sheet["picture"]
             tags = f'data-kind="{kind}" data-step="{step[0]},{step[1]}"'

@@ -96,7 +96,8 @@ def ledger(facts: Facts) -> str:
     lost = int((~facts.finite).sum())
     if not known.any():
         return (
-            "<p>The store does not hold what was explained and what arrived (stores of <code>lrpjax explain</code> do). "
+            "<p>The store does not hold what was explained and what arrived (stores of "
+            "<code>lrpjax explain</code> do). "
             f"{lost:,} rows have relevance that is not finite.</p>"
         )
     explained, arrived = facts.explained[known].sum(), facts.arrived[known].sum()
@@ -155,8 +156,8 @@ def settings(about: About, gathered: Gathered) -> str:
         )
         if (height, width) != (form.height, form.width):
             notes.append(
-                f"relevance of {form.height}×{form.width} is pooled to {height}×{width}: each cell has the sum of what it "
-                "covers, so that the sum over a sample stays as it is"
+                f"relevance of {form.height}×{form.width} is pooled to {height}×{width}: each cell has the sum of "
+                "what it covers, so that the sum over a sample stays as it is"
             )
     if gathered.inputs is not None:
         height, width = gathered.inputs.shape[1:3]

@@ -1,8 +1,8 @@
 """Relevance and inputs made small: pooled so that sums stay, quantised with its error known, packed into sheets.
 
 A sheet holds the thumbnails of `SHEET` samples, so that a page decodes them when they scroll into view. Relevance is
-not kept as a picture but as numbers: one signed byte for each cell, compressed with zlib, which a browser unpacks without a
-picture decoder. Colour management, gamma, and the noise that some browsers add to what a script reads from a canvas
+not kept as a picture but as numbers: one signed byte for each cell, compressed with zlib, which a browser unpacks
+without a picture decoder. Colour management, gamma, and the noise that some browsers add to what a script reads from a canvas
 cannot change them, and the page paints them with any colour map and range.
 """
 
@@ -139,7 +139,7 @@ def texts(tokens: Sequence[Sequence[str]]) -> str:
 
 
 def sprite(thumbnails: NDArray[np.uint8]) -> tuple[str, str, tuple[int, int]]:
-    """Inputs [n, h, w, C] side by side as one picture: its kind, its base64, how far its tiles are apart (down, across).
+    """Inputs [n, h, w, C] side by side as one picture: its kind, its base64, how far tiles are apart (down, across).
 
     PNG, where that is smaller, or where pictures are small and every pixel is seen; or else JPEG, whose blocks the
     tiles are filled up to, so that no sample bleeds into the next."""
