@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lrpjax import explore
 from lrpjax.data.store import Store, open_store
-from lrpjax.report import gathering, pages, thumbnails
+from lrpjax.report import gathering, pages, sections, thumbnails
 from lrpjax.report.sources import Facts, ReportError, check_rows, facts_of, form_of
 
 MARGIN = 0.97
@@ -109,7 +109,7 @@ def write(
     facts = facts_of(store, chosen, classes, found)
     source, notes = gathering.source_of(chosen, form, store[name], inputs, tokens)
     names = list(store.settings.get("labels") or []) if names is None else list(names)
-    about = pages.About(store, title, names, found, plan, notes, budget_mb, chosen)
+    about = sections.About(store, title, names, found, plan, notes, budget_mb, chosen)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         try:
             made = _made(source, facts, about, Path(folder), path.stem)
@@ -120,7 +120,7 @@ def write(
             raise ReportError(f"{path} cannot be written: {error}") from error
 
 
-def _made(source: gathering.Source, facts: Facts, about: pages.About, folder: Path, stem: str) -> Path:
+def _made(source: gathering.Source, facts: Facts, about: sections.About, folder: Path, stem: str) -> Path:
     """The page, or the folder of pages, in the temporary folder."""
     budget, offered = about.budget_mb * 1e6, thumbnails.sides(source.form, source.picture)
     everything = np.arange(len(facts))
@@ -142,7 +142,7 @@ def _made(source: gathering.Source, facts: Facts, about: pages.About, folder: Pa
 
 
 def _folder(
-    gathered: gathering.Gathered, facts: Facts, about: pages.About, folder: Path, cost: float
+    gathered: gathering.Gathered, facts: Facts, about: sections.About, folder: Path, cost: float
 ) -> Path:
     budget, n = about.budget_mb * 1e6, len(facts)
     # What every page has, whatever its samples: its style and script, the plan, the clusters' cards.
@@ -167,7 +167,7 @@ def _folder(
 def _written(
     gathered: gathering.Gathered,
     facts: Facts,
-    about: pages.About,
+    about: sections.About,
     folder: Path,
     parts: list[tuple[int, int]],
     count: int,
@@ -189,7 +189,7 @@ def _written(
     return True
 
 
-def _for_index(facts: Facts, about: pages.About, count: int) -> NDArray[np.int64]:
+def _for_index(facts: Facts, about: sections.About, count: int) -> NDArray[np.int64]:
     """The samples that the index of a folder shows: prototypes and outliers, then an even choice of all."""
     first, n = about.rows.start, len(facts)
     wanted: list[int] = []

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrpjax.core.plan import Plan
-from lrpjax.data.store import Store
-from lrpjax.explore import Findings
 from lrpjax.report import sections
 from lrpjax.report.gathering import Gathered, embedded, sheet_bytes
+from lrpjax.report.sections import About
 from lrpjax.report.sources import Facts
 from lrpjax.report.thumbnails import COLUMNS, SHEET
 
@@ -26,24 +25,6 @@ MAPS = ("relevance", "blue-orange", "seismic", "coldnhot", "RdBu_r", "PuOr_r")
 SCRIPTS = ("data.js", "grid.js", "charts.js", "page.js")
 FACT_BYTES = 110
 """What the facts of one sample take on a page."""
-
-
-@dataclasses.dataclass
-class About:
-    """What all pages of a report have in common."""
-
-    store: Store
-    title: str | None
-    names: list[str]
-    findings: Findings | None
-    plan: Any
-    notes: list[str]
-    budget_mb: float
-    rows: range
-
-    @property
-    def heading(self) -> str:
-        return self.title or f"Explanations of {self.store.settings.get('model') or self.store.path.name}"
 
 
 @dataclasses.dataclass

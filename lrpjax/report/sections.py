@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrpjax.data.store import Store
+from lrpjax.explore import Findings
+from lrpjax.report.gathering import Gathered
 from lrpjax.report.sources import Facts
-
-if TYPE_CHECKING:
-    from lrpjax.report.gathering import Gathered
-    from lrpjax.report.pages import About
 
 BINS = 40
 MOST = 200
 """Classes, or pairs of them, that a table lists."""
+
+
+@dataclasses.dataclass
+class About:
+    """What all pages of a report have in common."""
+
+    store: Store
+    title: str | None
+    names: list[str]
+    findings: Findings | None
+    plan: Any
+    notes: list[str]
+    budget_mb: float
+    rows: range
+
+    @property
+    def heading(self) -> str:
+        return self.title or f"Explanations of {self.store.settings.get('model') or self.store.path.name}"
 
 
 def overview(facts: Facts, about: About) -> str:

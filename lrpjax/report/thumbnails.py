@@ -2,7 +2,8 @@
 
 A sheet holds the thumbnails of `SHEET` samples, so that a page decodes them when they scroll into view. Relevance is
 not kept as a picture but as numbers: one signed byte for each cell, compressed with zlib, which a browser unpacks
-without a picture decoder. Colour management, gamma, and the noise that some browsers add to what a script reads from a canvas
+without a picture decoder.
+Colour management, gamma, and the noise that some browsers add to what a script reads from a canvas
 cannot change them, and the page paints them with any colour map and range.
 """
 
@@ -58,7 +59,7 @@ def small(height: int, width: int, side: int) -> tuple[int, int]:
 def pooling(size: int, cells: int) -> NDArray[np.float64]:
     """[cells, size]: the share of each pixel that each cell gets, by the overlap of their extents. Columns add up to 1.
 
-    >>> pooling(4, 2).tolist(), pooling(3, 2).tolist()
+    >>> pooling(4, 2).tolist(), pooling(3, 2).round(12).tolist()
     ([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]], [[1.0, 0.5, 0.0], [0.0, 0.5, 1.0]])
     """
     ends = np.arange(1, size + 1)[None] * cells / size
