@@ -19,6 +19,7 @@ from lrpjax import transform
 from lrpjax.cli import options
 from lrpjax.core.seeds import output_relevance
 from lrpjax.data import batches as batching
+from lrpjax.data import compact as compacting
 from lrpjax.data import files, loading, store
 
 EXAMPLE = """\
@@ -106,6 +107,16 @@ def add_explain_parser(subparsers: Any) -> argparse.ArgumentParser:
         "jax.distributed.initialize)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the results go")
+    parser.add_argument(
+        "--sum-channels",
+        action="store_true",
+        help="keep the sum of the relevance over the last axis, a picture's channels",
+    )
+    parser.add_argument(
+        "--store-as",
+        choices=list(compacting.DTYPES),
+        help="keep relevances in 16 or 8 bits and a scale for each input; what is lost is measured, stored and printed",
+    )
     parser.add_argument("--png", action="store_true", help="also write a heatmap of each input to DIR/png")
     parser.set_defaults(run=run_explain)
     return parser
@@ -212,7 +223,6 @@ def run_explain(args: argparse.Namespace) -> int:
     # With or without --skip-unreadable, so that a run that stopped at a picture can go on with it.
     blank = any(path.suffix.lower() in loading.pictures.SUFFIXES for path in inputs.paths)
 
-    @jax.jit
     def explain(params, batch):
         x, classes = batch if labels is not None else (batch, target)
         y, R = transform.value_and_relevance(f, composite, argnums=1, target=classes, at=args.at)(params, x)
@@ -220,22 +230,28 @@ def run_explain(args: argparse.Namespace) -> int:
             lost = jax.numpy.isnan(x).reshape(len(x), -1).any(1)
             hide = lambda leaf: jax.numpy.where(lost.reshape(-1, *[1] * (leaf.ndim - 1)), jax.numpy.nan, leaf)
             y, R = jax.tree.map(hide, (y, R))
-        found = {"output": y, "relevance": R}
+        found = {"output": y, "relevance": _sum_channels(R) if args.sum_channels else R}
         if composite.method != "relevance" or isinstance(R, dict):
             return found
         rows = lambda tree: sum(leaf.reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(tree))
         return found | {"explained": rows(output_relevance(y, classes)), "arrived": rows(R)}
 
+    if args.store_as:
+        explain = compacting.compact(explain, args.store_as)
     index, count = jax.process_index(), jax.process_count()
     start, stop = inputs.rows * index // count, inputs.rows * (index + 1) // count
     slices = (slice(i, min(i + args.batch, stop)) for i in range(start, stop, args.batch))
     data = (inputs[rows] if labels is None else (inputs[rows], labels[rows]) for rows in slices)
     settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at, "labels": names}
     settings |= {option: getattr(args, option) for option in ("size", "crop", "mean", "std", "channels")}
+    # Only where they are given, so that stores of before go on.
+    settings |= {
+        option: getattr(args, option) for option in ("sum_channels", "store_as") if getattr(args, option)
+    }
     began, done = time.monotonic(), start
     with options.warnings_in_a_line("explain"):
         for result in batching.explain_batches(
-            explain,
+            jax.jit(explain),
             data,
             params=params,
             mesh=mesh,
@@ -246,7 +262,9 @@ def run_explain(args: argparse.Namespace) -> int:
             total=stop - start,
         ):
             if args.png:
-                _write_pictures(Path(args.out) / "png", done, result["relevance"])
+                R = result["relevance"]
+                R = np.asarray(R) if isinstance(R, compacting.Compact) else R
+                _write_pictures(Path(args.out) / "png", done, R)
             done += len(jax.tree.leaves(result)[0])
     seconds = time.monotonic() - began
     stored = store.open_store(Path(args.out) / f"process-{index:05d}" if count > 1 else args.out)
@@ -254,8 +272,9 @@ def run_explain(args: argparse.Namespace) -> int:
     for reason in inputs.unreadable.values():
         print(f"lrpjax explain: skipped: {reason}", file=sys.stderr)
     print(f"{stored.rows} inputs in {seconds:.1f} s ({stored.rows / seconds:.3g} a second): {stored.path}")
-    if kept := describe_kept(stored):
-        print(kept)
+    for said in (describe_kept(stored), describe_rounding(stored)):
+        if said:
+            print(said)
     if bad.any():
         where = f"{bad.sum()} inputs, in batches {_listed(np.flatnonzero(bad))}"
         print(f"lrpjax explain: the results of {where}, have a NaN or an infinity", file=sys.stderr)
@@ -391,8 +410,7 @@ def describe(results: store.Store) -> str:
     lines += [
         f"  {key} = {textwrap.shorten(str(value), 100)}" for key, value in about.items() if value is not None
     ]
-    if kept := describe_kept(results):
-        lines.append(f"  {kept}")
+    lines += [f"  {said}" for said in (describe_kept(results), describe_rounding(results)) if said]
     bad = results.batches[:, 1]
     if bad.any():
         lines.append(f"  not finite: {bad.sum()} rows, in batches {_listed(np.flatnonzero(bad))}")
@@ -412,6 +430,29 @@ def describe_kept(results: store.Store) -> str:
         return ""
     share = arrived[rows] / explained[rows]
     return f"kept: Σ R / f(x) is {np.median(share):.3g} in the median, from {share.min():.3g} to {share.max():.3g}"
+
+
+def describe_rounding(results: store.Store) -> str:
+    """What was lost where arrays are kept in fewer bits, over all stored rows; empty where none are."""
+    lines = []
+    for name in sorted(results):
+        if f"{name}.error" not in results:
+            continue
+        error, kind = np.asarray(results[f"{name}.error"]), results[f"{name}.values"].dtype.name
+        error = error[np.isfinite(error)]
+        if len(error):
+            lines.append(
+                f"{name} is kept as {kind}: Σ|error| / Σ|R| is {np.median(error):.2g} in the median, "
+                f"{error.max():.2g} at most"
+            )
+    return "\n".join(lines)
+
+
+def _sum_channels(R: Any) -> Any:
+    if isinstance(R, dict) or R.ndim < 3:
+        shapes = jax.tree.map(lambda leaf: tuple(leaf.shape[1:]), R)
+        raise ValueError(f"--sum-channels: relevance has rows of shape {shapes}, which have no channels")
+    return R.sum(-1, keepdims=True)
 
 
 def _join(distributed: str | None) -> None:

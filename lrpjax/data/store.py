@@ -15,6 +15,9 @@ import numpy as np
 
 from lrpjax._html import Number, table
 from lrpjax.data import files, layout
+from lrpjax.data.compact import Compact as Compact
+from lrpjax.data.compact import compact as compact
+from lrpjax.data.compact import parted, restored
 from lrpjax.data.layout import StoreError as StoreError
 from lrpjax.data.layout import array_names as array_names
 from lrpjax.data.layout import fingerprint as fingerprint
@@ -62,7 +65,9 @@ class StoredArray:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> StoredArray:
-        return StoredArray(self.tensorstore[index], self._shares)
+        part = self.tensorstore[index]
+        # tensorstore's parts keep the numbers of their rows; here they count from 0 again, as NumPy's do.
+        return StoredArray(part[layout.tensorstore().d[:].translate_to[0]], self._shares)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -106,6 +111,41 @@ class Reading:
             raise share.damaged([share.fault(error)], share.lost(error)) from error
 
 
+class RestoredArray(StoredArray):
+    """Rows of an array that is stored in fewer bits (`lrpjax.store.compact`): the numbers that they stand for, in
+    float32.
+
+    Its indices begin with one of the rows.
+    """
+
+    def __init__(self, values: StoredArray, scale: StoredArray):
+        super().__init__(values.tensorstore, values._shares)
+        self._values, self._scale = values, scale
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def __getitem__(self, index: Any) -> StoredArray:
+        rows: Any = index[0] if isinstance(index, tuple) and index else index
+        return RestoredArray(self._values[index], self._scale[rows])
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]} as {self._values.dtype.name}>"
+
+    def read(self) -> Reading:
+        return _RestoredReading(self._values.read(), self._scale.read())
+
+
+class _RestoredReading(Reading):
+    def __init__(self, values: Reading, scale: Reading):
+        self._parts = values, scale
+
+    def result(self) -> np.ndarray:
+        values, scale = (part.result() for part in self._parts)
+        return restored(values, scale)
+
+
 class Store(Mapping[str, "StoredArray"]):
     """Stored results: a mapping from names to arrays, read lazily; made by `open_store`.
 
@@ -146,6 +186,9 @@ class Store(Mapping[str, "StoredArray"]):
             self._arrays = {
                 name: StoredArray(self._joined(name), self._shares) for name in abouts[0]["arrays"]
             }
+        for name in parted(self._arrays):
+            values, scale = (self._arrays[f"{name}.{part}"] for part in ("values", "scale"))
+            self._arrays[name] = RestoredArray(values, scale)
 
     def _repr_html_(self) -> str:
         """What is stored, for notebooks."""

@@ -551,3 +551,14 @@ def test_a_missing_tensorstore_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(ImportError, match="storing results needs tensorstore"):
         StoreWriter(tmp_path, {}, jax.ShapeDtypeStruct((4, 2), np.float32))
+
+
+def test_a_part_of_a_part_counts_from_its_own_beginning(tmp_path):
+    """As NumPy's do; tensorstore's keep the numbers of the whole."""
+    x = np.arange(24.0, dtype=np.float32).reshape(8, 3)
+    for _ in explain_batches(lambda x: x, [x[:4], x[4:]], store=tmp_path / "s", progress=False):
+        pass
+    array = open_store(tmp_path / "s")["relevance"]
+    np.testing.assert_array_equal(np.asarray(array[2:7][1:3]), x[2:7][1:3])
+    np.testing.assert_array_equal(np.asarray(array[3][1:][1]), x[3][1:][1])
+    assert array[2:7][1:].shape == (4, 3) and array[5][0].shape == ()
