@@ -116,6 +116,18 @@ class RestoredArray(StoredArray):
     float32.
 
     Its indices begin with one of the rows.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from lrpjax import explain_batches, open_store
+      >>> from lrpjax.store import compact
+      >>> path, x = tempfile.mkdtemp(), np.array([[1.0, -1.0]], np.float32)
+      >>> for found in explain_batches(compact(lambda x: 2 * x, "int8"), [x], store=path, progress=False):
+      ...     pass
+      >>> array = open_store(path)["relevance"]
+      >>> array, np.asarray(array[:, 1])
+      (<float32[1, 2] on the disk as int8>, array([-2.], dtype=float32))
     """
 
     def __init__(self, values: StoredArray, scale: StoredArray):
@@ -127,8 +139,8 @@ class RestoredArray(StoredArray):
         return np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> StoredArray:
-        rows: Any = index[0] if isinstance(index, tuple) and index else index
-        return RestoredArray(self._values[index], self._scale[rows])
+        first = index[:1] if isinstance(index, tuple) else index  # pyright: ignore[reportUnknownVariableType]
+        return RestoredArray(self._values[index], self._scale[first])
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]} as {self._values.dtype.name}>"

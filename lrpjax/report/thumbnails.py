@@ -131,7 +131,8 @@ def shrunk(values: NDArray[Any], form: Form, side: int) -> NDArray[np.float64]:
 
 
 def packed(content: bytes) -> str:
-    return base64.b64encode(zlib.compress(content, 9)).decode()
+    # Level 9 takes fifteen times as long for maps that are mostly zero, and saves 5 %.
+    return base64.b64encode(zlib.compress(content, 6)).decode()
 
 
 def texts(tokens: Sequence[Sequence[str]]) -> str:
