@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,9 @@ __all__ = ["spectral_analysis"]
 
 SMALLEST = 8
 """Groups of fewer rows are not divided where the number of clusters is to be found."""
+
+ONE_THREAD = 2000
+"""Groups of at most so many rows are analysed by one thread."""
 
 LAYOUTS = ("tsne", "umap", "spectral")
 
@@ -177,6 +181,14 @@ class _Group(NamedTuple):
 
 def _analysed(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> _Group:
     """One group's clusters; a function of its own, so that it can run in another process."""
+    from threadpoolctl import threadpool_limits
+
+    # Threads wait for each other longer than they work on few rows, most of all beside other work.
+    with threadpool_limits(1) if len(values) <= ONE_THREAD else contextlib.nullcontext():
+        return _clustered(values, neighbours, clusters, most, layout, seed)
+
+
+def _clustered(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> _Group:
     n = len(values)
     if n < (3 if isinstance(clusters, int) else SMALLEST):
         alone = 0 if isinstance(clusters, int) else -1

@@ -36,6 +36,7 @@ BROUGHT = {
     "numpy": "jax",
     "scipy": "jax",
     "joblib": "scikit-learn",
+    "threadpoolctl": "scikit-learn",
     "pynndescent": "umap-learn",
     "ml_dtypes": "jax",
     "tensorstore": "flax",
