@@ -188,7 +188,7 @@ def _picture(block: np.ndarray) -> np.ndarray:
 
 
 def _planes(rows: files.Rows, explored: np.ndarray) -> Any:
-    """float32 [B, 2, H, W]: the sum over channels and a plane of zeros. ViRelAy adds planes up, and draws no single one."""
+    """float32 [B, 2, H, W]: the sum over channels and a plane of zeros: ViRelAy draws no single plane."""
     start = 0
     for block in rows.blocks():
         summed = np.asarray(block, np.float64)
