@@ -63,8 +63,8 @@ def to_virelay(
         The absolute path of project.yaml.
 
     Raises:
-        ExchangeError: the folder is there; the store is not complete; rows, classes or shapes do not fit; an explored row
-            is not finite; pictures are out of range.
+        ExchangeError: the folder is there; the store is not complete; rows, classes or shapes do not
+            fit; an explored row is not finite; pictures are out of range.
         ImportError: h5py or PyYAML is not installed.
 
     Example:
@@ -105,8 +105,8 @@ def to_virelay(
     relevance, output = store["relevance"], store["output"]
     if relevance.ndim not in (3, 4) or min(relevance.shape[1:3]) < 3 or output.ndim != 2:
         raise ExchangeError(
-            f"ViRelAy shows pictures of 3 × 3 pixels or more with outputs [N, K], not relevances {relevance.shape} with "
-            f"outputs {output.shape}"
+            f"ViRelAy shows pictures of 3 × 3 pixels or more with outputs [N, K], not relevances {relevance.shape} "
+            f"with outputs {output.shape}"
         )
     shape = tuple(inputs.shape)
     if shape[0] != store.rows or number.shape != (store.rows,) or number.dtype.kind not in "iu":

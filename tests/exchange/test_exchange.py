@@ -33,6 +33,7 @@ def test_a_project_holds_what_was_given(tmp_path):
     assert len(json.loads((path.parent / "labels.json").read_text())) == 3
 
 
+@pytest.mark.filterwarnings("ignore::lrpjax.data.batches.NonFiniteWarning")
 def test_what_does_not_fit_is_an_error_and_leaves_nothing(tmp_path):
     x = np.random.default_rng(0).random((6, 8, 8, 1))
     x[2, 0, 0] = np.nan
