@@ -7,6 +7,7 @@ import numpy as np
 
 import lrpjax
 from lrpjax import rules, select
+from lrpjax.store import StoreWriter, fingerprint, open_store
 
 REFERENCES = pathlib.Path(__file__).parent / "references"
 
@@ -46,3 +47,33 @@ def lenient(f):
             return f(*args)
 
     return call
+
+
+def planted_strategies(seed=0, sizes=((40, 12), (50,)), noise=0.05):
+    """Explanations [n, 12, 12, 3] with the class of each and its strategy: of each class the first looks at a place of its
+    own, the second at a corner."""
+    rng = np.random.default_rng(seed)
+    R, classes, strategies = [], [], []
+    for group, counts in enumerate(sizes):
+        for strategy, count in enumerate(counts):
+            maps = noise * rng.normal(size=(count, 12, 12, 3)) / 12
+            y = (2 + 4 * group, 0)[strategy]
+            maps[:, y : y + 4, y : y + 4] += rng.uniform(0.5, 1.5, (count, 4, 4, 3))
+            R.append(maps)
+            classes += [group] * count
+            strategies += [10 * group + strategy] * count
+    order = rng.permutation(len(classes))
+    return np.concatenate(R)[order], np.array(classes)[order], np.array(strategies)[order]
+
+
+def store_of(path, R, output=None, settings=None, finish=True, batch=16):
+    """A store with these relevances, and these outputs, written batch by batch."""
+    results = {"relevance": R} if output is None else {"output": output, "relevance": R}
+    forms = {name: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype) for name, a in results.items()}
+    writer = StoreWriter(path, settings or {"model": "m"}, forms)
+    for index, first in enumerate(range(0, len(R), batch)):
+        part = {name: a[first : first + batch] for name, a in results.items()}
+        writer.write(index, part, fingerprint(part))
+    if finish:
+        writer.finish(-(-len(R) // batch))
+    return open_store(path)

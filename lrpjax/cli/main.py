@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lrpjax._version import __version__
-from lrpjax.cli import commands, doctor
+from lrpjax.cli import commands, doctor, exploring
 from lrpjax.cli.demos import network
 from lrpjax.errors import LrpjaxError
 
@@ -16,6 +16,7 @@ COMMANDS = (
     commands.add_plan_parser,
     commands.add_show_parser,
     commands.add_save_parser,
+    exploring.add_explore_parser,
     doctor.add_parser,
 )
 

