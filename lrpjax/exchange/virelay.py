@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,9 @@ from numpy.typing import ArrayLike
 
 from lrpjax.data import files
 from lrpjax.data.store import Store
-from lrpjax.errors import LrpjaxError
+from lrpjax.exchange.corelay import check_rows, classes_of, write_analysis
+from lrpjax.exchange.shared import ExchangeError, hdf5, whole
 from lrpjax.explore import Findings
-
-__all__ = ["ExchangeError", "to_virelay"]
-
-
-class ExchangeError(LrpjaxError, ValueError):
-    """What is to be written for another tool does not fit together, or that tool could not show it.
-
-    >>> import numpy as np
-    >>> from lrpjax import exchange
-    >>> exchange.to_virelay("there", None, np.zeros((2, 4, 4)), [0, 1], None)
-    Traceback (most recent call last):
-    ...
-    lrpjax.exchange.virelay.ExchangeError: a project is made of an opened store and its Findings, not of NoneType...
-    """
 
 
 def to_virelay(
@@ -84,16 +70,12 @@ def to_virelay(
     if not isinstance(store, Store) or not isinstance(findings, Findings):
         wrong = type(findings if isinstance(store, Store) else store).__name__
         raise ExchangeError(f"a project is made of an opened store and its Findings, not of {wrong}")
+    h5py = hdf5()
     try:
-        import h5py
         import yaml
     except ImportError as error:
-        raise ImportError(
-            'files of other tools need h5py and PyYAML: pip install "lrpjax[exchange]"'
-        ) from error
-    target, number = Path(folder).absolute(), np.asarray(classes)
-    if target.exists():
-        raise ExchangeError(f"{target} is there already; delete it, or choose another name")
+        raise ImportError('projects for ViRelAy need PyYAML: pip install "lrpjax[exchange]"') from error
+    target, number = Path(folder).absolute(), classes_of(classes, store.rows)
     if not store.complete and not partial:
         raise ExchangeError(
             f"{store.path} is not complete: {store.rows} rows are stored (partial=True takes them)"
@@ -109,26 +91,19 @@ def to_virelay(
             f"with outputs {output.shape}"
         )
     shape = tuple(inputs.shape)
-    if shape[0] != store.rows or number.shape != (store.rows,) or number.dtype.kind not in "iu":
+    if shape[0] != store.rows:
         raise ExchangeError(
-            f"the store has {store.rows} rows, but the inputs have the shape {shape} and the classes "
-            f"{number.dtype.name} {number.shape}: both need a row for each"
+            f"the store has {store.rows} rows, but the inputs have the shape {shape}: it takes a picture for each row"
         )
     if len(shape) not in (3, 4) or min(shape[1:3]) < 3 or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise ExchangeError(f"pictures are [N, H, W], or [N, H, W, C] with C 1 or 3, not {shape}")
     labels = names or store.settings.get("labels")
     count = max(output.shape[1], int(number.max(initial=0)) + 1, int(findings.groups.max(initial=0)) + 1)
     labels = list(labels) if labels else [str(n) for n in range(count)]
-    if number.min(initial=0) < 0 or len(labels) < count:
-        raise ExchangeError(
-            f"there are {len(labels)} names, for classes from {number.min(initial=0)} to {count - 1}"
-        )
-    if not len(findings.rows) or findings.rows.min() < 0 or findings.rows.max() >= store.rows:
-        raise ExchangeError(
-            f"the findings are of no row, or of rows that the store of {store.rows} rows lacks"
-        )
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    if len(labels) < count:
+        raise ExchangeError(f"there are {len(labels)} names, for {count} classes")
+    check_rows(findings, store.rows)
+    with whole(target) as part:
         part.mkdir()
         with h5py.File(part / "input.h5", "w") as file:
             rows = files.rows_of(inputs)
@@ -136,23 +111,15 @@ def to_virelay(
             files.add_dataset(
                 file, "data", files.Rows(np.dtype(np.uint8), (shape[0], 3, *shape[1:3]), planes)
             )
-            file["label"] = number.astype(np.uint32)
+            file["label"] = number
         with h5py.File(part / "attribution.h5", "w") as file:
             kept, dtype = files.rows_of(relevance), np.dtype(np.float32)
             planes = lambda: _planes(kept, findings.rows)
             size = (store.rows, 2, *relevance.shape[1:3])
             files.add_dataset(file, "attribution", files.Rows(dtype, size, planes))
             files.add_dataset(file, "prediction", files.rows_of(output).as_type(dtype))
-            file["label"] = number.astype(np.uint32)
-        with h5py.File(part / "analysis.h5", "w") as file:
-            for group in np.unique(findings.groups).tolist():
-                mine, place = findings.groups == group, file.create_group(f"{group:08d}")
-                place["index"] = findings.rows[mine].astype(np.uint32)
-                place["embedding/position"] = findings.position[mine].astype(np.float32)
-                if group in findings.eigenvalues:
-                    values = np.asarray(findings.eigenvalues[group], np.float32)
-                    place["embedding/position"].attrs["eigenvalue"] = values
-                place["cluster/clusters"] = findings.labels[mine]
+            file["label"] = number
+        write_analysis(part / "analysis.h5", findings)
         classes_named = [{"index": i, "word_net_id": f"{i:08d}", "name": n} for i, n in enumerate(labels)]
         (part / "labels.json").write_text(json.dumps(classes_named), encoding="utf-8")
         explained = store.settings.get("target", "unknown")
@@ -169,11 +136,6 @@ def to_virelay(
             "analyses": [{"analysis_method": "findings", "sources": ["analysis.h5"]}],
         }
         (part / "project.yaml").write_text(yaml.safe_dump({"project": project}), encoding="utf-8")
-        part.rename(target)
-    except OSError as error:
-        raise ExchangeError(f"{target} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target / "project.yaml"
 
 
