@@ -72,18 +72,18 @@ def test_it_finds_the_clusters_that_explore_finds(tmp_path):
 
 
 def test_noise_stays_noise(tmp_path):
-    from corelay.processor.clustering import HDBSCAN
+    from corelay.processor.clustering import DBSCAN
 
     R, classes, _ = planted_strategies()
     folder = exchange.to_corelay(tmp_path / "out", R, classes * 0)
     vectors = explore.pooled(R)
     vectors[:3] = np.random.default_rng(0).normal(size=(3, vectors.shape[1])) * 50
-    labels = HDBSCAN(n_clusters=5)(vectors)
+    labels = DBSCAN(eps=5.0)(vectors)
     assert set(labels[:3]) == {-1}
     with h5py.File(folder / "theirs.h5", "w") as file:
         file["00000000/index"] = np.arange(len(R), dtype=np.uint32)
         file["00000000/embedding/spectral"] = vectors[:, :2].astype(np.float32)
-        file["00000000/cluster/hdbscan"] = labels
+        file["00000000/cluster/dbscan"] = labels
     found = exchange.from_corelay(folder / "theirs.h5", R)
     np.testing.assert_array_equal(found.labels == -1, labels == -1)
     assert sum(len(c) for c in found.clusters) == (labels >= 0).sum()
