@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_rand_score
 
 from lrpjax import exchange, explore
 from tests.helpers import planted_strategies, store_of
 
 pytest.importorskip("corelay")
 h5py = pytest.importorskip("h5py")
+adjusted_rand_score = pytest.importorskip("sklearn.metrics").adjusted_rand_score
 NEIGHBOURS = 8
 
 
