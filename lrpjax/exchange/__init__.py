@@ -1,7 +1,8 @@
-"""Files of other tools: projects for ViRelAy, and CoRelAy's files."""
+"""Files of other tools: ViRelAy's projects, CoRelAy's analyses, semanticlens' samples, and stores of others' relevances."""
 
 from lrpjax.exchange.corelay import from_corelay as from_corelay
 from lrpjax.exchange.corelay import to_corelay as to_corelay
+from lrpjax.exchange.importing import import_store as import_store
+from lrpjax.exchange.semanticlens import to_semanticlens as to_semanticlens
 from lrpjax.exchange.shared import ExchangeError as ExchangeError
 from lrpjax.exchange.virelay import to_virelay as to_virelay
-from lrpjax.exchange.semanticlens import to_semanticlens as to_semanticlens
