@@ -1,4 +1,4 @@
-"""Files of other tools: ViRelAy's projects, CoRelAy's analyses, semanticlens' samples, and stores of others' relevances."""
+"""Files of other tools: of ViRelAy, CoRelAy and semanticlens, and stores of relevances that others made."""
 
 from lrpjax.exchange.corelay import from_corelay as from_corelay
 from lrpjax.exchange.corelay import to_corelay as to_corelay

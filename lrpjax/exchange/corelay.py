@@ -108,7 +108,9 @@ def _channels_first(origin: vectors.Source, name: str) -> files.Rows:
                     f"rows are not finite: {bad[:5].tolist()}; CoRelAy looks at all rows of a class, and would find "
                     "no distances between them. Leave them out"
                 )
-            yield (block[:, None] if block.ndim == 3 else np.moveaxis(block, -1, 1) if block.ndim == 4 else block)
+            yield (
+                block[:, None] if block.ndim == 3 else np.moveaxis(block, -1, 1) if block.ndim == 4 else block
+            )
             start += len(block)
 
     return files.Rows(np.dtype(np.float32), shape, blocks)
@@ -225,7 +227,9 @@ def from_corelay(
         raise ExchangeError(f"{path} holds no analysis of CoRelAy's, or is damaged: {error}") from error
     rows = np.concatenate([index for index, _ in read.values()])
     if len(np.unique(rows)) < len(rows):
-        raise ExchangeError(f"{path} has rows in two categories at once, or twice in one; findings have each once")
+        raise ExchangeError(
+            f"{path} has rows in two categories at once, or twice in one; findings have each once"
+        )
     if rows.max() >= origin.rows:
         raise ExchangeError(
             f"{path} is of other relevances: it has the row {rows.max()}, but there are {origin.rows}"
@@ -274,7 +278,7 @@ def _in_a_square(position: NDArray) -> NDArray[np.float64]:
 def _only(found: Sequence[str], asked: str | None, what: str, where: str) -> str:
     if asked is None and len(found) == 1:
         return found[0]
-    if asked not in found:
+    if asked is None or asked not in found:
         wanted = "name the one to read" if asked is None else f"there is no {asked!r}"
         raise ExchangeError(f"{where} has the {what}s {', '.join(found) or '(none)'}: {wanted} ({what}=)")
     return asked
@@ -294,7 +298,9 @@ def _read(
         raise ExchangeError(f"{path} has no category")
     for category, place in opened.items():
         where = f"the category {category!r} of {path}"
-        lacks = [part for part in ("index", "embedding", "cluster") if part not in getattr(place, "keys", list)()]
+        lacks = [
+            part for part in ("index", "embedding", "cluster") if part not in getattr(place, "keys", list)()
+        ]
         if lacks:
             raise ExchangeError(f"{where} has no {', '.join(lacks)}; an analysis of CoRelAy's has")
         number = _class_of(category, len(opened), categories, where)
@@ -305,7 +311,9 @@ def _read(
         index, labels = np.asarray(place["index"]), np.asarray(by)
         n = len(index) if index.ndim == 1 else 0
         if not n or index.dtype.kind not in "iu" or index.min() < 0:
-            raise ExchangeError(f"{where} has an index {index.dtype.name}{list(index.shape)} that names no rows")
+            raise ExchangeError(
+                f"{where} has an index {index.dtype.name}{list(index.shape)} that names no rows"
+            )
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
             raise ExchangeError(
                 f"{where} has {n} rows, but labels of clusters {labels.dtype.name}{list(labels.shape)}"
@@ -333,4 +341,6 @@ def _class_of(category: str, count: int, categories: Mapping[str, int] | None, w
         return int(category)
     if categories is None and category == ALL and count == 1:
         return 0
-    raise ExchangeError(f"{where} is of no known class; say of which (categories={{{category!r}: number, …}})")
+    raise ExchangeError(
+        f"{where} is of no known class; say of which (categories={{{category!r}: number, …}})"
+    )

@@ -31,8 +31,8 @@ def import_store(
 ) -> Store:
     """Makes a store of relevances that another library made, so that `lrpjax.explore` and others work on them.
 
-    The store appears whole or not at all. Files in .npy, .safetensors, HDF5 and Zarr are read some rows at a time; of an
-    .npz file each array is in memory.
+    The store appears whole or not at all. Files in .npy, .safetensors, HDF5 and Zarr are read some rows at a time; an
+    .npz file is read into memory.
 
     Args:
         path: directory of the store; it must not be there yet.
@@ -69,7 +69,9 @@ def import_store(
     if batch < 1:
         raise ExchangeError(f"batch must be 1 or more, not {batch}")
     if not settings:
-        raise ExchangeError('settings say where relevances came from, such as {"model": ..., "composite": ...}')
+        raise ExchangeError(
+            'settings say where relevances came from, such as {"model": ..., "composite": ...}'
+        )
     try:
         json.dumps(dict(settings), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -132,7 +134,9 @@ def _rows(name: str, array: Any, channel_axis: int | None) -> Callable[[int, int
         raise ExchangeError(f"{name!r} has the shape {list(array.shape)}; it takes an entry for each row")
     move = channel_axis if name == "relevance" else None
     if move is not None and (move % dims == 0 or not -dims < move < dims):
-        raise ExchangeError(f"channel_axis is {move}, but {name!r} has the axes 1 to {dims - 1} behind its rows")
+        raise ExchangeError(
+            f"channel_axis is {move}, but {name!r} has the axes 1 to {dims - 1} behind its rows"
+        )
 
     def read(start: int, stop: int) -> np.ndarray:
         try:
@@ -214,4 +218,3 @@ def _zarr(folder: Path) -> Any:
     if not found:
         raise ExchangeError(f"{folder} holds no Zarr arrays")
     return found
-

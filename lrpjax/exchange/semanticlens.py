@@ -61,11 +61,16 @@ def to_semanticlens(
     few = np.flatnonzero((index < 0).any(1) | ~np.isfinite(score).all(1))
     if few.size:
         raise ExchangeError(
-            f"channels {few[:5].tolist()} have fewer than {score.shape[1]} samples; semanticlens has no such gaps. Look "
-            "at more samples, or take a smaller k"
+            f"channels {few[:5].tolist()} have fewer than {score.shape[1]} samples; semanticlens has no such gaps. "
+            "Look at more samples, or take a smaller k"
         )
-    for what, name in {"dataset": dataset, "model": model, "layer": layer, "aggregation": aggregation}.items():
-        if not name or name in (".", "..") or set(name) & set('/\\\0'):
+    for what, name in {
+        "dataset": dataset,
+        "model": model,
+        "layer": layer,
+        "aggregation": aggregation,
+    }.items():
+        if not name or name in (".", "..") or set(name) & set("/\\\0"):
             raise ExchangeError(f"the {what}'s name is part of a path, which {name!r} cannot be")
     about = {
         "aggregation_fn_name": aggregation,

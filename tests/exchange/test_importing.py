@@ -37,7 +37,10 @@ def written(folder, kind, arrays):
 @pytest.mark.parametrize("kind", ["npz", "npy", "safetensors", "h5", "zarr", "zarr3"])
 def test_a_file_becomes_a_store(tmp_path, kind):
     rng = np.random.default_rng(0)
-    arrays = {"relevance": rng.normal(size=(7, 3, 5, 4)).astype(np.float32), "output": rng.normal(size=(7, 2))}
+    arrays = {
+        "relevance": rng.normal(size=(7, 3, 5, 4)).astype(np.float32),
+        "output": rng.normal(size=(7, 2)),
+    }
     file = written(tmp_path, kind, arrays)
     store = exchange.import_store(tmp_path / "store", file, settings=SAID, channel_axis=1, batch=3)
     assert store.complete and store.settings["imported"]["from"] == file.name
@@ -55,9 +58,7 @@ def test_what_is_imported_is_explored_as_what_is_stored(tmp_path):
     arrays = {"attr": np.moveaxis(R, -1, 1), "logits": output}
     names = {"relevance": "attr", "output": "logits"}
     store = exchange.import_store(tmp_path / "a", arrays, settings=SAID, names=names, channel_axis=1)
-    wanted = explore.spectral_analysis(
-        store_of(tmp_path / "b", R, output), layout="spectral", progress=False
-    )
+    wanted = explore.spectral_analysis(store_of(tmp_path / "b", R, output), layout="spectral", progress=False)
     found = explore.spectral_analysis(store, layout="spectral", progress=False)
     np.testing.assert_array_equal(found.labels, wanted.labels)
     assert found.clusters[0].unlike == wanted.clusters[0].unlike
@@ -137,7 +138,9 @@ def test_saving_takes_no_more_memory_than_some_rows(tmp_path, kind, monkeypatch)
     monkeypatch.setattr("lrpjax.data.files.BLOCK", 1 << 20)
     read = StoredArray.__array__
     # What tensorstore reads into is not traced; a copy of it is.
-    monkeypatch.setattr(StoredArray, "__array__", lambda self, dtype=None, copy=None: np.array(read(self, dtype)))
+    monkeypatch.setattr(
+        StoredArray, "__array__", lambda self, dtype=None, copy=None: np.array(read(self, dtype))
+    )
     R = np.random.default_rng(0).normal(size=(512, 64, 64)).astype(np.float32)  # 8 MiB
     store = store_of(tmp_path / "store", R, batch=16)  # batches of 256 KiB
     tracemalloc.start()
