@@ -37,7 +37,7 @@ def to_corelay(
     attribution.h5 has "attribution", float32 [N, C, H, W] (channels first, as CoRelAy has them), "label", uint32 [N],
     and "prediction", float32 [N, K], if the source has outputs. analysis.h5 has a group for each class, named by its
     number with eight digits (or "all", where all rows were explored as one group), with "index", uint32 [n], the rows;
-    "embedding/position", float32 [n, 2], whose attribute "eigenvalue" has the Laplacian's; and "cluster/clusters",
+    "embedding/position", float32 [n, 2], whose attribute "eigenvalue" has the Laplacian's, descending as CoRelAy has them; and "cluster/clusters",
     int64 [n], whose attribute "k" says how many clusters there are.
 
     Args:
@@ -148,7 +148,7 @@ def write_analysis(path: Path, findings: Findings) -> None:
             place["index"] = findings.rows[mine].astype(np.uint32)
             place["embedding/position"] = findings.position[mine].astype(np.float32)
             if group in findings.eigenvalues:
-                values = np.asarray(findings.eigenvalues[group], np.float32)
+                values = np.asarray(findings.eigenvalues[group], np.float32)[::-1]
                 place["embedding/position"].attrs["eigenvalue"] = values
             labels = findings.labels[mine]
             place["cluster/clusters"] = labels
