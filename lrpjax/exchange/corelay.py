@@ -37,8 +37,8 @@ def to_corelay(
     attribution.h5 has "attribution", float32 [N, C, H, W] (channels first, as CoRelAy has them), "label", uint32 [N],
     and "prediction", float32 [N, K], if the source has outputs. analysis.h5 has a group for each class, named by its
     number with eight digits (or "all", where all rows were explored as one group), with "index", uint32 [n], the rows;
-    "embedding/position", float32 [n, 2], whose attribute "eigenvalue" has the Laplacian's, descending as CoRelAy has them; and "cluster/clusters",
-    int64 [n], whose attribute "k" says how many clusters there are.
+    "embedding/position", float32 [n, 2], whose attribute "eigenvalue" has the Laplacian's, descending as CoRelAy has
+    them; and "cluster/clusters", int64 [n], whose attribute "k" says how many clusters there are.
 
     Args:
         folder: is made; it must not be there yet.
