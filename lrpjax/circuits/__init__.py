@@ -10,7 +10,8 @@ graph of features, errors, inputs and outputs, which can be pruned, drawn (`lrpj
 from lrpjax.circuits.features import reconstructed, transcoded
 from lrpjax.circuits.graphs import Graph, GraphError, Node, Scores
 from lrpjax.circuits.making import graph
-from lrpjax.circuits.patching import PatchError, Split, attribute, attribute_edges, intervene, patch, split
+from lrpjax.circuits.patching import Split, attribute, attribute_edges, intervene, patch, split
+from lrpjax.circuits.replacing import PatchError
 
 __all__ = [
     "Graph",

@@ -19,28 +19,16 @@ import numpy as np
 
 from lrpjax._chosen import chosen
 from lrpjax._evaluate import check_positive, map_batched
+from lrpjax.circuits.replacing import PatchError, replaced
 from lrpjax.composites import Composite, gradient
 from lrpjax.core.program import Program
-from lrpjax.errors import LrpjaxError, PathError
+from lrpjax.errors import PathError
 from lrpjax.linearised import Linearised, Reading, linearise
 from lrpjax.select import is_glob, matches
 
-__all__ = ["PatchError", "Split", "attribute", "attribute_edges", "intervene", "patch", "split"]
+__all__ = ["Split", "attribute", "attribute_edges", "intervene", "patch", "split"]
 
 Each = int | Sequence[int] | None | Mapping[str, Any]
-
-
-class PatchError(LrpjaxError, ValueError):
-    """Two runs, or what is put into one of them, do not fit.
-
-    >>> import jax.numpy as jnp, lrpjax
-    >>> f = lambda x: lrpjax.tag(2.0 * x, "h").sum()
-    >>> lrpjax.circuits.patch(f, jnp.ones(3), jnp.ones(4), at="h")
-    Traceback (most recent call last):
-    ...
-    lrpjax.circuits.patching.PatchError: 'h' has shape (3,) in the clean run, but (4,) in the corrupted one: two runs \
-are compared value by value, so pad the inputs to one shape
-    """
 
 
 def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
@@ -48,20 +36,31 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
 
     Args:
         f: any function, as for `lrpjax.relevance`.
-        put: {path: array, or (where, array)}: what stands in place of the value that `path` names (a module path or a
-            `lrpjax.tag`), everywhere or where a bool array says so. Both broadcast to the value, which inside of loops
-            is stacked over the steps. Later values follow from it.
+        put: {path: array, (where, array), or function}: what stands in place of the value that `path` names (a module
+            path or a `lrpjax.tag`). An array does everywhere, or where a bool array says so; both broadcast to the
+            value, which inside of loops is stacked over the steps. A function makes it of the value, and is called in
+            every step of a loop with that step's. Later values follow from it.
 
     Returns:
-        A function that returns what f would. It may be differentiated, jitted and vmapped.
+        A function that returns what f would. It may be differentiated, jitted and vmapped. If only functions are put
+        in, it may also be explained: they, the names that they give, and all else that has a name in f, are seen as if
+        they were written in f. A call with a derivative of its own around such a value counts as what is written
+        inside of it.
 
     Raises:
-        PathError: a path names nothing. PatchError: an array does not broadcast to the value.
+        PathError: a path names nothing. PatchError: an array does not broadcast to the value, a function gives another
+        shape, or the value stands in a `jax.shard_map`.
 
     >>> import jax.numpy as jnp, lrpjax
     >>> f = lambda x: lrpjax.tag(2.0 * x, "h").sum()
     >>> print(lrpjax.circuits.intervene(f, {"h": (jnp.array([True, False]), 0.0)})(jnp.array([1.0, 3.0])))
     6.0
+
+    Concepts and repairs are put into a function so, which is explained then:
+
+    >>> halved = lrpjax.circuits.intervene(f, {"h": lambda h: lrpjax.tag(h / 2.0, "half")})
+    >>> print(lrpjax.relevance(halved, at="half")(jnp.array([1.0, 3.0])))
+    [1. 3.]
     """
     for path in put:
         if not isinstance(path, str) or is_glob(path):
@@ -69,12 +68,17 @@ def intervene(f: Callable, put: Mapping[str, Any]) -> Callable:
                 f"what is put in takes the place of one value each, but {path!r} names none, or several"
             )
 
+    arrays = {path: one for path, one in put.items() if not callable(one)}
+    functions = {path: one for path, one in put.items() if callable(one)}
+    if functions:
+        f = replaced(f, functions)
+
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if not put:
+        if not arrays:
             return f(*args, **kwargs)
-        program = Program(f, gradient(), args, kwargs, None, list(put), False)
-        return _run(program, put)
+        program = Program(f, gradient(), args, kwargs, None, list(arrays), False)
+        return _run(program, arrays)
 
     return run
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
 import textwrap
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lrpjax import transform
+from lrpjax.cli import options
 from lrpjax.core.seeds import output_relevance
 from lrpjax.data import batches as batching
 from lrpjax.data import files, loading, store
 
-MODEL = """\
-the model (--model package.module:build, or --model path/to/file.py:build):
-  build() returns (f, params): f(params, x) gives the outputs, such as logits, for a batch x, and params is a
-  pytree of arrays or, together with --params, of their shapes. The working directory is searched for the
-  package; a file finds the modules beside it. For Flax:
-
-    def build():                                       # linen
-        model = CNN()
-        return model.apply, jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-
-    def build():                                       # nnx
-        graph, state = nnx.split(nnx.eval_shape(lambda: CNN(rngs=nnx.Rngs(0))))
-        return (lambda state, x: nnx.merge(graph, state)(x)), state
-
-  For PyTorch (--model torch:package.module:build, or torch:file.py:build) build() returns the module in evaluation
-  mode, which takes one input, or (module, dict) with what lrpjax.torch.function takes by name. Pictures come to it with
-  their channels first:
-
-    def build():
-        return torchvision.models.resnet18(weights="DEFAULT").eval()
-
-  Relevance is that of x, as f gets it: after --size, --crop, --mean and --std. What else belongs between a picture's
-  pixels and the network is part of f.
-"""
 EXAMPLE = """\
 a first example. In an empty folder, write these lines to model.py (pip install "lrpjax[demo]" has what they need):
 
@@ -100,14 +75,14 @@ def add_explain_parser(subparsers: Any) -> argparse.ArgumentParser:
         "explain",
         help="explain a data set with your model; store the relevances",
         description="Explains every input and stores the relevances, batch by batch.",
-        epilog=EXAMPLE + MODEL + "\n" + EXPLAIN,
+        epilog=EXAMPLE + options.MODEL + "\n" + EXPLAIN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model(parser)
+    options.add_model(parser)
     parser.add_argument(
         "--inputs", required=True, nargs="+", metavar="FILE", help="files, folders, or globs in quotes"
     )
-    _add_reading(parser)
+    options.add_reading(parser)
     parser.add_argument(
         "--target",
         default="max",
@@ -142,14 +117,14 @@ def add_plan_parser(subparsers: Any) -> argparse.ArgumentParser:
         "plan",
         help="print which rule explains which part of your model",
         description="Prints each unit of the model with its path, kind, rule, shape and source line.",
-        epilog=MODEL,
+        epilog=options.MODEL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_model(parser)
+    options.add_model(parser)
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--shape", metavar="N,N,...", help="shape of a batch of inputs, such as 1,28,28,1")
     inputs.add_argument("--inputs", nargs="+", metavar="FILE", help="files, folders, or globs in quotes")
-    _add_reading(parser)
+    options.add_reading(parser)
     parser.set_defaults(run=run_plan)
     return parser
 
@@ -199,68 +174,6 @@ def add_save_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="MODULE:BUILD", help="your model, or FILE.py:BUILD; see below"
-    )
-    parser.add_argument("--params", metavar="DIR", help="orbax checkpoint with the model's params")
-    parser.add_argument(
-        "--composite",
-        default="epsilon_plus",
-        metavar="NAME",
-        help=f"one of {', '.join(loading.presets())}, or MODULE:NAME of your own (default epsilon_plus)",
-    )
-    parser.add_argument(
-        "--composite-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="argument of the composite, such as low=0; may be given again",
-    )
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key", help="array that is read from .npz files (default: the only one)")
-    parser.add_argument(
-        "--size",
-        metavar="HxW",
-        help="resize the pictures to this height and width, or N: their shorter side to N",
-    )
-    parser.add_argument("--crop", metavar="HxW", help="then cut out their middle")
-    parser.add_argument(
-        "--mean", metavar="N,...", help="take this from the inputs, one for each channel or for all"
-    )
-    parser.add_argument("--std", metavar="N,...", help="then divide them by this, such as 0.229,0.224,0.225")
-    parser.add_argument(
-        "--channels", metavar="N", help="3: pictures all get red, green and blue; 1: all become grey"
-    )
-    parser.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="go on without pictures that cannot be read; their results are NaN",
-    )
-
-
-def _inputs(args: argparse.Namespace) -> loading.Inputs:
-    inputs = loading.Inputs(
-        args.inputs,
-        args.key,
-        args.size,
-        args.crop,
-        args.mean,
-        args.std,
-        args.channels,
-        args.skip_unreadable,
-    )
-    if inputs.passed_over:
-        names = ", ".join(map(str, inputs.passed_over[:5])) + (", ..." if len(inputs.passed_over) > 5 else "")
-        print(
-            f"lrpjax: passed over {len(inputs.passed_over)} files of other kinds: {names}",
-            file=sys.stderr,
-        )
-    return inputs
-
-
 def run_explain(args: argparse.Namespace) -> int:
     """Explains a data set as the command line says.
 
@@ -286,13 +199,13 @@ def run_explain(args: argparse.Namespace) -> int:
 
         load_matplotlib()  # what is missing is said before the work, and not after the first batch
     _join(args.distributed)
-    inputs = _inputs(args)
+    inputs = options.read_inputs(args)
     names = loading.class_names(args.labels) if args.labels else None
     mesh = _mesh(args.mesh)
     f, params = loading.load_model(args.model, args.params, mesh, pictures=inputs.all_pictures)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
-    target, labels = _target(args.target, inputs.rows, names or [])
-    y = _check_model(f, params, inputs[0:1], args.model)
+    target, labels = options.read_target(args.target, inputs.rows, names or [])
+    y = options.check_model(f, params, inputs[0:1], args.model)
     if names and getattr(y, "shape", ())[-1:] != (len(names),):
         raise ValueError(f"--labels {args.labels} has {len(names)} names, but the outputs are {y}")
 
@@ -320,7 +233,7 @@ def run_explain(args: argparse.Namespace) -> int:
     settings = {"model": args.model, "composite": name, "target": args.target, "at": args.at, "labels": names}
     settings |= {option: getattr(args, option) for option in ("size", "crop", "mean", "std", "channels")}
     began, done = time.monotonic(), start
-    with _warnings_in_a_line("explain"):
+    with options.warnings_in_a_line("explain"):
         for result in batching.explain_batches(
             explain,
             data,
@@ -364,19 +277,19 @@ def run_plan(args: argparse.Namespace) -> int:
     """
     pictures = False
     if args.inputs:
-        inputs = _inputs(args)
+        inputs = options.read_inputs(args)
         x, pictures = inputs[0:1], inputs.all_pictures
     else:
         x = jax.ShapeDtypeStruct(loading.numbers(args.shape, ",", "--shape"), np.float32)
     f, params = loading.load_model(args.model, args.params, shapes=True, pictures=pictures)
     composite, name = loading.load_composite(args.composite, args.composite_arg)
-    _check_model(f, params, x, args.model)
+    options.check_model(f, params, x, args.model)
     plans = []
 
     def note(params, x):  # traced, for there may be only the shapes of the params
         plans.append(transform.plan(f, composite, params, x, argnums=1))
 
-    with _warnings_in_a_line("plan"):
+    with options.warnings_in_a_line("plan"):
         jax.eval_shape(note, params, x)
     print(f"{args.model}, {name}\n{plans[0]}")
     return 0
@@ -528,40 +441,6 @@ def _mesh(devices: str | None) -> Mesh | None:
     return Mesh(np.array(there[: int(devices)]), ("data",))
 
 
-def _target(target: str, rows: int, names: Sequence[str]) -> tuple[Any, np.ndarray | None]:
-    """The target for all inputs, and that of each input if it is in a file. names: those of the classes."""
-    if target == "max":
-        return "max", None
-    if target == "all":
-        return None, None
-    if re.fullmatch(r"-?\d+", target):
-        return int(target), None
-    if target in names:
-        return names.index(target), None
-    if not target.endswith(".npy"):
-        raise ValueError(
-            f"--target must be max, all, a class number or a .npy file, not {target!r}"
-            + ("; there is no such name in --labels" if names else "")
-        )
-    with loading.readable(Path(target)):
-        labels = np.load(target)
-    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
-        found = f"{labels.dtype}{list(labels.shape)}"
-        raise ValueError(f"--target {target} has {found}, not one class number for each of {rows} inputs")
-    return None, labels
-
-
-def _check_model(f: Callable[..., Any], params: Any, x: Any, spec: str) -> Any:
-    """Runs the model on shapes, so that what its author has to mend is told from what lrpjax finds; the output's."""
-    try:
-        return jax.eval_shape(
-            f, params, jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-        )
-    except Exception as error:
-        reason = f"for x of {x.dtype}{list(x.shape)} with {type(error).__name__}: {error}"
-        raise ValueError(f"--model {spec}: f(params, x) failed {reason}") from error
-
-
 def _write_pictures(folder: Path, first: int, relevance: Any) -> None:
     """A heatmap for each row; those that are there already are of an earlier run on the same store."""
     if not isinstance(relevance, np.ndarray) or relevance.ndim not in (3, 4):
@@ -585,13 +464,3 @@ def _with_channels(relevance: np.ndarray) -> np.ndarray:
 
 def _listed(numbers: Sequence[int] | np.ndarray) -> str:
     return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
-
-
-@contextlib.contextmanager
-def _warnings_in_a_line(command: str) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: print(
-            f"lrpjax {command}: warning: {message}", file=sys.stderr
-        )
-        yield

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lrpjax._version import __version__
-from lrpjax.cli import commands, doctor, exploring
+from lrpjax.cli import commands, doctor, dossiers, exploring, reporting
 from lrpjax.cli.demos import network
 from lrpjax.errors import LrpjaxError
 
@@ -17,6 +17,8 @@ COMMANDS = (
     commands.add_show_parser,
     commands.add_save_parser,
     exploring.add_explore_parser,
+    reporting.add_report_parser,
+    dossiers.add_dossier_parser,
     doctor.add_parser,
 )
 

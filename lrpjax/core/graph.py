@@ -234,7 +234,8 @@ INLINING = _Inlining()
 class Graph:
     """A program: `inputs` (constants of the jaxpr first, in `constants`), `nodes` in an order that can be run,
     `outputs`; `calls`, those that were inlined, inner ones before outer ones. `quantised`: the quantised layers,
-    once they have been looked for."""
+    once they have been looked for. `twins`: the trail, and the outputs, of each equation that was written again and is
+    an earlier one's."""
 
     inputs: list[Value]
     constants: dict[Value, Any]
@@ -242,6 +243,7 @@ class Graph:
     outputs: list[Value]
     calls: list[Call] = dataclasses.field(default_factory=list)
     quantised: list = dataclasses.field(default_factory=list)
+    twins: list[tuple[tuple[int, ...], list[Value]]] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def steps(self) -> list[Node]:
@@ -253,6 +255,15 @@ class Graph:
             yield node
             for body in node.bodies:
                 yield from body.walk()
+
+    def twins_of(self, value: Value) -> list[tuple[tuple[int, ...], int]]:
+        """The equations that make the same value once more: their trails, and which of their outputs it is."""
+        return [
+            (trail, outputs.index(value))
+            for graph in graphs(self)
+            for trail, outputs in graph.twins
+            if value in outputs
+        ]
 
 
 def trace(f: Callable, *args: Any) -> tuple[Any, Any]:
@@ -287,6 +298,7 @@ def build(
     calls: list[Call] = []
     constants: dict[Value, Any] = {}
     env: dict[Any, Value] = {}
+    twins: list[tuple[tuple[int, ...], list[Value]]] = []
     seen: dict[tuple, list[tuple[dict, list[Value]]]] = {}
 
     def read(atom: Any, env: dict) -> Value:
@@ -320,6 +332,7 @@ def build(
             twin = next((outputs for params, outputs in earlier if _alike(params, eqn.params)), None)
             if twin is not None:  # what is written twice is one value, as if the user had given it a name
                 env.update(zip(eqn.outvars, twin, strict=True))
+                twins.append(((*trail, id(eqn)), twin))
                 continue
             here, sites = (*trail, id(eqn)), (site or eqn, *holders)
             holds = CALLS.get(eqn.primitive.name)
@@ -368,7 +381,7 @@ def build(
         constants.update(zip(constvars, consts, strict=True))
         constvars = []
     outputs = run(holder, env, prefix, within, None, trail)
-    return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls))
+    return _prune(Graph([*constvars, *invars], constants, nodes, outputs, calls, twins=twins))
 
 
 def _key(eqn: Any, inputs: list[Value], path: str) -> tuple | None:

@@ -122,6 +122,7 @@ class Store(Mapping[str, "StoredArray"]):
       rows: how many rows are stored.
       batches: array `[number of batches, 2]`: for each stored batch its rows, and how many of them are not
         finite.
+      fingerprints: `fingerprint` of the input of each stored batch.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -145,6 +146,7 @@ class Store(Mapping[str, "StoredArray"]):
         self.rows = sum(share.rows_before(len(share.records)) for share in self._shares)
         records = [record[:2] for share in self._shares for record in share.records]
         self.batches = np.array(records, np.int64).reshape(-1, 2)
+        self.fingerprints = [layout.digest(r[2:4]) for share in self._shares for r in share.records]
         with layout.reported(f"{self.path} cannot be read"):
             self._arrays = {
                 name: StoredArray(self._joined(name), self._shares) for name in abouts[0]["arrays"]

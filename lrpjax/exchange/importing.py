@@ -80,8 +80,8 @@ def import_store(
     with contextlib.ExitStack() as stack:
         file = Path(arrays) if isinstance(arrays, (str, os.PathLike)) else None
         found = _opened(file, stack) if file is not None else arrays
-        if not isinstance(found, Mapping):
-            found = {"relevance": found if hasattr(found, "shape") else np.asarray(found)}
+        found = found if isinstance(found, Mapping) else {"relevance": found}
+        found = {name: a if hasattr(a, "shape") else np.asarray(a) for name, a in found.items()}
         chosen = _chosen(found, names)
         read = {name: _rows(name, array, channel_axis) for name, array in chosen.items()}
         forms = {name: rows(0, 1) for name, rows in read.items()}

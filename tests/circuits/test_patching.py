@@ -186,6 +186,40 @@ def test_interventions(f, params):
     )
 
 
+def test_interventions_by_functions_of_the_value(f, params):
+    put = {"mlp0": lambda h: h * 0.5, "residual1": jnp.sin}
+    found = circuits.intervene(f, put)
+    close(found(CLEAN), with_values(params, CLEAN, put)[0])
+    close(jax.jit(found)(CLEAN), with_values(params, CLEAN, put)[0])
+    # In loops the function is given the value of each step.
+    inside = circuits.intervene(functools.partial(scanned, params), {"mlp": lambda h: h * 0.5})(CLEAN)
+    each = {"mlp0": put["mlp0"], "mlp1": put["mlp0"]}
+    close(inside, with_values(params, CLEAN, each)[0])
+
+
+def test_what_is_intervened_in_keeps_its_paths_and_sources():
+    w = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+
+    def f(x):
+        with jax.named_scope("outer"):
+            with jax.named_scope("first"):
+                x = jax.nn.relu(x @ w)
+
+            def step(h, w):
+                with jax.named_scope("inner"):
+                    return jnp.tanh(h @ w), None
+
+            return jax.lax.scan(step, x, jnp.stack([w, w]))[0]
+
+    x = jnp.array([[1.0, 2.0]])
+    g = circuits.intervene(f, {"outer/first": lambda h: h})
+    table = lambda f: [(u.path, u.kind, u.source) for u in lrpjax.plan(f, composites.epsilon(), x).units]
+    assert table(g) == table(f)
+    assert {"outer/first", "outer/inner"} <= {path for path, _, _ in table(f)}
+    for at in ("outer/first", "outer/inner"):
+        close(*(lrpjax.relevance(one, composites.epsilon(), at=at)(x) for one in (f, g)))
+
+
 # -------------------------------------------------------------------------------------------------------- approximations
 
 
@@ -413,6 +447,8 @@ def test_interventions_that_do_not_fit(f):
         circuits.intervene(f, {"mlp0": jnp.ones(3)})(CLEAN)
     with pytest.raises(PatchError, match="the where put into 'mlp0' has shape"):
         circuits.intervene(f, {"mlp0": (jnp.ones(3, bool), 0.0)})(CLEAN)
+    with pytest.raises(PatchError, match="the function put at 'mlp0' gives shape"):
+        circuits.intervene(f, {"mlp0": lambda h: h[0]})(CLEAN)
     with pytest.raises(PathError, match="names none, or several"):
         circuits.intervene(f, {"mlp*": 0.0})
 
