@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import lrpjax
-from lrpjax import exchange, explore
+from lrpjax import exchange, explore, report
 from lrpjax.data.store import StoredArray
 from tests.helpers import planted_strategies, store_of
 
 h5py = pytest.importorskip("h5py")
-SAID = {"model": "net", "composite": "other"}
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+SAID = {"model": "net", "composite": "made elsewhere"}
 
 
 def written(folder, kind, arrays):
@@ -62,6 +64,9 @@ def test_what_is_imported_is_explored_as_what_is_stored(tmp_path):
     found = explore.spectral_analysis(store, layout="spectral", progress=False)
     np.testing.assert_array_equal(found.labels, wanted.labels)
     assert found.clusters[0].unlike == wanted.clusters[0].unlike
+    found.save(store.path / "findings.npz")
+    page = report.write(store.path, tmp_path / "report.html", classes=classes)
+    assert "made elsewhere" in page.read_text()  # the composite that the settings say
 
 
 def test_rows_that_are_not_finite_are_counted(tmp_path):
