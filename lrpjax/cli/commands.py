@@ -63,7 +63,7 @@ results:
   DIR is a Zarr group with the arrays "relevance" and "output", and for each input the sums of the relevance that the
   output began with, "explained", and that arrived, "arrived" (lrpjax.open_store, or any Zarr 3 reader). A
   command that was ended in any way goes on where it was when it is given again. lrpjax save DIR FILE writes them
-  into a .npz, .npy or .safetensors file.
+  into a .npz, .npy, .safetensors or .h5 file.
 
 exit codes:
   0 explained; 1 explained, but some results are NaN or infinite; 2 not explained: an error in what was given
@@ -165,7 +165,7 @@ def add_save_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds `lrpjax save` to the command line; its `run` writes stored results into one file."""
     parser = subparsers.add_parser(
         "save",
-        help="write stored results into a .npz, .npy or .safetensors file",
+        help="write stored results into a .npz, .npy, .safetensors or .h5 file",
         description="Writes the arrays of a store into one file, for programs that read no Zarr. The store stays.",
     )
     parser.add_argument("store", metavar="STORE", help="directory that explain wrote")

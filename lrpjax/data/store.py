@@ -33,6 +33,7 @@ class StoredArray:
 
     Attributes:
       tensorstore: the array as tensorstore has it. Its errors are tensorstore's own.
+      at_once: how many rows are stored together, so that reading one of them reads them all.
 
     Example:
       >>> import tempfile
@@ -60,6 +61,10 @@ class StoredArray:
     @property
     def dtype(self) -> np.dtype:
         return self.tensorstore.dtype.numpy_dtype
+
+    @property
+    def at_once(self) -> int:
+        return self._shares[0].batch_size
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -257,13 +262,15 @@ class Store(Mapping[str, "StoredArray"]):
     ) -> Path:
         """Writes the stored arrays into one file, for programs that read no Zarr.
 
-        The store stays as it is: it is what a run resumes from. The file appears whole or not at all.
+        The store stays as it is: it is what a run resumes from. The file appears whole or not at all. Rows are read and
+        written some at a time (32 MiB, or one batch if that is more), so the store may be bigger than memory.
 
         Args:
-          file: .npz or .safetensors, with the arrays by their names, or .npy with one of them. A .safetensors
-            file has the settings and versions among its metadata, as JSON.
+          file: .npz, .safetensors or .h5 (HDF5), with the arrays by their names, or .npy with one of them. A
+            .safetensors file has the settings and versions among its metadata, as JSON; a .h5 file among its
+            attributes.
           names: the arrays that are written; None: all.
-          widen: what NumPy lacks (bfloat16, float8) is written to .npz and .npy as float32, which holds each of
+          widen: what NumPy lacks (bfloat16, float8) is written to .npz, .npy and .h5 as float32, which holds each of
             these numbers exactly. Without it that is an error, because NumPy reads such files as bare bytes.
           partial: also write a store that is not complete.
 
@@ -273,7 +280,7 @@ class Store(Mapping[str, "StoredArray"]):
         Raises:
           ValueError: another ending; no such array; several arrays for .npy; a dtype that the format lacks.
           StoreError: the file is there already, or cannot be written; the store is not complete.
-          ImportError: safetensors is not installed.
+          ImportError: safetensors, or h5py, is not installed.
 
         Example:
           >>> import tempfile
@@ -310,7 +317,7 @@ class Store(Mapping[str, "StoredArray"]):
             )
         if path.exists():
             raise StoreError(f"{path} is there already; delete it, or choose another name")
-        arrays = {name: np.ascontiguousarray(self[name].read().result()) for name in names}
+        arrays = {name: files.rows_of(self[name]) for name in names}
         if path.suffix != ".safetensors":
             arrays = {name: files.known_to_numpy(name, array, widen) for name, array in arrays.items()}
         part = path.with_name(f".{path.name}.part")

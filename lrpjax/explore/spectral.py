@@ -145,7 +145,7 @@ def spectral_analysis(
         "lrpjax": __version__,
         "store": dict(origin.settings),
     }
-    return _joined(found, group_of, numbers, members, analysed, prototypes, outliers, settings)
+    return joined(found, group_of, numbers, members, analysed, prototypes, outliers, settings)
 
 
 def _check(neighbours: Any, clusters: Any, most: int, layout: str, prototypes: int, outliers: int) -> None:
@@ -170,7 +170,7 @@ def _said(argument: Any) -> Any:
     return getattr(argument, "__name__", None) or str(argument)
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """What was found in one group: labels [n] from 0 on, or −1; position [n, 2]; outlier [n]; eigenvalues or None."""
 
     labels: NDArray[np.int64]
@@ -179,7 +179,7 @@ class _Group(NamedTuple):
     eigenvalues: NDArray[np.float64] | None
 
 
-def _analysed(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> _Group:
+def _analysed(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> Group:
     """One group's clusters; a function of its own, so that it can run in another process."""
     from threadpoolctl import threadpool_limits
 
@@ -192,7 +192,7 @@ def _clustered(values: NDArray, neighbours: Any, clusters: Any, most: int, layou
     n = len(values)
     if n < (3 if isinstance(clusters, int) else SMALLEST):
         alone = 0 if isinstance(clusters, int) else -1
-        return _Group(np.full(n, alone), np.zeros((n, 2)), np.ones(n), None)
+        return Group(np.full(n, alone), np.zeros((n, 2)), np.ones(n), None)
     if isinstance(neighbours, int):
         neighbours = max(1, min(neighbours, (n - 1) // 2))
     distances = graphs.neighbourhood(values, neighbours, seed)
@@ -206,7 +206,7 @@ def _clustered(values: NDArray, neighbours: Any, clusters: Any, most: int, layou
         from sklearn.base import clone
 
         labels = np.asarray(clone(clusters).fit_predict(eigenvectors[:, :most])).astype(np.int64)
-    return _Group(labels, _position(eigenvectors, layout, seed), _outlier(distances), eigenvalues)
+    return Group(labels, _position(eigenvectors, layout, seed), far_off(distances), eigenvalues)
 
 
 def _k_means(eigenvectors: NDArray, clusters: int, seed: int) -> NDArray[np.int64]:
@@ -243,7 +243,7 @@ def _position(eigenvectors: NDArray, layout: str, seed: int) -> NDArray[np.float
     return (places - middle) / (half if half > 0 else 1.0)
 
 
-def _outlier(distances: Any) -> NDArray[np.float64]:
+def far_off(distances: Any) -> NDArray[np.float64]:
     """The mean distance to the neighbours, as a multiple of its median over the group."""
     distances = distances.tocsr()
     counts = np.maximum(np.diff(distances.indptr), 1)
@@ -254,12 +254,12 @@ def _outlier(distances: Any) -> NDArray[np.float64]:
     return mean / usual if usual > 0 else np.ones(len(mean))
 
 
-def _joined(
+def joined(
     found: vectors.Vectors,
     group_of: NDArray[np.int64],
     numbers: NDArray[np.int64],
     members: Sequence[NDArray[np.int64]],
-    analysed: Sequence[_Group],
+    analysed: Sequence[Group],
     prototypes: int,
     outliers: int,
     settings: dict[str, Any],

@@ -183,7 +183,12 @@ def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(made, tmp_path, mon
     store, _ = made("complex128")
     (tmp_path / "there.npz").write_text("mine")
     mistakes = [
-        ("R.csv", None, ValueError, r"R.csv: files of arrays end in .npz, .npy, .safetensors, not in '.csv'"),
+        (
+            "R.csv",
+            None,
+            ValueError,
+            r"R.csv: files of arrays end in .npz, .npy, .safetensors, .h5, not in '.csv'",
+        ),
         ("R", None, ValueError, "not in ''"),
         (
             "R.npy",
