@@ -18,5 +18,8 @@ from lrpjax.explore.prototypes import load_prototypes as load_prototypes
 from lrpjax.explore.spectral import spectral_analysis as spectral_analysis
 from lrpjax.explore.statistics import ConceptStatistics as ConceptStatistics
 from lrpjax.explore.statistics import concept_statistics as concept_statistics
+from lrpjax.explore.subspaces import Contexts as Contexts
+from lrpjax.explore.subspaces import contexts as contexts
+from lrpjax.explore.subspaces import drsa as drsa
 from lrpjax.explore.subspaces import prca as prca
 from lrpjax.explore.vectors import pooled as pooled
