@@ -15,6 +15,8 @@ from lrpjax.explore.prototypes import Deviation as Deviation
 from lrpjax.explore.prototypes import Prototypes as Prototypes
 from lrpjax.explore.prototypes import fit_prototypes as fit_prototypes
 from lrpjax.explore.prototypes import load_prototypes as load_prototypes
+from lrpjax.explore.references import reference_samples as reference_samples
+from lrpjax.explore.relations import attribution_graph as attribution_graph
 from lrpjax.explore.spectral import spectral_analysis as spectral_analysis
 from lrpjax.explore.statistics import ConceptStatistics as ConceptStatistics
 from lrpjax.explore.statistics import concept_statistics as concept_statistics
