@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lrpjax._version import __version__
 from lrpjax.analysis import concepts
 from lrpjax.analysis.concepts import Samples
 from lrpjax.composites import Composite
@@ -40,7 +41,7 @@ def reference_samples(
     """`concepts.maximising_samples`, kept in a file: the same call reads it and computes nothing.
 
     With the samples the file has fingerprints of the model (its program and the arrays that it closes over), of the
-    composite (the program that it makes of the model) and of every batch. A call compares them: it traces the
+    composite (the program that it makes of the model) and of every batch, and the versions of lrpjax and jax. A call compares them: it traces the
     functions and reads the batches, and runs nothing. What was found for another model, another composite or other data
     is never returned.
 
@@ -81,11 +82,13 @@ def reference_samples(
     arguments = {
         "at": at,
         "by": by,
-        "target": target if isinstance(target, str | int | None) else _hash_of_target(target, f, x),
+        "target": _described(target, f, x),
         "k": int(k),
         "pool": pool,
         "normalise": bool(normalise),
         "channel_axis": int(channel_axis),
+        "lrpjax": __version__,
+        "jax": jax.__version__,
         "the first batch": f"{jnp.asarray(x).dtype}{list(np.shape(x))}",
     }
     programs_of = {"the model": programs.fingerprint(jax.make_jaxpr(f)(x))}
@@ -93,9 +96,12 @@ def reference_samples(
         explain = concepts.channel_relevance(f, composite, at=at, channel_axis=channel_axis)
         programs_of["the composite"] = programs.fingerprint(jax.make_jaxpr(explain)(x))
     if path.exists():
-        return read_npz(
-            path, WHAT, lambda about, found: _same(path, about, found, arguments, programs_of, stream)
-        )
+        about, best = read_npz(path, WHAT, _read)
+        if differs := _differences(about, arguments, programs_of, stream):
+            raise ExploreError(
+                f"{path} holds {WHAT} of another call: {'; '.join(differs)}. Name another file, or delete this one"
+            )
+        return best
 
     digest = hashlib.blake2b(digest_size=16)
 
@@ -127,22 +133,30 @@ def reference_samples(
     return best
 
 
-def _hash_of_target(target: Any, f: Callable, x: Any) -> str:
-    if not callable(target):
-        return layout.fingerprint(target)
-    return programs.fingerprint(jax.make_jaxpr(target)(jax.eval_shape(f, x)))
+def _described(target: Any, f: Callable, x: Any) -> str | int | None:
+    if target is None or isinstance(target, str):
+        return target
+    if isinstance(target, int | np.integer):
+        return int(target)
+    if callable(target):
+        return programs.fingerprint(jax.make_jaxpr(target)(jax.eval_shape(f, x)))
+    return layout.fingerprint(target)
 
 
-def _same(
-    path: Path, about: dict[str, Any], found: Any, arguments: dict, programs_of: dict, batches: Iterator[Any]
-) -> Samples:
-    """The samples in a file, if they are of this call."""
+def _read(about: dict[str, Any], found: Any) -> tuple[dict[str, Any], Samples]:
     if about["references"] != FORMAT:
-        raise ExploreError(f"{path} is of another version of lrpjax, in format {about['references']}")
+        raise ExploreError(f"these {WHAT} are of another version of lrpjax, in format {about['references']}")
+    said = {name: about[name] for name in ("arguments", "programs", "batches")}
+    return said, Samples(*(jnp.asarray(found[name]) for name in Samples._fields))
+
+
+def _differences(
+    about: dict[str, Any], arguments: dict, programs_of: dict, batches: Iterable[Any]
+) -> list[str]:
+    """What is not as it was when the file was written; of the data, which takes longest, only if all else is."""
+    before = about["arguments"]
     differs = [
-        f"{name} was {about['arguments'][name]} and is {v}"
-        for name, v in arguments.items()
-        if about["arguments"][name] != v
+        f"{name} was {before.get(name)} and is {v}" for name, v in arguments.items() if before.get(name) != v
     ]
     if not differs:
         # Another model makes another program with every composite.
@@ -155,8 +169,4 @@ def _same(
             digest.update(layout.fingerprint(batch).encode())
         if digest.hexdigest() != about["batches"]:
             differs = ["the data is other, or cut into other batches"]
-    if differs:
-        raise ExploreError(
-            f"{path} holds {WHAT} of another call: {'; '.join(differs)}. Name another file, or delete this one"
-        )
-    return Samples(*(jnp.asarray(found[name]) for name in Samples._fields))
+    return differs

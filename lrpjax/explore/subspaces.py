@@ -276,7 +276,7 @@ def _ascended(
             best, top = jnp.where(top < J, U, best), jnp.maximum(J, top)
             across = U.T @ slope  # J grows with the length of U, which says nothing of where it should turn
             change, state = adam.update(slope - U @ (across + across.T) / 2, state)
-            left, _, right = jnp.linalg.svd(U + lr.astype(U.dtype) * change, full_matrices=False)
+            left, _sizes, right = jnp.linalg.svd(U + lr.astype(U.dtype) * change, full_matrices=False)
             return (left @ right, state, best, top), None
 
         first = (U, adam.init(U), U, jnp.asarray(-jnp.inf, U.dtype))

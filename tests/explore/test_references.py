@@ -81,6 +81,9 @@ def test_another_call_is_told_what_differs(data, tmp_path, monkeypatch):
     refused(
         r"first batch was float64\[4, 5, 4\] and is float64\[8, 5, 4\]", batches=[np.concatenate(batches[:2])]
     )
+    with monkeypatch.context() as later:
+        later.setattr("jax.__version__", "99.0")
+        refused("jax was .* and is 99.0")
     assert file.read_bytes() == before
 
 
@@ -96,6 +99,8 @@ def test_files_are_whole_or_not_there(data, tmp_path, monkeypatch):
         explore.reference_samples(f, EXACT, breaking(), at="h", cache=file)
     assert not list(tmp_path.iterdir())
     explore.reference_samples(f, EXACT, batches, at="h", cache=file)
+    with pytest.raises(RuntimeError, match="the data ends"):  # and not that the file is damaged
+        explore.reference_samples(f, EXACT, breaking(), at="h", cache=file)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ExploreError, match="holds no reference samples, or is damaged"):

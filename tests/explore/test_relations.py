@@ -1,5 +1,7 @@
 """The attribution graph against conditional relevance, channel by channel, and its sums."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +105,10 @@ def test_channels_first_and_skips(chain):
 def test_it_is_drawn_and_handed_on(chain):
     f, x = chain
     found = explore.attribution_graph(f, EXACT, x, at=["high", "mid"], concepts=3)
-    assert "mid" in str(found.to_json())
+    written = found.to_json()
+    assert len(written["nodes"]) == len(found.nodes) and len(written["links"]) == len(found.edges()) > 0
+    if importlib.util.find_spec("networkx"):
+        assert set(found.to_networkx().nodes) == {node.name for node in found.nodes}
     pytest.importorskip("matplotlib")
     figure = lrpjax.viz.circuit(found)
     assert figure.axes
