@@ -41,9 +41,9 @@ def reference_samples(
     """`concepts.maximising_samples`, kept in a file: the same call reads it and computes nothing.
 
     With the samples the file has fingerprints of the model (its program and the arrays that it closes over), of the
-    composite (the program that it makes of the model) and of every batch, and the versions of lrpjax and jax. A call compares them: it traces the
-    functions and reads the batches, and runs nothing. What was found for another model, another composite or other data
-    is never returned.
+    composite (the program that it makes of the model) and of every batch, and the versions of lrpjax and jax. A call
+    compares them: it traces the functions and reads the batches, and runs nothing. What was found for another model,
+    another composite or other data is never returned.
 
     Args:
         f, composite, batches: as for `concepts.maximising_samples`; how the data is cut into batches counts as well.
