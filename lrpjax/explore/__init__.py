@@ -15,8 +15,13 @@ from lrpjax.explore.prototypes import Deviation as Deviation
 from lrpjax.explore.prototypes import Prototypes as Prototypes
 from lrpjax.explore.prototypes import fit_prototypes as fit_prototypes
 from lrpjax.explore.prototypes import load_prototypes as load_prototypes
+from lrpjax.explore.references import reference_samples as reference_samples
+from lrpjax.explore.relations import attribution_graph as attribution_graph
 from lrpjax.explore.spectral import spectral_analysis as spectral_analysis
 from lrpjax.explore.statistics import ConceptStatistics as ConceptStatistics
 from lrpjax.explore.statistics import concept_statistics as concept_statistics
+from lrpjax.explore.subspaces import Contexts as Contexts
+from lrpjax.explore.subspaces import contexts as contexts
+from lrpjax.explore.subspaces import drsa as drsa
 from lrpjax.explore.subspaces import prca as prca
 from lrpjax.explore.vectors import pooled as pooled

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from lrpjax.errors import LrpjaxError
 __all__ = ["Cluster", "ExploreError", "Findings", "load"]
 
 FORMAT = 1
+_Made = TypeVar("_Made")
 
 
 class ExploreError(LrpjaxError, ValueError):
@@ -159,9 +160,6 @@ class Findings(Shown):
         >>> explore.load(found.save(tempfile.mkdtemp() + "/findings.npz")).rows
         array([7])
         """
-        path = Path(file).absolute()
-        if path.suffix != ".npz":
-            raise ExploreError(f"{file}: findings are kept in a .npz file, not in {path.suffix!r}")
         arrays = {name: getattr(self, name) for name in ("rows", "groups", "labels", "position", "outlier")}
         for c in self.clusters:
             for part in ("rows", "prototypes", "outliers"):
@@ -175,16 +173,7 @@ class Findings(Shown):
             "skipped": list(self.skipped),
             "settings": dict(self.settings),
         }
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as handle:
-                np.savez_compressed(handle, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
-            part.replace(path)
-        except OSError as error:
-            raise ExploreError(f"{path} cannot be written: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return write_npz(file, "findings", arrays, about)
 
 
 def load(file: str | os.PathLike[str]) -> Findings:
@@ -201,34 +190,63 @@ def load(file: str | os.PathLike[str]) -> Findings:
     >>> explore.load(found.save(tempfile.mkdtemp() + "/findings.npz")).settings
     {'by': 'class'}
     """
+
+    def made(about: dict[str, Any], found: Mapping[str, Any]) -> Findings:
+        if about["format"] != FORMAT:
+            raise ExploreError(
+                f"{file} has findings in format {about['format']}, of another version of lrpjax; this one reads "
+                f"format {FORMAT}. Explore again"
+            )
+        clusters = tuple(
+            Cluster(
+                number,
+                group,
+                *(found[f"cluster/{number}/{part}"] for part in ("rows", "prototypes", "outliers")),
+                unlike,
+            )
+            for number, group, unlike in about["clusters"]
+        )
+        return Findings(
+            *(found[name] for name in ("rows", "groups", "labels", "position", "outlier")),
+            clusters,
+            {group: found[f"eigenvalues/{group}"] for group in about["groups"]},
+            {reason: found[f"skipped/{number}"] for number, reason in enumerate(about["skipped"])},
+            about["settings"],
+        )
+
+    return read_npz(file, "findings", made)
+
+
+def write_npz(
+    file: str | os.PathLike[str], what: str, arrays: Mapping[str, Any], about: Mapping[str, Any]
+) -> Path:
+    """Writes arrays, and JSON that is said of them, into one .npz file, whole or not at all; its absolute path."""
+    path = Path(file).absolute()
+    if path.suffix != ".npz":
+        raise ExploreError(f"{file}: {what} are kept in a .npz file, not in {path.suffix!r}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as handle:
+            np.savez_compressed(handle, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
+        part.replace(path)
+    except OSError as error:
+        raise ExploreError(f"{path} cannot be written: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_npz(
+    file: str | os.PathLike[str], what: str, made: Callable[[dict[str, Any], Mapping[str, Any]], _Made]
+) -> _Made:
+    """What `made` makes of the JSON and the arrays that `write_npz` wrote."""
     path = Path(file).absolute()
     if not path.exists():
-        raise ExploreError(f"there are no findings in {path}")
+        raise ExploreError(f"there are no {what} in {path}")
     try:
-        with np.load(path, allow_pickle=False) as found:
-            about = json.loads(str(found["about"]))
-            if about["format"] != FORMAT:
-                raise ExploreError(
-                    f"{path} has findings in format {about['format']}, of another version of lrpjax; this one reads "
-                    f"format {FORMAT}. Explore again"
-                )
-            clusters = tuple(
-                Cluster(
-                    number,
-                    group,
-                    *(found[f"cluster/{number}/{part}"] for part in ("rows", "prototypes", "outliers")),
-                    unlike,
-                )
-                for number, group, unlike in about["clusters"]
-            )
-            return Findings(
-                *(found[name] for name in ("rows", "groups", "labels", "position", "outlier")),
-                clusters,
-                {group: found[f"eigenvalues/{group}"] for group in about["groups"]},
-                {reason: found[f"skipped/{number}"] for number, reason in enumerate(about["skipped"])},
-                about["settings"],
-            )
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
+            return made(json.loads(str(found["about"])), found)
     except ExploreError:
         raise
     except Exception as error:
-        raise ExploreError(f"{path} holds no findings, or is damaged: {error}") from error
+        raise ExploreError(f"{path} holds no {what}, or is damaged: {error}") from error

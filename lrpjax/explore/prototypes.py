@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrpjax.explore.findings import ExploreError
+from lrpjax.explore.findings import ExploreError, read_npz, write_npz
 
 __all__ = ["ClassPrototypes", "Deviation", "Prototypes", "fit_prototypes", "load_prototypes"]
 
@@ -206,13 +205,9 @@ class Prototypes:
         >>> list(explore.load_prototypes(path).classes)
         [0]
         """
-        path = Path(file).absolute()
-        if path.suffix != ".npz":
-            raise ExploreError(f"{file}: prototypes are kept in a .npz file, not in {path.suffix!r}")
         arrays = {f"{g}/{part}": getattr(c, part) for g, c in self.classes.items() for part in PARTS}
         about = {"prototypes": FORMAT, "classes": list(self.classes), "settings": dict(self.settings)}
-        write_npz(path, arrays, about)
-        return path
+        return write_npz(file, "prototypes", arrays, about)
 
     def _checked(self, relevances: ArrayLike, groups: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
         v, groups = _normalised(np.atleast_2d(np.asarray(relevances, np.float64)), groups)
@@ -304,36 +299,17 @@ def load_prototypes(file: str | os.PathLike[str]) -> Prototypes:
     ...
     lrpjax.explore.findings.ExploreError: there are no prototypes in ...nowhere.npz
     """
-    path = Path(file).absolute()
-    if not path.exists():
-        raise ExploreError(f"there are no prototypes in {path}")
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as found:
-            about = json.loads(str(found["about"]))
-            if about["prototypes"] != FORMAT:
-                raise ExploreError(f"{path} is of another version of lrpjax, in format {about['prototypes']}")
-            classes = {
-                group: ClassPrototypes(*(found[f"{group}/{part}"] for part in PARTS))
-                for group in about["classes"]
-            }
-            return Prototypes(classes, about["settings"])
-    except ExploreError:
-        raise
-    except Exception as error:
-        raise ExploreError(f"{path} holds no prototypes, or is damaged: {error}") from error
 
+    def made(about: dict[str, Any], found: Mapping[str, Any]) -> Prototypes:
+        if about["prototypes"] != FORMAT:
+            raise ExploreError(f"{file} is of another version of lrpjax, in format {about['prototypes']}")
+        classes = {
+            group: ClassPrototypes(*(found[f"{group}/{part}"] for part in PARTS))
+            for group in about["classes"]
+        }
+        return Prototypes(classes, about["settings"])
 
-def write_npz(path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Writes arrays, and what is said of them, into one file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
-        part.replace(path)
-    except OSError as error:
-        raise ExploreError(f"{path} cannot be written: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    return read_npz(file, "prototypes", made)
 
 
 def _normalised(relevances: NDArray[Any], groups: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
