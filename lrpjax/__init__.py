@@ -83,12 +83,17 @@ def __getattr__(name: str) -> _typing.Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "bow", "demo", "estimators", "pretrained", "viz"})
+    return sorted({*globals(), *_LAZY} - {"commands", "keras", "loading", "onnx", "torch"})
 
 
 if _typing.TYPE_CHECKING:  # what else the table below lets users import from here
     from lrpjax import bow as bow
+    from lrpjax import dossier as dossier
+    from lrpjax import exchange as exchange
+    from lrpjax import explore as explore
     from lrpjax import pretrained as pretrained
+    from lrpjax import repair as repair
+    from lrpjax import report as report
     from lrpjax import viz as viz
     from lrpjax.cli import commands as commands
     from lrpjax.cli.demos import network as _network

@@ -20,7 +20,12 @@ PLACES = ("lrpjax", "lrpjax.analysis")
 MODULES = {a.name for node in EXPORTED if node.module in PLACES for a in node.names if a.name == a.asname} | {
     "bow",
     "demo",
+    "dossier",
     "estimators",
+    "exchange",
+    "explore",
+    "repair",
+    "report",
     "similarity",
     "viz",
 }

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lrpjax
-from lrpjax import bow, circuits, composites, demo, loading, neuralised, pretrained, viz
+from lrpjax import bow, circuits, composites, demo, explore, loading, neuralised, pretrained, report, viz
 
 EXTRAS = set(metadata.metadata("lrpjax").get_all("Provides-Extra"))
 # From extras alone: jax, flax, optax, chex and rich do not bring them.
@@ -37,6 +37,8 @@ FOREIGN = (
     "onnx",
     "safetensors",
     "tokenizers",
+    "h5py",
+    "yaml",
 )
 R = jnp.ones((2, 4, 4))
 W = jnp.array([[1.0, -1.0], [2.0, 1.0], [0.0, 1.0]])
@@ -85,6 +87,9 @@ NEED_MORE = {
     "pretrained.photographs": ("photo", pretrained.photographs),
     "pretrained.photograph": ("photo", lambda: pretrained.photograph("cat.png")),
     "pretrained.minilm": ("text", pretrained.minilm),
+    "explore.spectral_analysis": ("explore", lambda: explore.spectral_analysis(np.ones((9, 3)), groups=None)),
+    "report.write": ("report", lambda: report.write(store(), "never.html")),
+    "Store.save, h5": ("exchange", lambda: store().save("never.h5")),
     "Store.save, safetensors": ("text", lambda: store().save("never.safetensors")),
 }
 
@@ -126,7 +131,9 @@ def lrpjax_command(*arguments: str, code: int = 0) -> str:
 
 def check_command_line() -> None:
     commands = re.findall(r"(?m)^    (\w+) ", lrpjax_command("--help").split("options:")[0])
-    assert {"demo", "explain", "plan", "show", "save", "doctor"} <= set(commands), commands
+    assert {"demo", "explain", "plan", "show", "save", "explore", "report", "dossier", "doctor"} <= set(
+        commands
+    ), commands
     for command in commands:
         assert "usage" in lrpjax_command(command, "--help")
     assert lrpjax_command("--version").split()[-1] == metadata.version("lrpjax") == lrpjax.__version__

@@ -29,6 +29,7 @@ examples:
     lrpjax demo              trains a small network and shows why it says 3 and not 9 (pip install "lrpjax[demo]")
     lrpjax doctor            says what is installed here, and whether it works
     lrpjax explain --help    begins with a model of your own, as a whole example
+    lrpjax explore STORE     finds clusters among what explain has stored; report STORE shows them on a page
 """
 
 
