@@ -188,7 +188,7 @@ def _analysed(values: NDArray, neighbours: Any, clusters: Any, most: int, layout
         return _clustered(values, neighbours, clusters, most, layout, seed)
 
 
-def _clustered(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> _Group:
+def _clustered(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> Group:
     n = len(values)
     if n < (3 if isinstance(clusters, int) else SMALLEST):
         alone = 0 if isinstance(clusters, int) else -1
