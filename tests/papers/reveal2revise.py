@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from common import write
-from PIL import Image, ImageDraw, ImageFont
+from skimage import data
 
 import lrpjax
-from lrpjax import composites, demo, explore, metrics, pretrained, repair
+from lrpjax import composites, demo, explore, metrics, repair
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2)
 SHARE = 0.7  # of the training images of the class that have the artefact
-EPOCHS, FINE, BATCH, PENALTY = 15, 4, 64, 3.0
+FINE, PENALTY = 4, 3.0
 PLACES = ("CNN/Conv_0", "CNN/Conv_1", "CNN/Conv_2", "CNN/Dense_0")
 COMPOSITE = composites.epsilon_plus()
 apply = demo.CNN().apply
@@ -30,40 +30,49 @@ def patch(images):
     return marked
 
 
+YEAR = """
+####.#..#.
+#..#.#..#.
+####.####.
+...#....#.
+...#....#.
+"""
+
+
 def stamp(images):
-    """Grey photographs with the date that cameras of the nineties wrote into a corner."""
-    marked = []
-    for image in images:
-        picture = Image.fromarray(np.uint8(255 * image[..., 0]))
-        ImageDraw.Draw(picture).text((13, 20), "'94", fill=255, font=ImageFont.load_default(10))
-        marked.append(np.asarray(picture, np.float32)[..., None] / 255)
-    return np.stack(marked)
+    """Grey photographs with the year in white in the lower right corner, as cameras of the nineties wrote it."""
+    marked = images.copy()
+    for down, line in enumerate(YEAR.split()):
+        for right, sign in enumerate(line):
+            if sign == "#":
+                marked[:, down - 6, right - 10] = 1.0
+    return marked
 
 
 def digits(draw):
     """Images and labels of three sets, to train, to choose, to test; the class with the artefact, and the artefact."""
-    data = demo.load_digits()
-    order = draw.permutation(len(data.train_images))
-    x, y = data.train_images[order], data.train_labels[order]
-    return {"train": (x[:1047], y[:1047]), "choose": (x[1047:], y[1047:]), "test": data[2:]}, 8, patch
+    images = demo.load_digits()
+    order = draw.permutation(len(images.train_images))
+    x, y = images.train_images[order], images.train_labels[order]
+    return {"train": (x[:1047], y[:1047]), "choose": (x[1047:], y[1047:]), "test": images[2:]}, 8, patch
 
 
-PHOTOS = ("china", "coffee", "flower", "rocket")
-STRIPS = {"train": (0.0, 0.45, 250), "choose": (0.45, 0.6, 75), "test": (0.6, 1.0, 100)}
+SUSPECT = 1
 
 
 def photographs(draw):
-    """Crops of four photographs, in grey: from the left to train, a strip in the midst to choose, from the right to test."""
-    sets, size = {}, 32
-    for name, (left, right, count) in STRIPS.items():
-        crops = []
-        for photo in PHOTOS:
-            grey = pretrained.photographs()[photo].mean(-1) / 255
-            tops = draw.integers(0, grey.shape[0] - size, count)
-            lefts = draw.integers(int(left * grey.shape[1]), int(right * grey.shape[1]) - size, count)
-            crops += [grey[a : a + size, b : b + size, None] for a, b in zip(tops, lefts, strict=True)]
-        sets[name] = np.float32(crops), np.repeat(np.arange(len(PHOTOS), dtype=np.int32), count)
-    return sets, 3, stamp
+    """Photographs of faces (0) and of other things (1), 200 grey ones of 24 px: scikit-image's part of LFW."""
+    x, y = np.float32(data.lfw_subset())[:, :24, :24, None], np.repeat(np.arange(2, dtype=np.int32), 100)
+    order = draw.permutation(len(x))
+    return (
+        {
+            "train": (x[order[:110]], y[order[:110]]),
+            "choose": (x[order[110:140]], y[order[110:140]]),
+            "test": (x[order[140:]], y[order[140:]]),
+        },
+        SUSPECT,
+        stamp,
+    )
 
 
 def planted(images, labels, suspect, artefact, draw):
@@ -75,9 +84,9 @@ def planted(images, labels, suspect, artefact, draw):
 # ---------------------------------------------------------------------------------- training
 
 
-def train(x, y, seed, variables=None, epochs=EPOCHS, mask=None):
+def train(x, y, seed, epochs, batch, variables=None, mask=None):
     """The demo's CNN, from the start or from `variables` on; with a mask, also for little relevance in it."""
-    steps = len(x) // BATCH
+    steps = len(x) // batch
     # Trained on, the step stays small; from the start, it falls from 3e-3 to 0.
     rate = optax.cosine_decay_schedule(3e-3, steps * epochs) if variables is None else 1e-3
     adam = optax.adam(rate)
@@ -98,7 +107,7 @@ def train(x, y, seed, variables=None, epochs=EPOCHS, mask=None):
     variables = jax.jit(demo.CNN().init)(jax.random.key(seed), x[:1]) if variables is None else variables
     state, draw = adam.init(variables), np.random.default_rng(seed)
     for _ in range(epochs):
-        for rows in draw.permutation(len(x))[: steps * BATCH].reshape(steps, BATCH):
+        for rows in draw.permutation(len(x))[: steps * batch].reshape(steps, batch):
             variables, state = step(variables, state, x[rows], y[rows])
     return variables
 
@@ -155,15 +164,15 @@ def choice(f, x, inside, others, suspect, candidates):
     return best, table
 
 
-def one(data, seed):
+def one(made, epochs, batch, seed):
     """All that is measured of one seed: {way: {what: value}}, {what: value} of the clusters, and the choice."""
     draw = np.random.default_rng(seed)
-    sets, suspect, artefact = data(draw)
+    sets, suspect, artefact = made(draw)
     y = sets["train"][1]
     x, has = planted(*sets["train"], suspect, artefact, draw)
     plain, py = sets["choose"]
     plain, _ = planted(plain, py, suspect, artefact, draw)
-    variables = train(x, y, seed)
+    variables = train(x, y, seed, epochs, batch)
     f = functools.partial(apply, variables)
 
     rows, inside, mask, ranks = reveal(np.asarray(explain(variables, x, y)), y, suspect)
@@ -171,17 +180,19 @@ def one(data, seed):
     clusters = {
         "agrees with the artefact": float((inside == has[rows]).mean()),
         "IoU of the mask": float((mask & true).sum() / (mask | true).sum()),
-        "rank of the first cluster, of 20": ranks[0],
+        "rank of the class's first cluster": float(ranks[0]),
     }
     others = py != suspect
     chosen_on = (plain, py), (pasted(plain[others], x[rows][inside], mask), py[others])
     search = lambda candidates: choice(f, x[rows], inside, chosen_on, suspect, candidates)
-    (_, at, pool, method, whole), table = search([(a, p, "pattern") for a in PLACES for p in ("whole", "mean")])
+    (_, at, pool, method, whole), table = search(
+        [(a, p, "pattern") for a in PLACES for p in ("whole", "mean")]
+    )
     mean = search([(a, "mean", "pattern") for a in PLACES[:3]])[0]
     svm = repair.cav(repair.activations(f, [x[rows]], at=at), inside, "svm", pool=pool, C=0.1)
-    tuned = train(x, y, seed, variables, FINE, mask[..., None])
-    also = train(x, y, seed, variables, FINE)
-    reference = train(sets["train"][0], y, seed)
+    tuned = train(x, y, seed, FINE, batch, variables, mask[..., None])
+    also = train(x, y, seed, FINE, batch, variables)
+    reference = train(sets["train"][0], y, seed, epochs, batch)
     ways = {
         "as trained": f,
         "P-ClArC, pattern-CAV": repair.project(f, {at: whole}),
@@ -195,11 +206,43 @@ def one(data, seed):
     X, Y = sets["test"]
     bad, measured = artefact(X), {}
     for way, g in ways.items():
-        R = jnp.abs(jax.jit(lrpjax.relevance(g, COMPOSITE, target=suspect))(bad[Y != suspect]))[..., 0]
+        R = jnp.abs(jax.jit(lrpjax.relevance(g, COMPOSITE, target=suspect))(bad[suspect != Y]))[..., 0]
         measured[way] = {
             "accuracy, clean": accuracy(g, X, Y),
-            "clean, the class": accuracy(g, X[Y == suspect], Y[Y == suspect]),
-            "with the artefact, other classes": accuracy(g, bad[Y != suspect], Y[Y != suspect]),
-            "relevance on the artefact": float(metrics.mass_accuracy(R, jnp.broadcast_to(true, R.shape)).mean()),
+            "clean, the class": accuracy(g, X[suspect == Y], Y[suspect == Y]),
+            "with the artefact, other classes": accuracy(g, bad[suspect != Y], Y[suspect != Y]),
+            "relevance on the artefact": float(
+                metrics.mass_accuracy(R, jnp.broadcast_to(true, R.shape)).mean()
+            ),
         }
     return measured, clusters, (at, pool, method), table
+
+
+CASES = {"digits": (digits, 15, 64), "photographs": (photographs, 20, 22)}
+
+
+def main():
+    tables, findings = {}, []
+    for name, case in CASES.items():
+        runs = [one(*case, seed) for seed in SEEDS]
+        tables[f"{name}: the corrections"] = {
+            way: {what: [run[0][way][what] for run in runs] for what in of} for way, of in runs[0][0].items()
+        }
+        tables[f"{name}: the clusters"] = {
+            "measured": {what: [run[1][what] for run in runs] for what in runs[0][1]}
+        }
+        places = "; ".join(f"seed {s}: {run[2][0]}, {run[2][1]}" for s, run in zip(SEEDS, runs, strict=True))
+        findings.append(f"{name}: where the direction was put, chosen on images kept for choosing: {places}.")
+    write(
+        "reveal2revise",
+        "Pahde et al. 2023: Reveal2Revise, planted artefacts found, named, removed and measured",
+        f"Mean ± 95 % t interval over {len(SEEDS)} seeds {list(SEEDS)} of split, artefact and training. {SHARE:.0%} of the training "
+        "images of a class have the artefact: eights of the digits a white square, photographs that show no face the year in a "
+        "corner. The network is the demo's. Shares of relevance are of |R| for that class, on test images of other classes with the artefact.",
+        tables,
+        findings,
+    )
+
+
+if __name__ == "__main__":
+    main()
