@@ -137,6 +137,11 @@ def reveal(R, y, suspect):
     return rows, inside, difference > 0.25 * difference.max(), ranks
 
 
+def alike(images, inside, mask):
+    """Which images look in the mask as those of the cluster do: the examples that directions are made of."""
+    return np.abs(images - np.median(images[inside], 0))[:, mask].mean((1, 2)) < 0.1
+
+
 def pasted(images, examples, mask):
     """Images with what the examples have in common in the mask: the artefact as it was found, not as it was made."""
     return np.where(mask[..., None], np.median(examples, 0), images)
@@ -182,6 +187,8 @@ def one(made, epochs, batch, seed):
         "IoU of the mask": float((mask & true).sum() / (mask | true).sum()),
         "rank of the class's first cluster": float(ranks[0]),
     }
+    inside = alike(x[rows], inside, mask)
+    clusters["examples agree with the artefact"] = float((inside == has[rows]).mean())
     others = py != suspect
     chosen_on = (plain, py), (pasted(plain[others], x[rows][inside], mask), py[others])
     search = lambda candidates: choice(f, x[rows], inside, chosen_on, suspect, candidates)
