@@ -24,6 +24,7 @@ SCRIPTS = {
     "tuning": "which composites explain EfficientNet-Lite0 and MiniLM best",
     "jafari": "Rezaei Jafari et al. 2025, RelP and attribution patching against activation patching: trained decoders",
     "hatefi": "Vakilzadeh Hatefi et al. 2025, pruning by the relevance of weights: digits and trained decoders",
+    "reveal2revise": "Pahde et al. 2023, planted artefacts found, removed and measured: digits and photographs",
     "kept": "what is left of EfficientNet-Lite0's logits, block by block",
 }
 
