@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 
 import lrpjax
 from lrpjax import bow, circuits, composites, demo, explore, loading, neuralised, pretrained, report, viz
+from lrpjax.report import pages
 
 EXTRAS = set(metadata.metadata("lrpjax").get_all("Provides-Extra"))
 # From extras alone: jax, flax, optax, chex and rich do not bring them.
@@ -38,7 +39,6 @@ FOREIGN = (
     "safetensors",
     "tokenizers",
     "h5py",
-    "yaml",
 )
 R = jnp.ones((2, 4, 4))
 W = jnp.array([[1.0, -1.0], [2.0, 1.0], [0.0, 1.0]])
@@ -157,6 +157,8 @@ def check_command_line() -> None:
 
 
 def check_what_works() -> None:
+    parts = resources.files("lrpjax.report")
+    assert all(parts.joinpath(name).is_file() for name in ("page.html", "page.css", *pages.SCRIPTS))
     lrpjax.audit(f)(jnp.ones(3))
     plan = lrpjax.plan(f, jnp.ones(3))
     assert "dense" in str(plan) and "<table" in plan._repr_html_()
