@@ -7,6 +7,8 @@ from lrpjax import exchange, explore
 from tests.helpers import planted_strategies, store_of
 
 pytest.importorskip("corelay")
+# It imports UMAP where that is installed, which misses TensorFlow aloud; here that warning is let go, once.
+pytest.importorskip("corelay.processor.embedding")
 h5py = pytest.importorskip("h5py")
 adjusted_rand_score = pytest.importorskip("sklearn.metrics").adjusted_rand_score
 NEIGHBOURS = 8
