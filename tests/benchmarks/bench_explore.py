@@ -35,12 +35,14 @@ def images(rows):
     marked = marks(rows)
     for first in range(0, rows, BATCH):
         count = min(BATCH, rows - first)
-        x = np.roll(texture, first // BATCH, axis=1)[:count].copy()
+        x = np.empty((count, SIZE, SIZE, 3), np.float32)
         numbers = np.arange(first, first + count)
         for i, number in enumerate(numbers):
+            # No two are alike: equal images would be each other's only neighbours.
+            x[i] = np.roll(texture[i], rng.integers(0, SIZE, 2), axis=(0, 1))
             row, column = divmod(int(number % CLASSES), 5)
             y, z = 60 + 70 * row, 40 * column
-            x[i, y : y + 56, z : z + 40, number % 3] += 0.8
+            x[i, y : y + 56, z : z + 40, number % 3] += rng.uniform(0.5, 1.0)
             if marked[number]:
                 x[i, -CORNER:, -CORNER:] = 1.0
         yield x, (numbers % CLASSES).astype(np.int32)

@@ -4,10 +4,10 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import planted_strategies, store_of
 
 import lrpjax
 from lrpjax import concepts, exchange, explore
-from tests.helpers import planted_strategies, store_of
 
 h5py = pytest.importorskip("h5py")
 yaml = pytest.importorskip("yaml")

@@ -4,11 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from helpers import planted_strategies, store_of
 
 import lrpjax
 from lrpjax import exchange, explore, report
 from lrpjax.data.store import StoredArray
-from tests.helpers import planted_strategies, store_of
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("PIL")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import planted_strategies, store_of
 
 from lrpjax import exchange, explore
-from tests.helpers import planted_strategies, store_of
 
 pytest.importorskip("corelay")
 # It imports UMAP where that is installed, which misses TensorFlow aloud; here that warning is let go, once.

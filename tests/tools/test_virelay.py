@@ -11,10 +11,10 @@ import urllib.request
 
 import numpy as np
 import pytest
+from helpers import planted_strategies, store_of
 
 import lrpjax
 from lrpjax import exchange, explore
-from tests.helpers import planted_strategies, store_of
 
 model = pytest.importorskip("virelay.model")
 server = pytest.importorskip("virelay.server")

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from helpers import store_of
 
 from lrpjax import exchange
-from tests.helpers import store_of
 
 zarr = pytest.importorskip("zarr")
 
