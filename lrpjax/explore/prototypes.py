@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrpjax.explore import threads
 from lrpjax.explore.findings import ExploreError, read_npz, write_npz
 
 __all__ = ["ClassPrototypes", "Deviation", "Prototypes", "fit_prototypes", "load_prototypes"]
@@ -279,8 +281,15 @@ def fit_prototypes(
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         numbers = range(1, min(at_most, max(1, len(rows) // 2)) + 1) if n == "auto" else [int(n)]
-        fitted = [_fitted(v[rows], number, seed) for number in numbers]
+        with threads.enough_for(len(rows)):
+            fitted = [_fitted(v[rows], number, seed) for number in numbers]
         best = min(fitted, key=lambda one: one[0])[1]
+        if not best.converged_:
+            warnings.warn(
+                f"the mixture of {best.n_components} components of class {group} has not settled after "
+                f"{best.max_iter} steps: fewer components, or more samples, may fit better",
+                stacklevel=2,
+            )
         classes[int(group)] = _described(best, v[rows], rows)
     return Prototypes(
         classes, {"n": n if n == "auto" else int(n), "at_most": int(at_most), "seed": int(seed)}
@@ -342,11 +351,10 @@ def _fitted(v: NDArray[Any], number: int, seed: int) -> tuple[float, Any]:
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
         raise ImportError('prototypes need scikit-learn: pip install "lrpjax[explore]"') from error
-    import warnings
-
     ridge = max(float(v.var(0).mean()) * 1e-6, 1e-14)
     mixture = GaussianMixture(number, reg_covar=ridge, random_state=seed, n_init=3, max_iter=500)
     with warnings.catch_warnings():
+        # Of those that are tried and not taken it says nothing; who is taken is asked whether it has settled.
         warnings.simplefilter("ignore", ConvergenceWarning)
         try:
             mixture.fit(v)

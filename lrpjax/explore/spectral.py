@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,16 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from lrpjax._version import __version__
 from lrpjax.data.store import Store
-from lrpjax.explore import graphs, vectors
+from lrpjax.explore import graphs, threads, vectors
 from lrpjax.explore.findings import Cluster, ExploreError, Findings
 
 __all__ = ["spectral_analysis"]
 
 SMALLEST = 8
 """Groups of fewer rows are not divided where the number of clusters is to be found."""
-
-ONE_THREAD = 2000
-"""Groups of at most so many rows are analysed by one thread."""
 
 LAYOUTS = ("tsne", "umap", "spectral")
 
@@ -181,10 +177,7 @@ class Group(NamedTuple):
 
 def _analysed(values: NDArray, neighbours: Any, clusters: Any, most: int, layout: str, seed: int) -> Group:
     """One group's clusters; a function of its own, so that it can run in another process."""
-    from threadpoolctl import threadpool_limits
-
-    # Threads wait for each other longer than they work on few rows, most of all beside other work.
-    with threadpool_limits(1) if len(values) <= ONE_THREAD else contextlib.nullcontext():
+    with threads.enough_for(len(values)):
         return _clustered(values, neighbours, clusters, most, layout, seed)
 
 

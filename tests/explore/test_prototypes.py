@@ -102,3 +102,16 @@ def test_what_does_not_fit(planted):
         found.score(R[:1, :3], 0)
     with pytest.raises(ExploreError, match="a quantile"):
         found.outliers(R, groups, 2.0)
+
+
+def test_a_mixture_that_has_not_settled_is_said(planted, monkeypatch):
+    """scikit-learn's own warning is let go, for mixtures that are tried and not taken."""
+    from sklearn import mixture
+
+    R, groups, _ = planted
+    of = mixture.GaussianMixture
+    monkeypatch.setattr(
+        mixture, "GaussianMixture", lambda n, max_iter, **others: of(n, max_iter=1, tol=0.0, **others)
+    )
+    with pytest.warns(UserWarning, match="2 components of class 0 has not settled after 1 steps"):
+        explore.fit_prototypes(R[:90], groups[:90], n=2)
