@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ def sklearn() -> Any:
     return sklearn
 
 
+def approximate(rows: int) -> bool:
+    """Whether the neighbours among so many rows are looked for by pynndescent, where nobody says how."""
+    return rows > EXACT and importlib.util.find_spec("pynndescent") is not None
+
+
 def neighbourhood(values: NDArray, neighbours: Any, seed: int) -> Any:
     """The distances to each row's nearest neighbours, as a sparse matrix [n, n] with an entry for each neighbour.
 
@@ -35,17 +40,17 @@ def neighbourhood(values: NDArray, neighbours: Any, seed: int) -> Any:
     """
     sklearn()
     import scipy.sparse
+    from sklearn.base import clone
     from sklearn.neighbors import KNeighborsTransformer
 
     if not isinstance(neighbours, int):
-        search = neighbours
+        search = clone(neighbours)
+    elif approximate(len(values)):
+        from pynndescent import PyNNDescentTransformer  # pyright: ignore[reportMissingImports]
+
+        search = PyNNDescentTransformer(n_neighbors=neighbours, random_state=seed)
     else:
         search = KNeighborsTransformer(mode="distance", n_neighbors=neighbours, algorithm="brute")
-        if len(values) > EXACT:
-            with contextlib.suppress(ImportError):
-                from pynndescent import PyNNDescentTransformer  # pyright: ignore[reportMissingImports]
-
-                search = PyNNDescentTransformer(n_neighbors=neighbours, random_state=seed)
     # A row's distance to itself is among what they give, and not always exactly 0.
     found = search.fit_transform(values).tocoo()
     others = found.row != found.col

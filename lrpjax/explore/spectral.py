@@ -80,8 +80,9 @@ def spectral_analysis(
         progress: show a bar while the store is read.
 
     Returns:
-        `Findings`. Rows with NaN or infinities, and rows that are 0 everywhere, are in its `skipped`. A group of fewer
-        than 8 rows is not divided ("auto"): its rows have the label −1.
+        `Findings`, whose settings say whether neighbours were approximate. Rows with NaN or infinities, and rows that
+        are 0 everywhere, are in its `skipped`. A group of fewer than 8 rows is not divided ("auto"): its rows have the
+        label −1.
 
     Raises:
         ExploreError: the source does not have these rows, is not complete, or its stores were not made alike; a group
@@ -133,6 +134,7 @@ def spectral_analysis(
         "pool": _said(pool),
         "normalise": normalise,
         "neighbours": _said(neighbours),
+        "approximate": isinstance(neighbours, int) and any(graphs.approximate(len(m)) for m in members),
         "clusters": _said(clusters),
         "most": most,
         "layout": layout,

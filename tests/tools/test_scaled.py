@@ -43,6 +43,8 @@ def test_neighbours_of_pynndescent(monkeypatch):
     assert found.shape == exact.shape and found.diagonal().sum() == 0
     shared = np.mean([len(set(exact[i].indices) & set(found[i].indices)) / 10 for i in range(900)])
     assert shared > 0.95, shared
+    classes = np.zeros(900, int)
+    assert run(values, classes, normalise=None).settings["approximate"] is True
     np.testing.assert_array_equal(found.toarray(), graphs.neighbourhood(values, 10, 0).toarray())
 
 
